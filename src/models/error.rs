@@ -1,0 +1,34 @@
+//! What can go wrong in pure compute: bad model files, prompts that don't fit, memory.
+
+use serde::{Deserialize, Serialize};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Every variant carries what its reader needs to act.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum Error {
+    #[error("prompt of {needed} tokens exceeds the context of {limit}")]
+    ContextOverflow { needed: u64, limit: u64 },
+    /// A model file that is broken or says something impossible; `field` is a key, a tensor or an offset.
+    #[error("{file}: {field}: {reason}")]
+    ModelFile { file: String, field: String, reason: String },
+    /// Loading is strict: every tensor used, every parameter filled.
+    #[error("weights do not match the network: missing [{}], unexpected [{}]", missing.join(", "), unexpected.join(", "))]
+    Weights { missing: Vec<String>, unexpected: Vec<String> },
+    #[error("the model needs {needed} bytes of memory, {free} are free")]
+    Memory { needed: u64, free: u64 },
+    #[error("{0}")]
+    Unsupported(String),
+    /// A parameter that only the loaded model can judge, such as a token id beyond its vocabulary.
+    #[error("{name}: {reason}")]
+    Parameter { name: String, reason: String },
+    /// A logits processor or the sampler panicked for one sequence.
+    #[error("sampler panicked: {0}")]
+    SamplerPanicked(String),
+}
+
+impl Error {
+    pub(crate) fn file(file: impl Into<String>, field: impl Into<String>, reason: impl ToString) -> Self {
+        Self::ModelFile { file: file.into(), field: field.into(), reason: reason.to_string() }
+    }
+}

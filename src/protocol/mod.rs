@@ -1,0 +1,2 @@
+//! JSON-RPC over anything that carries whole messages. Knows no model.
+#![forbid(unsafe_code)]
