@@ -2,17 +2,21 @@
 
 pub mod backend;
 pub mod cache;
+mod card;
 mod error;
 pub mod family;
+pub mod language;
 pub mod logits;
 pub mod network;
 pub mod prompt;
 mod request;
 pub mod sampler;
+pub mod sequence;
 pub mod stop;
 pub mod tokenizer;
 pub mod weights;
 
+pub use card::card;
 pub use error::{Error, Result};
 pub use request::{
     Activations, Card, Embedded, File, FimOrder, FinishReason, Message, ModelSource, Prompt, Role, Sampled, Sampling, Settings,

@@ -67,12 +67,14 @@ impl DecoderSpec {
         self.overrides.iter().find(|(name, _)| name == base).map_or(self.quantization, |(_, q)| *q)
     }
 
-    /// Such as "mlx 4-bit, groups of 64" or "none".
-    pub fn quantization_name(&self) -> String {
-        match self.quantization {
-            Some(Quantization { bits, group }) => format!("mlx {bits}-bit, groups of {group}"),
-            None => "none".into(),
-        }
+    /// Such as "mlx 4-bit, groups of 64"; `None` for plain weights.
+    pub fn quantization_name(&self) -> Option<String> {
+        self.quantization.map(|Quantization { bits, group }| format!("mlx {bits}-bit, groups of {group}"))
+    }
+
+    /// Keys and values of `tokens` positions, in elements of two bytes.
+    pub fn cache_bytes(&self, tokens: usize) -> u64 {
+        (self.layers * self.kv_heads * self.head_size * 2 * 2 * tokens) as u64
     }
 
     /// Everything the network is made of, by name and shape.

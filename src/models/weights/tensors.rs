@@ -123,6 +123,13 @@ impl<'a> Tensors<'a> {
         self.tensors.contains_key(name)
     }
 
+    /// The element type of most tensors, in lower case, such as "bf16".
+    pub fn element_name(&self) -> String {
+        let mut counts = BTreeMap::new();
+        self.tensors.values().for_each(|tensor| *counts.entry(format!("{:?}", tensor.dtype)).or_insert(0) += 1);
+        counts.into_iter().max_by_key(|(_, count)| *count).map(|(name, _)| name.to_lowercase()).unwrap_or_default()
+    }
+
     pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         let (element, data) = self.plain(name, &[length])?;
         Ok((0..length).map(|i| element.get(data, i)).collect())

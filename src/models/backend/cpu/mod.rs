@@ -120,8 +120,7 @@ impl Cpu {
             );
             return Err(Error::file("config.json", "head_dim", reason));
         }
-        let available = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if threads == 0 { available() } else { threads };
+        let threads = Self::threads_for(threads);
         Ok(Self {
             kernels,
             pool: Pool::new(threads),
@@ -129,6 +128,11 @@ impl Cpu {
             rope: Rope { base: spec.rope_base, half: spec.head_size / 2, cos: Vec::new(), sin: Vec::new() },
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
         })
+    }
+
+    /// 0 is one for each processor this process may use.
+    pub fn threads_for(wanted: usize) -> usize {
+        if wanted == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { wanted }
     }
 
     /// What `doctor` and `status` call this backend, without making one.

@@ -185,7 +185,9 @@ mod tests {
         let mut pool = Pool::new(3);
         for pieces in [0, 1, 2, 7, 100, 70_000] {
             let counts: Vec<_> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
-            pool.run(pieces, &|piece, _| drop(counts[piece].fetch_add(1, Relaxed)));
+            pool.run(pieces, &|piece, _| {
+                counts[piece].fetch_add(1, Relaxed);
+            });
             assert!(counts.iter().all(|count| count.load(Relaxed) == 1));
         }
     }
@@ -196,7 +198,9 @@ mod tests {
         let run = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|piece, _| assert_ne!(piece, 5, "on purpose"))));
         assert!(run.is_err());
         let sum = AtomicUsize::new(0);
-        pool.run(8, &|piece, _| drop(sum.fetch_add(piece, Relaxed)));
+        pool.run(8, &|piece, _| {
+            sum.fetch_add(piece, Relaxed);
+        });
         assert_eq!(sum.into_inner(), 28);
     }
 }
