@@ -2,8 +2,6 @@
 
 pub(crate) mod complete;
 pub(crate) mod doctor;
-pub(crate) mod serve;
-pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -31,10 +29,6 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Serve pages and tools: JSON-RPC over WebSocket, on the loopback address only
-    Serve(serve::Serve),
-    /// Serve one editor: JSON-RPC on stdin and stdout, framed as LSP or by lines, as the editor begins
-    Stdio(stdio::Stdio),
     /// Complete a file at a place and print the text
     Complete(complete::Complete),
     /// Say what this machine has, what the model is, and what is wrong

@@ -3,6 +3,7 @@
 //! `wire` reads the link and ends the process at its EOF. `prompter` renders and encodes. `decoder`
 //! loads the model and owns everything that computes.
 
+mod batch;
 mod decoder;
 mod pipe;
 mod prompter;
@@ -11,7 +12,7 @@ mod wire;
 pub use pipe::over_pipe;
 
 use super::{FromWorker, ModelSource, Question, Replay, Request, Settings, ToWorker};
-use crate::models::Embedded;
+use crate::models::{Embedded, language::Language};
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -43,7 +44,6 @@ impl Outbox {
 }
 
 /// A request on its way to the decoder.
-#[allow(dead_code)]
 pub(crate) struct Job {
     pub(crate) id: u64,
     pub(crate) request: Request,
@@ -54,7 +54,6 @@ pub(crate) struct Job {
     pub(crate) arrived: Instant,
 }
 
-#[allow(dead_code)]
 pub(crate) enum ToPrompter {
     /// Comes first, once, at the same time as the decoder's: both read the model's files.
     Load {
@@ -67,7 +66,6 @@ pub(crate) enum ToPrompter {
     },
 }
 
-#[allow(dead_code)]
 pub(crate) enum ToDecoder {
     /// Comes first, once. Answered with `Loaded`.
     Load {
@@ -79,6 +77,8 @@ pub(crate) enum ToDecoder {
         source: ModelSource,
         settings: Settings,
     },
+    /// Comes once, from the prompter, whatever came of it.
+    Language(crate::models::Result<Arc<Language>>),
     Generate(Prepared),
     /// Answered with `Pong` between two steps.
     Ping {
@@ -87,7 +87,6 @@ pub(crate) enum ToDecoder {
 }
 
 /// A job with its prompt as tokens.
-#[allow(dead_code)]
 pub(crate) struct Prepared {
     pub(crate) job: Job,
     pub(crate) prompt: Vec<u32>,
