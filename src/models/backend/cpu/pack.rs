@@ -124,15 +124,25 @@ fn pack_quantized(out: &mut [u8], kind: Kind, q: &Quantized<'_>, row: usize, blo
     }
     let words = &q.words[row * q.columns * bits / 8..(row + 1) * q.columns * bits / 8];
     let out = &mut out[header(wide)..];
+    if four {
+        let words = &words[block * group / 2..(block + 1) * group / 2];
+        for (vector, word) in out.chunks_exact_mut(32).zip(words.chunks_exact(4)) {
+            let word = u32::from_le_bytes(word.try_into().expect("four bytes"));
+            let packed = spread(word & 0xffff) | spread(word >> 16) << 4;
+            vector[lane * 4..lane * 4 + 4].copy_from_slice(&packed.to_le_bytes());
+        }
+        return;
+    }
     for i in 0..group {
         let value = unpack(words, bits, block * group + i);
-        let (step, byte) = (i / 4, lane * 4 + i % 4);
-        if four {
-            out[step / 2 * 32 + byte] |= value << (4 * (step % 2));
-        } else {
-            out[step * 32 + byte] = if bits == 8 { value.wrapping_sub(128) } else { value };
-        }
+        out[i / 4 * 32 + lane * 4 + i % 4] = if bits == 8 { value.wrapping_sub(128) } else { value };
     }
+}
+
+/// Four nibbles to the low halves of four bytes.
+fn spread(nibbles: u32) -> u32 {
+    let pairs = (nibbles | nibbles << 8) & 0x00ff_00ff;
+    (pairs | pairs << 4) & 0x0f0f_0f0f
 }
 
 /// Integer `index` of a little-endian stream of `bits`-wide integers.
