@@ -147,7 +147,9 @@ fn timings(first_token: Option<Duration>, loaded: Duration, usage: Usage, reason
 /// `FILE[:LINE[:COLUMN]]`; a colon that no number follows belongs to the file's name.
 fn parse_place(place: &str) -> (&str, Option<usize>, Option<usize>) {
     let number = |text: &str| text.parse::<usize>().ok();
-    let Some((rest, last)) = place.rsplit_once(':').and_then(|(rest, last)| Some((rest, number(last)?))) else { return (place, None, None) };
+    let Some((rest, last)) = place.rsplit_once(':').and_then(|(rest, last)| Some((rest, number(last)?))) else {
+        return (place, None, None);
+    };
     match rest.rsplit_once(':').and_then(|(file, line)| Some((file, number(line)?))) {
         Some((file, line)) => (file, Some(line), Some(last)),
         None => (rest, Some(last), None),

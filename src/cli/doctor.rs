@@ -37,8 +37,18 @@ pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitC
                         None => "no",
                     };
                     let eos = card.eos.iter().map(|(_, token)| token.as_str()).collect::<Vec<_>>().join(" ");
-                    let _ = writeln!(report, "  network      {}, family {}, {} layers of {}", card.architecture, card.family, card.layers, card.width);
-                    let _ = writeln!(report, "  weights      {:.1} M parameters, {}, {:.1} MB", card.parameters as f64 / 1e6, card.quantization, card.weight_bytes as f64 / 1e6);
+                    let _ = writeln!(
+                        report,
+                        "  network      {}, family {}, {} layers of {}",
+                        card.architecture, card.family, card.layers, card.width
+                    );
+                    let _ = writeln!(
+                        report,
+                        "  weights      {:.1} M parameters, {}, {:.1} MB",
+                        card.parameters as f64 / 1e6,
+                        card.quantization,
+                        card.weight_bytes as f64 / 1e6
+                    );
                     let _ = writeln!(report, "  context      {} tokens; vocabulary {}; ends with {eos}", card.context, card.vocabulary);
                     let _ = writeln!(report, "  infill       {fim}");
                     let _ = writeln!(report, "  backend      {} on {} threads", card.backend, card.threads);
@@ -60,7 +70,8 @@ pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitC
 
 fn machine() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut report = format!("souffleur {}\nprocessor {}\n", env!("CARGO_PKG_VERSION"), processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
+    let mut report =
+        format!("souffleur {}\nprocessor {}\n", env!("CARGO_PKG_VERSION"), processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
     let _ = writeln!(report, "  features     {}", features());
     let _ = writeln!(report, "  processors   {threads} that this process may use");
     if let Some((free, all)) = memory() {

@@ -92,7 +92,9 @@ impl<B: Backend> Batch<B> {
     /// Ends what was cancelled, admits what waits, computes one step.
     pub(super) fn step(&mut self) -> Result<(), Gone> {
         self.end_cancelled()?;
-        while self.running.len() < RUNNING && let Some(prepared) = self.waiting.pop_front() {
+        while self.running.len() < RUNNING
+            && let Some(prepared) = self.waiting.pop_front()
+        {
             self.admit(prepared)?;
         }
         if self.running.is_empty() {
@@ -164,7 +166,9 @@ impl<B: Backend> Batch<B> {
         let kept = self.cache.longest(wanted);
         let shared = |r: &Running<B::Cache>| common(&r.sequence.tokens[..r.sequence.computed], wanted);
         let running = self.running.iter().map(|r| (r, shared(r))).max_by_key(|(_, shared)| *shared);
-        if let Some((origin, shared)) = running && shared > kept.map_or(0, |(_, shared)| shared) {
+        if let Some((origin, shared)) = running
+            && shared > kept.map_or(0, |(_, shared)| shared)
+        {
             return (backend.fork(&origin.sequence.cache, shared), shared);
         }
         let Some((index, shared)) = kept else { return (backend.cache(&self.decoder.spec), 0) };
@@ -235,7 +239,11 @@ impl<B: Backend> Batch<B> {
             running.sequence.computed += running.chunk;
             let Some(sampled) = sampled else {
                 // A prompt that had its turn goes behind those that had none.
-                if running.chunk > 0 { later.push(running) } else { going.push(running) }
+                if running.chunk > 0 {
+                    later.push(running)
+                } else {
+                    going.push(running)
+                }
                 continue;
             };
             running.first_token.get_or_insert_with(Instant::now);
@@ -256,14 +264,19 @@ impl<B: Backend> Batch<B> {
     }
 
     /// Gives a sequence its next token, behind the stopper's wall.
-    fn grow(&self, running: &mut Running<B::Cache>, sampled: crate::models::Result<Sampled>) -> Result<(Step, Option<FinishReason>), Error> {
+    fn grow(
+        &self,
+        running: &mut Running<B::Cache>,
+        sampled: crate::models::Result<Sampled>,
+    ) -> Result<(Step, Option<FinishReason>), Error> {
         let sampled = sampled.map_err(|error| match error {
             crate::models::Error::SamplerPanicked(_) => Error::StagePanicked { stage: "sampler".into(), cause: "choosing a token".into() },
             other => Error::Model(other),
         })?;
         let ends = self.language.ends(&running.prepared.job.request.prompt);
         let grown = catch_unwind(AssertUnwindSafe(|| running.sequence.grow(sampled.token, &self.language, ends)));
-        let Grown { text, end } = grown.map_err(|_| Error::StagePanicked { stage: "stopper".into(), cause: "turning a token into text".into() })??;
+        let Grown { text, end } =
+            grown.map_err(|_| Error::StagePanicked { stage: "stopper".into(), cause: "turning a token into text".into() })??;
         let text = std::mem::take(&mut running.recovered) + &text;
         Ok((Step { text, tokens: vec![sampled] }, end))
     }

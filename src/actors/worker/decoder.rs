@@ -27,7 +27,9 @@ pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, embedded: Option<E
             let _ = outbox.send(FromWorker::Loaded(inspect(&source, &settings, embedded)));
             return;
         }
-        Ok(ToDecoder::Generate(_) | ToDecoder::Language(_) | ToDecoder::Ping { .. }) => Err(Error::Internal("a decoder loads first".into())),
+        Ok(ToDecoder::Generate(_) | ToDecoder::Language(_) | ToDecoder::Ping { .. }) => {
+            Err(Error::Internal("a decoder loads first".into()))
+        }
         Err(_) => return,
     };
     let (card, mut batch) = match loaded {
@@ -69,7 +71,13 @@ fn inspect(source: &ModelSource, settings: &Settings, embedded: Option<Embedded>
     Ok(card(&files, &tensors, &spec, &Language::open(&files, &spec)?, settings))
 }
 
-fn load(inbox: &Receiver<ToDecoder>, outbox: &Outbox, source: &ModelSource, settings: &Settings, embedded: Option<Embedded>) -> Result<(Card, Batch<Cpu>)> {
+fn load(
+    inbox: &Receiver<ToDecoder>,
+    outbox: &Outbox,
+    source: &ModelSource,
+    settings: &Settings,
+    embedded: Option<Embedded>,
+) -> Result<(Card, Batch<Cpu>)> {
     let files = Files::open(source, embedded)?;
     let spec = DecoderSpec::parse(&files.config)?;
     let bytes = files.weight_bytes();

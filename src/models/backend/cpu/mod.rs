@@ -9,12 +9,15 @@ mod kernels;
 mod matmul;
 mod pack;
 mod pool;
+mod rope;
 mod rows;
+mod tensor;
 #[cfg(test)]
 mod tests;
 
 pub use cache::Cache;
 pub use pack::Packed;
+pub use tensor::Tensor;
 
 use super::{Backend, Draw, Norm, Span};
 use crate::models::network::DecoderSpec;
@@ -27,8 +30,10 @@ use kernels::{Input, Kernels};
 use matmul::{Quants, QuantsOut};
 
 use pool::Pool;
+use rope::Rope;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
+use tensor::Shared;
 
 /// Rows from which the work between two products is worth sharing among threads.
 const ROWS_SHARED: usize = 8;
@@ -42,65 +47,6 @@ pub struct Cpu {
     rope: Rope,
     /// One for each thread.
     scratch: Vec<Mutex<(Scratch, Vec<f32>)>>,
-}
-
-/// Rows of activations, row by row.
-pub struct Tensor {
-    rows: usize,
-    width: usize,
-    data: Vec<f32>,
-}
-
-impl Tensor {
-    fn new(rows: usize, width: usize) -> Self {
-        Self { rows, width, data: vec![0.0; rows * width] }
-    }
-
-    fn row(&self, row: usize) -> &[f32] {
-        &self.data[row * self.width..(row + 1) * self.width]
-    }
-}
-
-/// A tensor that several threads fill, each its own part.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
-// SAFETY: used only inside one operation, whose pieces write disjoint parts.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// # Safety
-    /// The range lies in the tensor and nobody else touches it during this operation.
-    unsafe fn part<'a>(&self, start: usize, length: usize) -> &'a mut [f32] {
-        // SAFETY: the caller's.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), length) }
-    }
-}
-
-/// Angles of every position, made as far as they are needed.
-struct Rope {
-    base: f32,
-    half: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-impl Rope {
-    fn reach(&mut self, positions: usize) {
-        let have = self.cos.len() / self.half;
-        for position in have..positions.next_multiple_of(CHUNK).max(have) {
-            for i in 0..self.half {
-                let frequency = f64::from(self.base).powf(-(i as f64) / self.half as f64);
-                let (sin, cos) = (position as f64 * frequency).sin_cos();
-                self.cos.push(cos as f32);
-                self.sin.push(sin as f32);
-            }
-        }
-    }
-
-    fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let range = position * self.half..(position + 1) * self.half;
-        (&self.cos[range.clone()], &self.sin[range])
-    }
 }
 
 impl Cpu {
@@ -125,7 +71,7 @@ impl Cpu {
             kernels,
             pool: Pool::new(threads),
             activations,
-            rope: Rope { base: spec.rope_base, half: spec.head_size / 2, cos: Vec::new(), sin: Vec::new() },
+            rope: Rope::new(spec.rope_base, spec.head_size),
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
         })
     }
@@ -140,25 +86,25 @@ impl Cpu {
         format!("cpu ({})", Kernels::detect().name)
     }
 
-    /// Calls `work` for every row, on all threads when there are many.
-    fn each_row(&mut self, rows: usize, work: &(dyn Fn(usize) + Sync)) {
-        if rows < ROWS_SHARED {
-            (0..rows).for_each(work);
-        } else {
-            self.pool.run(rows.div_ceil(4), &|piece, _| (piece * 4..rows.min(piece * 4 + 4)).for_each(work));
-        }
-    }
-
     fn quantize(&mut self, x: &Tensor, group: usize) -> Quants {
         let mut quants = Quants::default();
         quants.resize(x.rows, x.width, group);
         let out = QuantsOut { rows: x.rows, q: quants.q.as_mut_ptr(), scale: quants.scale.as_mut_ptr(), sum: quants.sum.as_mut_ptr() };
         let kernels = self.kernels;
-        self.each_row(x.rows, &|row| {
+        each_row(&mut self.pool, x.rows, &|row| {
             // SAFETY: `quants` has room for every row, and each row is written once.
             unsafe { (kernels.quantize)(x.row(row), row, group, out) }
         });
         quants
+    }
+}
+
+/// Calls `work` for every row, on all threads when there are many.
+fn each_row(pool: &mut Pool, rows: usize, work: &(dyn Fn(usize) + Sync)) {
+    if rows < ROWS_SHARED {
+        (0..rows).for_each(work);
+    } else {
+        pool.run(rows.div_ceil(4), &|piece, _| (piece * 4..rows.min(piece * 4 + 4)).for_each(work));
     }
 }
 
@@ -197,7 +143,7 @@ impl Backend for Cpu {
         let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
         let mut x = Tensor::new(tokens.len(), table.columns);
         let out = Shared(x.data.as_mut_ptr());
-        self.each_row(tokens.len(), &|row| {
+        each_row(&mut self.pool, tokens.len(), &|row| {
             // SAFETY: each row is written once.
             table.row(tokens[row] as usize, unsafe { out.part(row * table.columns, table.columns) });
         });
@@ -208,7 +154,7 @@ impl Backend for Cpu {
         let mut y = Tensor::new(x.rows, x.width);
         let out = Shared(y.data.as_mut_ptr());
         let kernels = self.kernels;
-        self.each_row(x.rows, &|row| {
+        each_row(&mut self.pool, x.rows, &|row| {
             // SAFETY: each row is written once; widths are multiples of 32, checked when the weights were packed.
             unsafe { (kernels.norm)(x.row(row), &norm.weight, norm.epsilon, out.part(row * x.width, x.width)) }
         });
@@ -282,10 +228,10 @@ impl Backend for Cpu {
         let chunks = Chunks(chunks);
 
         let (kernels, rows) = (self.kernels, q.rows);
-        let rope = std::mem::replace(&mut self.rope, Rope { base: 0.0, half: 1, cos: Vec::new(), sin: Vec::new() });
+        let rope = &self.rope;
         let (q_out, k_out) = (Shared(q.data.as_mut_ptr()), Shared(k.data.as_mut_ptr()));
         let scale = 1.0 / (size as f32).sqrt();
-        self.each_row(rows, &|row| {
+        each_row(&mut self.pool, rows, &|row| {
             let (span, position) = places[row];
             let (cos, sin) = rope.at(position);
             // SAFETY: a row belongs to one piece, and its position in the cache to this row.
@@ -301,7 +247,6 @@ impl Backend for Cpu {
                 }
             }
         });
-        self.rope = rope;
 
         // Tiles of rows of one span, times key-value heads.
         let mut tiles: Vec<(usize, usize, usize)> = Vec::new();
@@ -342,7 +287,7 @@ impl Backend for Cpu {
 
     fn gate(&mut self, mut gate: Tensor, up: Tensor) -> Tensor {
         let (kernels, width, out) = (self.kernels, gate.width, Shared(gate.data.as_mut_ptr()));
-        self.each_row(up.rows, &|row| {
+        each_row(&mut self.pool, up.rows, &|row| {
             // SAFETY: each row is written once; widths are multiples of 32.
             unsafe { (kernels.gate_silu)(out.part(row * width, width), up.row(row)) }
         });
@@ -351,7 +296,7 @@ impl Backend for Cpu {
 
     fn add(&mut self, mut x: Tensor, y: Tensor) -> Tensor {
         let (kernels, width, out) = (self.kernels, x.width, Shared(x.data.as_mut_ptr()));
-        self.each_row(y.rows, &|row| {
+        each_row(&mut self.pool, y.rows, &|row| {
             // SAFETY: each row is written once; widths are multiples of 32.
             unsafe { (kernels.add)(out.part(row * width, width), y.row(row)) }
         });
