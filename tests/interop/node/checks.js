@@ -81,7 +81,8 @@ function common(connection) {
         const { result, pieces } = await streamed(connection, "infill", { ...HOLE, maxTokens: 24 });
         checkResult(result);
         assert.equal(result.text, "", "the text was streamed, so the answer repeats none of it");
-        assert.deepEqual(pieces.map((piece) => piece.seq), pieces.map((_, i) => i), "seq counts from 0");
+        assert.equal(pieces[0].seq, 0);
+        assert.ok(pieces.every((piece, i) => i === 0 || piece.seq > pieces[i - 1].seq), "seq grows");
         const text = pieces.map((piece) => piece.text).join("");
         assert.ok(text.length > 0);
         const whole = await connection.sendRequest("infill", { ...HOLE, maxTokens: 24 });
