@@ -1,7 +1,8 @@
 //! A worker's life is one task: it owns the link and the requests in flight, and hands everything back when the link ends.
 //!
 //! What was in flight when a worker died is replayed here, in the next life: one request at a time, and nothing else is
-//! sent meanwhile, until each is a token past where it stood. So a request that kills its worker again is known.
+//! sent meanwhile, until each is a token past where it stood. Those that are past it run on, so whose turn it is when a
+//! worker dies again is only accused: it goes first in the next life, really alone, and is lost if that ends the same way.
 
 use super::{
     errand::{Ask, Cause, Complete, Errand, Flight, InFlight, Reply, Sign, Standing, WorkerEnded},
@@ -43,17 +44,19 @@ pub(super) struct Birth {
 
 pub(super) async fn life(birth: Birth, mut errands: mpsc::Receiver<Errand>, told: impl Fn(Sign)) -> WorkerEnded {
     let mut life = Life::new(birth, told);
+    // A timer has a resolution of a millisecond, which a first token need not wait for.
+    let mut next = if life.birth.after.is_zero() { life.launch() } else { Next::Continue(()) };
     let fate = loop {
+        if let Next::Break(fate) = next {
+            break fate;
+        }
         let alarm = life.alarm();
-        let next = tokio::select! {
+        next = tokio::select! {
             heard = receive(&mut life.link) => life.heard(heard),
             errand = errands.recv() => life.take(errand),
             Some(id) = life.leaving.next() => life.cancel(id),
             () = ring(alarm) => life.rung(),
         };
-        if let ControlFlow::Break(fate) = next {
-            break fate;
-        }
     };
     let cause = life.part(fate).await;
     life.hand_back(cause, errands)
@@ -90,8 +93,8 @@ struct Asked {
     reply: Reply,
 }
 
-/// The one request that is being replayed.
-struct Alone {
+/// The request whose turn it is to be replayed.
+struct Turn {
     id: u64,
     /// Tokens it had when its worker died.
     stood: usize,
@@ -110,7 +113,7 @@ struct Life<F> {
     pings_sent: u64,
     /// Resolves to the id of a request whose readers are gone, or that has ended.
     leaving: FuturesUnordered<BoxFuture<'static, u64>>,
-    alone: Option<Alone>,
+    turn: Option<Turn>,
     /// The last sign of the decoder, or when it got something to do.
     heard_at: Instant,
     ping_at: Instant,
@@ -131,7 +134,7 @@ impl<F: Fn(Sign)> Life<F> {
             pings: HashMap::new(),
             pings_sent: 0,
             leaving: FuturesUnordered::new(),
-            alone: None,
+            turn: None,
             heard_at: now,
             ping_at: now,
             idle_since: now,
@@ -170,14 +173,13 @@ impl<F: Fn(Sign)> Life<F> {
     }
 
     fn rung(&mut self) -> Next {
-        let now = Instant::now();
         if self.link.is_none() {
-            return self.launch(now);
+            return self.launch();
         }
         if !self.has_work() {
             return Next::Break(Fate::Close(Cause::Idle));
         }
-        if now >= self.silence_ends() {
+        if Instant::now() >= self.silence_ends() {
             let silence = self.birth.house.config.limits.decoder_silence.as_secs();
             return Next::Break(Fate::Kill(format!("its decoder gave no sign for {silence} s")));
         }
@@ -187,12 +189,12 @@ impl<F: Fn(Sign)> Life<F> {
         Next::Continue(())
     }
 
-    fn launch(&mut self, now: Instant) -> Next {
+    fn launch(&mut self) -> Next {
         match (self.birth.house.launch)(&self.birth.model.name) {
             Ok(link) => {
                 (self.told)(Sign::Started { pid: link.pid() });
                 self.link = Some(link);
-                self.heard_at = now;
+                self.heard_at = Instant::now();
                 Next::Continue(())
             }
             Err(error) => Next::Break(Fate::Close(Cause::Died(format!("could not be started: {error}")))),
@@ -220,7 +222,7 @@ impl<F: Fn(Sign)> Life<F> {
         }
         match errand {
             Errand::Complete(Complete { id, request, recorder }, in_hand) => {
-                let flight = Flight { request, recorder, standing: Standing::Held, in_hand };
+                let flight = Flight { request, recorder, standing: Standing::Held, _in_hand: in_hand };
                 self.watch(id, &flight);
                 self.birth.in_flight.insert(id, flight);
             }
@@ -239,12 +241,12 @@ impl<F: Fn(Sign)> Life<F> {
 
     /// Sends what may be sent now.
     fn send(&mut self) {
-        if !self.ready || self.alone.is_some() {
+        if !self.ready || self.turn.is_some() {
             return;
         }
-        let suspect = self.birth.in_flight.iter().find(|(_, flight)| flight.standing == Standing::Suspect);
-        if let Some((&id, flight)) = suspect {
-            self.alone = Some(Alone { id, stood: flight.recorder.tokens() });
+        let first = |standing| self.birth.in_flight.iter().find(move |(_, flight)| flight.standing == standing);
+        if let Some((&id, flight)) = first(Standing::Accused).or_else(|| first(Standing::Suspect)) {
+            self.turn = Some(Turn { id, stood: flight.recorder.tokens() });
             return self.generate(id);
         }
         let held = self.birth.in_flight.iter().filter(|(_, flight)| flight.standing == Standing::Held);
@@ -281,7 +283,7 @@ impl<F: Fn(Sign)> Life<F> {
                 // A cancel always fits a frame.
                 let _ = self.post(ToWorker::Cancel { id });
             }
-            Some(Standing::Held | Standing::Suspect) => {
+            Some(Standing::Held | Standing::Suspect | Standing::Accused) => {
                 if let Some(flight) = self.birth.in_flight.remove(&id) {
                     end_cancelled(flight);
                     self.idle_since = Instant::now();
@@ -297,7 +299,7 @@ impl<F: Fn(Sign)> Life<F> {
         let Some(flight) = self.birth.in_flight.remove(&id) else { return };
         flight.recorder.end(end);
         self.idle_since = Instant::now();
-        self.alone.take_if(|alone| alone.id == id);
+        self.turn.take_if(|turn| turn.id == id);
         self.send();
     }
 
@@ -366,7 +368,7 @@ impl<F: Fn(Sign)> Life<F> {
             return Next::Break(Fate::Kill(format!("it answered {tokens} tokens where {} were asked", flight.request.tokens_max)));
         }
         flight.recorder.record(step);
-        if self.alone.take_if(|alone| alone.id == id && alone.stood < tokens).is_some() {
+        if self.turn.take_if(|turn| turn.id == id && turn.stood < tokens).is_some() {
             self.send();
         }
         Next::Continue(())
@@ -383,7 +385,7 @@ impl<F: Fn(Sign)> Life<F> {
         cause.unwrap_or(Cause::Died(words))
     }
 
-    /// Everything goes back but what this death decides: the request that was alone is lost, and so are the questions that were sent.
+    /// Everything goes back but what this death decides: a request that was alone is lost, and so are the questions that were sent.
     fn hand_back(mut self, cause: Cause, mut errands: mpsc::Receiver<Errand>) -> WorkerEnded {
         let mut unsent = Vec::new();
         for (id, Asked { question, sent, reply }) in self.asked {
@@ -399,15 +401,18 @@ impl<F: Fn(Sign)> Life<F> {
             unsent.push(errand);
         }
         let mut in_flight = InFlight::new();
+        let sent = self.birth.in_flight.values().filter(|flight| flight.standing == Standing::Sent).count();
         for (id, mut flight) in self.birth.in_flight {
-            let alone = self.alone.take_if(|alone| alone.id == id).is_some();
+            let in_turn = self.turn.take_if(|turn| turn.id == id).is_some();
             match &cause {
                 Cause::Died(_) if flight.recorder.is_abandoned() => end_cancelled(flight),
-                Cause::Died(cause) if alone => flight.recorder.fail(lost(&self.birth.model.name, cause)),
+                Cause::Died(cause) if in_turn && sent == 1 => flight.recorder.fail(lost(&self.birth.model.name, cause)),
                 Cause::Died(_) | Cause::Refused(_) | Cause::Idle | Cause::Dismissed => {
-                    if flight.standing == Standing::Sent {
-                        flight.standing = Standing::Suspect;
-                    }
+                    flight.standing = match flight.standing {
+                        Standing::Sent if in_turn => Standing::Accused,
+                        Standing::Sent => Standing::Suspect,
+                        standing @ (Standing::Held | Standing::Suspect | Standing::Accused) => standing,
+                    };
                     in_flight.insert(id, flight);
                 }
             }

@@ -9,6 +9,8 @@ mod restarts;
 mod runtime;
 #[cfg(test)]
 pub(super) mod script;
+#[cfg(test)]
+mod storm;
 mod supervisor;
 #[cfg(test)]
 mod tests;

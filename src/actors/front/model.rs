@@ -10,7 +10,7 @@ use crate::actors::{Card, Error, ModelState, ModelStatus, Result};
 use crate::config::Model;
 use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResult, ResponseFuture};
 use futures_util::FutureExt;
-use std::{mem, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{convert::Infallible, mem, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     time::{Instant, timeout},
@@ -32,9 +32,9 @@ pub(super) struct Loading {
     pub(super) outcome: oneshot::Receiver<Result<Card>>,
 }
 
-/// Ends the worker; what it has in hand is answered with this. The receiver hears when its memory is back.
+/// Ends the worker; what it has in hand is answered with this. The sender is dropped when the worker's memory is back.
 #[derive(Message)]
-#[rtype(result = "oneshot::Receiver<()>")]
+#[rtype(result = "oneshot::Receiver<Infallible>")]
 pub(super) struct Unload(pub(super) Error);
 
 #[derive(Message)]
@@ -60,7 +60,7 @@ enum State {
     Alive(Alive),
     Ending {
         why: Error,
-        waiting: Vec<oneshot::Sender<()>>,
+        waiting: Vec<oneshot::Sender<Infallible>>,
         pid: Option<u32>,
     },
     /// With its last cause.
@@ -194,12 +194,9 @@ impl ModelActor {
         self.deaths += 1;
         self.last_cause = Some(cause.clone());
         match self.restarts.died(Instant::now()) {
-            Verdict::RestartAfter(after) => {
-                tracing::warn!(model, cause, in_flight = in_flight.len(), after_ms = after.as_millis() as u64, "worker died, restarting");
-                self.begin(in_flight, unsent, after, ctx);
-            }
+            Verdict::RestartAfter(after) => self.begin(in_flight, unsent, after, ctx),
             Verdict::GiveUp => {
-                tracing::error!(model, cause, "worker died too often, giving up");
+                tracing::error!(model, "its workers died too often; an explicit load tries again");
                 self.state = State::Failed(cause.clone());
                 self.end_all(in_flight, unsent, &Error::ModelFailed { model, cause });
             }
@@ -259,8 +256,7 @@ impl Handler<Unload> for ModelActor {
     fn handle(&mut self, Unload(why): Unload, _: &mut Self::Context) -> Self::Result {
         let (done, wait) = oneshot::channel();
         match mem::replace(&mut self.state, State::Unloaded) {
-            // `done` is dropped or sent: either is heard.
-            State::Unloaded | State::Failed(_) => drop(done.send(())),
+            State::Unloaded | State::Failed(_) => drop(done),
             State::Alive(Alive { errands, pid, late, .. }) => {
                 // Its life hears that there is nothing more to do.
                 drop(errands);
@@ -355,12 +351,12 @@ impl Handler<WorkerEnded> for ModelActor {
     type Result = ();
 
     fn handle(&mut self, ended: WorkerEnded, ctx: &mut Self::Context) {
-        let WorkerEnded { life: _, in_flight, mut unsent, cause } = ended;
+        let WorkerEnded { life, in_flight, mut unsent, cause } = ended;
         let late = match mem::replace(&mut self.state, State::Unloaded) {
             State::Alive(alive) => alive.late,
             State::Ending { why, waiting, .. } => {
                 self.end_all(in_flight, unsent, &why);
-                waiting.into_iter().for_each(|done| drop(done.send(())));
+                drop(waiting);
                 return;
             }
             // No life is begun before the one before it has ended, so these two have none that could end.
@@ -371,7 +367,10 @@ impl Handler<WorkerEnded> for ModelActor {
         };
         unsent.extend(late);
         match cause {
-            Cause::Died(cause) => self.died(cause, in_flight, unsent, ctx),
+            Cause::Died(cause) => {
+                tracing::warn!(model = self.model.name, life, cause, in_flight = in_flight.len(), "worker died");
+                self.died(cause, in_flight, unsent, ctx);
+            }
             Cause::Refused(error) => {
                 tracing::warn!(model = self.model.name, %error, "model could not be loaded");
                 self.end_all(in_flight, unsent, &error);

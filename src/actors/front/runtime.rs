@@ -80,6 +80,11 @@ impl Runtime {
         Self { inner: Arc::new(inner) }
     }
 
+    #[cfg(test)]
+    pub(super) async fn actor(&self, model: &str) -> Result<Addr<ModelActor>> {
+        self.inner.find(model).await
+    }
+
     pub fn limits(&self) -> &Limits {
         &self.inner.house.config.limits
     }
@@ -89,7 +94,7 @@ impl Runtime {
         &self.inner.house.config.models.first().expect("start refuses a configuration without models").name
     }
 
-    /// Takes a ticket or answers `Overloaded` at once; loads the model if it must. Everything else that can go wrong is the transcript's end.
+    /// Takes a ticket or answers `Overloaded` at once, as a question does; loads the model if it must. Everything else that can go wrong is the transcript's end.
     pub fn complete(&self, request: Request) -> Result<Reader> {
         self.inner.known(&request.model)?;
         let ticket = self.inner.ticket()?;
