@@ -43,7 +43,7 @@ pub(super) fn launch(config: &Config) -> Launch {
 
 pub(super) enum Link {
     Process {
-        child: Child,
+        child: Box<Child>,
         /// `None` once the worker stopped reading; what it still says is heard.
         stdin: Option<ChildStdin>,
         stdout: ChildStdout,
@@ -76,7 +76,7 @@ impl Link {
         let mut child = command.spawn()?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().expect("piped above");
-        Ok(Self::Process { child, stdin, stdout, unread: BytesMut::new(), unwritten: BytesMut::new() })
+        Ok(Self::Process { child: Box::new(child), stdin, stdout, unread: BytesMut::new(), unwritten: BytesMut::new() })
     }
 
     fn thread(model: &str, embedded: Option<Embedded>) -> io::Result<Self> {

@@ -1,6 +1,8 @@
 //! The front's half: admission, routing, supervision, transcripts. It never touches a model's files.
 
 mod errand;
+mod hand;
+mod house;
 mod inspect;
 mod life;
 mod link;

@@ -2,7 +2,7 @@
 
 use super::{
     errand::{Ask, Complete, Reply},
-    life::House,
+    house::House,
     link::{Launch, launch},
     model::{Load, Loading, ModelActor, Show, Unload},
     supervisor::{Close, Find, LookAtAll, Supervisor},
@@ -205,11 +205,8 @@ impl Inner {
     }
 
     fn known(&self, name: &str) -> Result<()> {
-        let models = &self.house.config.models;
-        if models.iter().any(|model| model.name == name) {
-            return Ok(());
-        }
-        Err(Error::UnknownModel { name: name.to_owned(), known: models.iter().map(|model| model.name.clone()).collect() })
+        let known = self.house.config.models.iter().any(|model| model.name == name);
+        if known { Ok(()) } else { Err(self.house.unknown(name)) }
     }
 
     fn ticket(&self) -> Result<Ticket> {

@@ -428,3 +428,16 @@ fn a_model_actor_that_panics_loses_its_requests_and_gets_a_successor() {
         assert_eq!(world.running.load(Ordering::SeqCst), 1);
     });
 }
+
+/// Compiles only while a connection may await them on any executor.
+#[test]
+fn what_the_front_door_returns_is_send() {
+    fn send<T: Send>(_: impl FnOnce(&'static Runtime) -> T) {}
+    send(|runtime| runtime.ask("a", Question::Show));
+    send(|runtime| runtime.load("a", |_, _| {}));
+    send(|runtime| runtime.unload("a"));
+    send(|runtime| runtime.show("a"));
+    send(|runtime| runtime.status());
+    send(|runtime| runtime.shutdown(GRACE));
+    send(|runtime| runtime.ended());
+}

@@ -79,7 +79,7 @@ pub(crate) enum ToDecoder {
         source: ModelSource,
         settings: Settings,
     },
-    Generate(Prepared),
+    Generate(Box<Prepared>),
     /// Answered with `Pong` between two steps.
     Ping {
         id: u64,
