@@ -12,7 +12,7 @@ use crate::models::language::Language;
 use crate::models::network::Decoder;
 use crate::models::sampler::Sampler;
 use crate::models::sequence::{Grown, Sequence};
-use crate::models::stop::{Piece, Stopper};
+use crate::models::stop::Stopper;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl<B: Backend> Batch<B> {
 
     pub(super) fn take(&mut self, message: ToDecoder) -> Result<(), Gone> {
         match message {
-            ToDecoder::Generate(prepared) => self.waiting.push_back(prepared),
+            ToDecoder::Generate(prepared) => self.waiting.push_back(*prepared),
             ToDecoder::Ping { id } => self.outbox.send(FromWorker::Pong { id, status: self.status() })?,
             // A worker loads once; a second load is a defect of the front, which then hears nothing from here.
             ToDecoder::Load { .. } | ToDecoder::Inspect { .. } | ToDecoder::Language(_) => {}
@@ -129,33 +129,43 @@ impl<B: Backend> Batch<B> {
             let error = crate::models::Error::Parameter { name: "logitBias".into(), reason };
             return self.outbox.send(FromWorker::End { id: prepared.job.id, end: End::Failed(error.into()) });
         }
-        let mut stopper = Stopper::new(request.stop.clone(), replay.delivered_bytes as usize);
+        let mut sequence = Sequence {
+            prompt_tokens: prepared.prompt.len(),
+            tokens: prepared.prompt.clone(),
+            computed: 0,
+            cache: self.decoder.backend.cache(&self.decoder.spec),
+            sampler: Sampler::new(request.sampling.clone(), request.logprobs),
+            stopper: Stopper::new(request.stop.clone(), replay.delivered_bytes as usize),
+            tokens_max: request.tokens_max as usize,
+        };
         let mut recovered = String::new();
-        let mut tokens = prepared.prompt.clone();
+        let mut ended = None;
         for sampled in &replay.tokens {
-            tokens.push(sampled.token);
-            match stopper.push(&self.language.tokenizer, sampled.token) {
-                Ok(Piece::Text(text) | Piece::Stop(text)) => recovered += &text,
+            match sequence.grow(sampled.token, &self.language, self.language.ends(&request.prompt)) {
+                Ok(Grown { text, end }) => {
+                    recovered += &text;
+                    ended = end;
+                }
                 Err(error) => return self.outbox.send(FromWorker::End { id: prepared.job.id, end: End::Failed(error.into()) }),
             }
         }
-        let (cache, cached) = self.beginning(&tokens);
-        let sequence = Sequence {
-            prompt_tokens: prepared.prompt.len(),
-            tokens,
-            computed: cached,
-            cache,
-            sampler: Sampler::new(request.sampling.clone(), request.logprobs),
-            stopper,
-            tokens_max: request.tokens_max as usize,
-        };
+        let (cache, cached) = self.beginning(&sequence.tokens);
+        (sequence.cache, sequence.computed) = (cache, cached);
         let usage = Usage {
             prompt_tokens: prepared.prompt.len() as u32,
             cached_tokens: cached.min(prepared.prompt.len()) as u32,
             queue_us: micros(prepared.job.arrived.elapsed()),
             ..Usage::default()
         };
-        self.running.push(Running { prepared, sequence, usage, admitted: Instant::now(), first_token: None, recovered, chunk: 0 });
+        let id = prepared.job.id;
+        let mut running = Running { prepared, sequence, usage, admitted: Instant::now(), first_token: None, recovered, chunk: 0 };
+        if let Some(reason) = ended {
+            // The life before died between its last step and its end.
+            let step = Step { text: std::mem::take(&mut running.recovered), tokens: Vec::new() };
+            self.outbox.send(FromWorker::Step { id, step })?;
+            return self.end(running, reason);
+        }
+        self.running.push(running);
         Ok(())
     }
 
