@@ -75,6 +75,9 @@ pub struct Limits {
     pub files: usize,
     /// WebSocket connections at once.
     pub connections: usize,
+    /// A decoder with work in hand that gives no sign for this long is ended: the longest honest gap is one prefill chunk
+    /// or one tensor of a load, so this is a machine that swaps, and then some.
+    pub decoder_silence: Duration,
 }
 
 impl Default for Limits {
@@ -93,6 +96,7 @@ impl Default for Limits {
             logprobs: 20,
             files: 64,
             connections: 1024,
+            decoder_silence: Duration::from_secs(30),
         }
     }
 }

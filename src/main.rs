@@ -1,1 +1,41 @@
-fn main() {}
+//! Arguments → `Config` → run; the only place that exits, the worker's end of input apart.
+
+mod cli;
+
+use clap::Parser;
+use souffleur::actors::{Embedded, worker};
+use std::process::ExitCode;
+
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../assets/model.safetensors"));
+
+/// The model that needs no download. It lives in the program, not in the library: an embedding application
+/// doesn't carry it.
+const EMBEDDED: Embedded = Embedded {
+    name: "souffleur-46m",
+    config: include_bytes!("../assets/config.json"),
+    tokenizer: include_bytes!("../assets/tokenizer.json"),
+    tokenizer_config: include_bytes!("../assets/tokenizer_config.json"),
+    weights: &WEIGHTS.0,
+};
+
+fn main() -> ExitCode {
+    let start = std::time::Instant::now();
+    let arguments = cli::Arguments::parse();
+    cli::log(&arguments.log);
+    let result = match arguments.command {
+        cli::Command::Complete(complete) => cli::complete::run(complete, EMBEDDED, start),
+        cli::Command::Doctor(doctor) => cli::doctor::run(doctor, EMBEDDED),
+        cli::Command::Worker => worker::over_pipe(Some(EMBEDDED)),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            // The whole chain in one line: what failed, and why.
+            eprintln!("souffleur: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

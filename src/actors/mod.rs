@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod frame;
 pub mod front;
 mod request;
 pub mod worker;

@@ -137,11 +137,30 @@ pub const WIRE: u32 = 1;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {
-    Load { source: ModelSource, settings: Settings },
-    Generate { id: u64, request: Request, replay: Replay },
-    Cancel { id: u64 },
-    Ask { id: u64, question: Question },
-    Ping { id: u64 },
+    Load {
+        source: ModelSource,
+        settings: Settings,
+    },
+    /// Asks for a model's card without loading its weights; the answer is `Loaded`.
+    Inspect {
+        source: ModelSource,
+        settings: Settings,
+    },
+    Generate {
+        id: u64,
+        request: Request,
+        replay: Replay,
+    },
+    Cancel {
+        id: u64,
+    },
+    Ask {
+        id: u64,
+        question: Question,
+    },
+    Ping {
+        id: u64,
+    },
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -154,7 +173,7 @@ pub enum FromWorker {
         done: u64,
         total: u64,
     },
-    /// The answer to `Load`.
+    /// The answer to `Load` and to `Inspect`.
     Loaded(Result<Card>),
     Step {
         id: u64,
@@ -171,5 +190,9 @@ pub enum FromWorker {
     Pong {
         id: u64,
         status: DecoderStatus,
+    },
+    /// The last words of a worker that can't go on, because one of its threads panicked.
+    Broken {
+        cause: String,
     },
 }

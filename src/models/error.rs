@@ -7,7 +7,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Every variant carries what its reader needs to act.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
-    #[error("prompt of {needed} tokens exceeds the context of {limit}")]
+    #[error("prompt of {needed} tokens leaves no room for an answer in the context of {limit}")]
     ContextOverflow { needed: u64, limit: u64 },
     /// A model file that is broken or says something impossible; `field` is a key, a tensor or an offset.
     #[error("{file}: {field}: {reason}")]

@@ -1,9 +1,29 @@
 //! Pure compute: a decoder over a backend, and what one sequence needs. No tokio, no actix, no sockets.
 
+pub mod backend;
+pub mod cache;
+mod card;
 mod error;
+pub mod family;
+pub mod language;
+pub mod logits;
+pub mod network;
+pub mod prompt;
 mod request;
+pub mod sampler;
+pub mod sequence;
+pub mod stop;
+pub mod tokenizer;
+pub mod weights;
 
+pub use card::card;
 pub use error::{Error, Result};
 pub use request::{
     Activations, Card, Embedded, File, FimOrder, FinishReason, Message, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
 };
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a message".into())
+}

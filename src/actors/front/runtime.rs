@@ -1,85 +1,245 @@
 //! The front door.
 
-use crate::actors::{Answer, Card, End, ModelStatus, Question, Request, Result, Sampled, Status};
+use super::{
+    errand::{Ask, Complete, Reply},
+    life::House,
+    link::{Launch, launch},
+    model::{Load, Loading, ModelActor, Show, Unload},
+    supervisor::{Close, Find, LookAtAll, Supervisor},
+    transcript::{Reader, Ticket, transcript},
+};
+use crate::actors::{Answer, Card, Error, ModelStatus, Question, Request, Result, Status};
 use crate::config::{Config, Limits};
-use std::time::Duration;
+use actix::{Actor, Addr, MailboxError, System, dev::SendError};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::sync_channel,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Semaphore, TryAcquireError, oneshot, watch},
+    time::timeout,
+};
 
 /// The front door: `Clone + Send`, on its own actor thread, usable from any runtime or none.
 #[derive(Clone)]
-pub struct Runtime {}
+pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    house: Arc<House>,
+    started: Instant,
+    tickets: Arc<Semaphore>,
+    closing: AtomicBool,
+    last_id: AtomicU64,
+    supervisor: Addr<Supervisor>,
+    system: System,
+    alive: watch::Receiver<()>,
+}
 
 impl Runtime {
-    pub fn start(_config: Config) -> Result<Self> {
-        todo!()
+    pub fn start(config: Config) -> Result<Self> {
+        if config.models.is_empty() {
+            return Err(Error::Internal("no model is configured".into()));
+        }
+        let launch = launch(&config);
+        let (started, starting) = sync_channel(1);
+        let actors = move || {
+            let system = System::new();
+            let runtime = system.block_on(async { Self::assemble(config, launch) });
+            // The last clone, this one included, ends the system.
+            let _ = started.send(runtime);
+            if let Err(error) = system.run() {
+                tracing::error!(%error, "the actors' system failed");
+            }
+        };
+        thread::Builder::new().name("actors".into()).spawn(actors).map_err(|error| Error::Internal(error.to_string()))?;
+        starting.recv().map_err(|_| Error::Internal("the actors' thread did not start".into()))
     }
+
+    /// Called on a thread that has an actix system.
+    pub(super) fn assemble(config: Config, launch: Launch) -> Self {
+        let tickets = Arc::new(Semaphore::new(config.limits.requests_in_flight));
+        let house = Arc::new(House { config, launch });
+        let (sign, alive) = watch::channel(());
+        let inner = Inner {
+            supervisor: Supervisor::new(house.clone(), sign).start(),
+            house,
+            started: Instant::now(),
+            tickets,
+            closing: AtomicBool::new(false),
+            last_id: AtomicU64::new(0),
+            system: System::current(),
+            alive,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
     pub fn limits(&self) -> &Limits {
-        todo!()
+        &self.inner.house.config.limits
     }
+
     /// The name requests mean when they name no model.
     pub fn default_model(&self) -> &str {
-        todo!()
+        &self.inner.house.config.models.first().expect("start refuses a configuration without models").name
     }
+
     /// Takes a ticket or answers `Overloaded` at once; loads the model if it must. Everything else that can go wrong is the transcript's end.
-    pub fn complete(&self, _request: Request) -> Result<Reader> {
-        todo!()
+    pub fn complete(&self, request: Request) -> Result<Reader> {
+        self.inner.known(&request.model)?;
+        let ticket = self.inner.ticket()?;
+        let (recorder, reader) = transcript(ticket, &request);
+        match self.inner.supervisor.try_send(Complete { id: self.inner.next_id(), request, recorder }) {
+            Ok(()) => Ok(reader),
+            Err(SendError::Full(_)) => Err(self.inner.house.overloaded()),
+            Err(SendError::Closed(_)) => Err(self.inner.supervisor_gone()),
+        }
     }
-    pub async fn ask(&self, _model: &str, _question: Question) -> Result<Answer> {
-        todo!()
+
+    pub async fn ask(&self, model: &str, question: Question) -> Result<Answer> {
+        if question == Question::Show {
+            return self.show(model).await.map(Answer::Card);
+        }
+        let actor = self.inner.find(model).await?;
+        let (to, answer) = oneshot::channel();
+        let reply = Reply { to, ticket: self.inner.ticket()? };
+        let sent = actor.send(Ask { id: self.inner.next_id(), question, reply }).await;
+        sent.map_err(|error| actor_gone(model, error))?;
+        answer.await.unwrap_or_else(|_| Err(actor_gone(model, MailboxError::Closed)))
     }
+
     /// Loads and waits; `progress` hears bytes done and in all. Two loads of one model are one.
-    pub async fn load(&self, _model: &str, _progress: impl FnMut(u64, u64) + Send) -> Result<Card> {
-        todo!()
+    pub async fn load(&self, model: &str, mut progress: impl FnMut(u64, u64) + Send) -> Result<Card> {
+        let actor = self.inner.find(model).await?;
+        let loading = actor.send(Load).await.map_err(|error| actor_gone(model, error))?;
+        let Loading { progress: mut bytes, mut outcome } = loading;
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = bytes.changed() => {
+                    let (done, total) = *bytes.borrow_and_update();
+                    progress(done, total);
+                }
+                outcome = &mut outcome => return outcome.unwrap_or_else(|_| Err(actor_gone(model, MailboxError::Closed))),
+            }
+        }
     }
-    pub async fn unload(&self, _model: &str) -> Result<()> {
-        todo!()
+
+    /// Ends the model's worker, and with it what it has in hand; when this returns its memory is back.
+    pub async fn unload(&self, model: &str) -> Result<()> {
+        let actor = self.inner.find(model).await?;
+        let done = actor.send(Unload(Error::Unloading { model: model.to_owned() })).await.map_err(|error| actor_gone(model, error))?;
+        // An actor that is gone took its worker with it.
+        let _ = done.await;
+        Ok(())
     }
+
     /// What a model is, also when it is not loaded.
-    pub async fn show(&self, _model: &str) -> Result<Card> {
-        todo!()
+    pub async fn show(&self, model: &str) -> Result<Card> {
+        let actor = self.inner.find(model).await?;
+        actor.send(Show).await.unwrap_or_else(|error| Err(actor_gone(model, error)))
     }
+
     /// Asks every decode loop, waiting for each at most a second.
     pub async fn status(&self) -> Status {
-        todo!()
+        let limit = self.limits().requests_in_flight;
+        Status {
+            uptime: self.inner.started.elapsed(),
+            requests_in_flight: limit.saturating_sub(self.inner.tickets.available_permits()),
+            requests_limit: limit,
+            models: self.inner.look(true).await,
+        }
     }
+
     /// As `status`, without asking the workers.
     pub async fn models(&self) -> Vec<ModelStatus> {
-        todo!()
+        self.inner.look(false).await
     }
+
     /// Refuses new requests, gives those in hand this long, cancels the rest, ends the workers.
-    pub async fn shutdown(&self, _grace: Duration) {
-        todo!()
+    pub async fn shutdown(&self, grace: Duration) {
+        self.inner.closing.store(true, Ordering::SeqCst);
+        let (done, wait) = oneshot::channel();
+        let (tickets, supervisor, system) = (self.inner.tickets.clone(), self.inner.supervisor.clone(), self.inner.system.clone());
+        let all = self.limits().requests_in_flight as u32;
+        // On the actors' thread, because the caller may have no clock.
+        self.inner.system.arbiter().spawn(async move {
+            let _ = timeout(grace, tickets.acquire_many(all)).await;
+            close(supervisor, &system).await;
+            let _ = done.send(());
+        });
+        // The system may have stopped already, which is as good.
+        let _ = wait.await;
+    }
+
+    /// Resolves when nothing is supervised any more: after a shutdown, or because the supervisor panicked.
+    pub fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let mut alive = self.inner.alive.clone();
+        async move { while alive.changed().await.is_ok() {} }
     }
 }
 
-/// What is new in a transcript since the last look, joined.
-#[derive(Clone, Debug, PartialEq)]
-pub struct News {
-    /// The transcript's number of the first step in this piece; steps count from 0.
-    pub seq: u64,
-    pub text: String,
-    pub tokens: Vec<Sampled>,
-    pub end: Option<End>,
+async fn close(supervisor: Addr<Supervisor>, system: &System) {
+    // A supervisor that is gone took the models' actors with it.
+    let _ = supervisor.send(Close).await;
+    system.stop();
 }
 
-/// One reader of one request's transcript. When the last is dropped the request is cancelled.
-pub struct Reader {}
+fn actor_gone(model: &str, error: MailboxError) -> Error {
+    Error::WorkerLost { model: model.to_owned(), cause: format!("its supervision did not answer: {error}") }
+}
 
-impl Reader {
-    /// Waits for something new; cancel-safe. After the end it returns the end again.
-    pub async fn next(&mut self) -> News {
-        todo!()
+impl Inner {
+    fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
-    /// Stops reading, which cancels when nobody else reads, and keeps a way to learn how it ended.
-    pub fn abandon(self) -> Ending {
-        todo!()
+
+    fn known(&self, name: &str) -> Result<()> {
+        let models = &self.house.config.models;
+        if models.iter().any(|model| model.name == name) {
+            return Ok(());
+        }
+        Err(Error::UnknownModel { name: name.to_owned(), known: models.iter().map(|model| model.name.clone()).collect() })
+    }
+
+    fn ticket(&self) -> Result<Ticket> {
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(Error::ShuttingDown);
+        }
+        match self.tickets.clone().try_acquire_owned() {
+            Ok(permit) => Ok(Ticket::new(permit)),
+            Err(TryAcquireError::NoPermits) => Err(self.house.overloaded()),
+            Err(TryAcquireError::Closed) => Err(Error::ShuttingDown),
+        }
+    }
+
+    async fn find(&self, model: &str) -> Result<Addr<ModelActor>> {
+        self.known(model)?;
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(Error::ShuttingDown);
+        }
+        let found = self.supervisor.send(Find(model.to_owned())).await.map_err(|_| self.supervisor_gone())?;
+        found.ok_or(Error::ShuttingDown)
+    }
+
+    async fn look(&self, decoder: bool) -> Vec<ModelStatus> {
+        self.supervisor.send(LookAtAll { decoder }).await.unwrap_or_default()
+    }
+
+    fn supervisor_gone(&self) -> Error {
+        if self.closing.load(Ordering::SeqCst) { Error::ShuttingDown } else { Error::Internal("the supervisor is gone".into()) }
     }
 }
 
-/// How a request ends, without keeping it alive.
-pub struct Ending {}
-
-impl Ending {
-    pub async fn wait(self) -> End {
-        todo!()
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let (supervisor, system) = (self.supervisor.clone(), self.system.clone());
+        // On the actors' thread, which this may not be; after a shutdown it has ended.
+        self.system.arbiter().spawn(async move { close(supervisor, &system).await });
     }
 }

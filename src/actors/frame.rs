@@ -1,0 +1,190 @@
+//! What a pipe between front and worker carries: a length, then that many bytes of postcard.
+
+use bytes::{Buf, BytesMut};
+use serde::{Serialize, de::DeserializeOwned};
+use std::io::{self, Read};
+
+/// The largest frame: a request brings at most a few MiB of text, its replay at most 16,384 tokens with 20 alternatives each
+/// (under 4 MiB), and a tokenized text of 2 MiB comes back as at most 10. A length beyond this is not a length.
+pub(super) const FRAME_BYTES: usize = 32 << 20;
+
+/// The length that every frame starts with: a `u32`, little-endian.
+const HEAD: usize = size_of::<u32>();
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("a frame of {bytes} bytes exceeds the limit of {FRAME_BYTES}")]
+    TooLong { bytes: u64 },
+    #[error("a frame that does not parse: {0}")]
+    Malformed(#[from] postcard::Error),
+    #[error("{0} bytes after the end of a message")]
+    Trailing(usize),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// One frame, ready to be written whole.
+pub(super) fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
+    let mut frame = postcard::to_extend(message, vec![0; HEAD])?;
+    let bytes = frame.len() - HEAD;
+    if bytes > FRAME_BYTES {
+        return Err(Error::TooLong { bytes: bytes as u64 });
+    }
+    frame[..HEAD].copy_from_slice(&(bytes as u32).to_le_bytes());
+    Ok(frame)
+}
+
+/// Takes the first frame off a buffer that fills as bytes arrive; nothing is reserved for bytes that were only announced.
+pub(super) fn split<T: DeserializeOwned>(buffer: &mut BytesMut) -> Result<Option<T>, Error> {
+    let Some(head) = buffer.first_chunk::<HEAD>() else { return Ok(None) };
+    let bytes = length(*head)?;
+    if buffer.len() < HEAD + bytes {
+        return Ok(None);
+    }
+    buffer.advance(HEAD);
+    decode(&buffer.split_to(bytes)).map(Some)
+}
+
+/// Waits for one frame; `None` at the end of the input, also in the middle of a frame: its writer is gone.
+pub(super) fn read<T: DeserializeOwned>(input: &mut impl Read) -> Result<Option<T>, Error> {
+    let mut head = [0; HEAD];
+    if !filled(input.read_exact(&mut head))? {
+        return Ok(None);
+    }
+    let mut body = vec![0; length(head)?];
+    if !filled(input.read_exact(&mut body))? {
+        return Ok(None);
+    }
+    decode(&body).map(Some)
+}
+
+fn length(head: [u8; HEAD]) -> Result<usize, Error> {
+    let bytes = u32::from_le_bytes(head);
+    if bytes as usize > FRAME_BYTES { Err(Error::TooLong { bytes: bytes.into() }) } else { Ok(bytes as usize) }
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    let (message, rest) = postcard::take_from_bytes(body)?;
+    if rest.is_empty() { Ok(message) } else { Err(Error::Trailing(rest.len())) }
+}
+
+fn filled(read: io::Result<()>) -> io::Result<bool> {
+    match read {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::{
+        Answer, DecoderStatus, End, Error as Failure, File, FinishReason, FromWorker, ModelSource, Prompt, Question, Rendered, Replay,
+        Request, Sampled, Sampling, Settings, Step, ToWorker, Usage, front::script,
+    };
+    use std::fmt::Debug;
+
+    fn round_trip<T: Serialize + DeserializeOwned + PartialEq + Debug>(messages: Vec<T>) {
+        let mut pipe = BytesMut::new();
+        for message in &messages {
+            pipe.extend_from_slice(&encode(message).unwrap());
+        }
+        let mut blocking = &pipe.to_vec()[..];
+        for message in messages {
+            assert_eq!(split::<T>(&mut pipe).unwrap().as_ref(), Some(&message));
+            assert_eq!(read::<T>(&mut blocking).unwrap(), Some(message));
+        }
+        assert!(split::<T>(&mut pipe).unwrap().is_none() && read::<T>(&mut blocking).unwrap().is_none());
+    }
+
+    fn request() -> Request {
+        Request {
+            model: "m".into(),
+            prompt: Prompt::Infill {
+                prefix: "fn main() {".into(),
+                suffix: "}".into(),
+                path: Some("src/main.rs".into()),
+                repository: None,
+                files: vec![File { path: "a".into(), text: "b".into() }],
+                order: None,
+            },
+            sampling: Sampling { logit_bias: vec![(3, -1.5)], seed: u64::MAX, ..Sampling::default() },
+            stop: vec!["\n\n".into()],
+            tokens_max: 9,
+            logprobs: Some(2),
+        }
+    }
+
+    fn sampled() -> Sampled {
+        Sampled { token: 7, logprob: -0.5, top: vec![(7, -0.5), (8, f32::NEG_INFINITY)] }
+    }
+
+    #[test]
+    fn every_message_to_a_worker_survives_the_pipe() {
+        let questions = [
+            Question::Tokenize("a".into()),
+            Question::Detokenize(vec![1, 2]),
+            Question::Render(Prompt::Text("é".into())),
+            Question::Render(Prompt::Chat { messages: Vec::new(), language: Some("rust".into()) }),
+            Question::Show,
+        ];
+        let replay = Replay { tokens: vec![sampled()], delivered_bytes: 4 };
+        let mut messages = vec![
+            ToWorker::Load { source: ModelSource::Embedded, settings: Settings::default() },
+            ToWorker::Load { source: ModelSource::Folder("models/a".into()), settings: Settings::default() },
+            ToWorker::Inspect { source: ModelSource::Embedded, settings: Settings::default() },
+            ToWorker::Generate { id: 1, request: request(), replay },
+            ToWorker::Cancel { id: u64::MAX },
+            ToWorker::Ping { id: 0 },
+        ];
+        messages.extend(questions.into_iter().map(|question| ToWorker::Ask { id: 5, question }));
+        round_trip(messages);
+    }
+
+    #[test]
+    fn every_message_from_a_worker_survives_the_pipe() {
+        let rendered = Rendered { text: "a".into(), tokens: vec![1], control: vec![0] };
+        let done =
+            End::Done { reason: FinishReason::Stop, usage: Usage { decode_us: 1, ..Usage::default() }, applied: Sampling::default() };
+        let mut messages = vec![
+            FromWorker::Hello { wire: 1 },
+            FromWorker::Loading { done: 1, total: 2 },
+            FromWorker::Loaded(Ok(script::card())),
+            FromWorker::Loaded(Err(crate::models::Error::Memory { needed: 2, free: 1 }.into())),
+            FromWorker::Step { id: 1, step: Step { text: "a".into(), tokens: vec![sampled()] } },
+            FromWorker::End { id: 1, end: done },
+            FromWorker::End { id: 1, end: End::Failed(Failure::StagePanicked { stage: "template".into(), cause: "x".into() }) },
+            FromWorker::Pong { id: 3, status: DecoderStatus { steps: 4, ..DecoderStatus::default() } },
+            FromWorker::Broken { cause: "decoder panicked".into() },
+            FromWorker::Answer { id: 2, answer: Err(Failure::ShuttingDown) },
+        ];
+        let answers = [Answer::Tokens(vec![1]), Answer::Text("a".into()), Answer::Rendered(rendered), Answer::Card(script::card())];
+        messages.extend(answers.into_iter().map(|answer| FromWorker::Answer { id: 2, answer: Ok(answer) }));
+        round_trip(messages);
+    }
+
+    #[test]
+    fn a_frame_may_arrive_byte_by_byte_and_ends_with_its_writer() {
+        let frame = encode(&ToWorker::Cancel { id: 300 }).unwrap();
+        let mut buffer = BytesMut::new();
+        for byte in &frame[..frame.len() - 1] {
+            buffer.extend_from_slice(&[*byte]);
+            assert!(split::<ToWorker>(&mut buffer).unwrap().is_none());
+        }
+        assert!(read::<ToWorker>(&mut &frame[..frame.len() - 1]).unwrap().is_none());
+        assert!(read::<ToWorker>(&mut &frame[..2]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_and_bytes_beyond_the_message_are_refused() {
+        let mut huge = BytesMut::from(&u32::MAX.to_le_bytes()[..]);
+        assert!(matches!(split::<ToWorker>(&mut huge), Err(Error::TooLong { bytes }) if bytes == u64::from(u32::MAX)));
+        assert!(matches!(read::<ToWorker>(&mut &u32::MAX.to_le_bytes()[..]), Err(Error::TooLong { .. })));
+        assert!(matches!(encode(&Question::Tokenize("a".repeat(FRAME_BYTES))), Err(Error::TooLong { .. })));
+        let mut trailing = BytesMut::from(&[3, 0, 0, 0, 3, 1, 0][..]);
+        assert!(matches!(split::<ToWorker>(&mut trailing), Err(Error::Trailing(1))));
+        let mut unknown = BytesMut::from(&[1, 0, 0, 0, 99][..]);
+        assert!(matches!(split::<ToWorker>(&mut unknown), Err(Error::Malformed(_))));
+    }
+}

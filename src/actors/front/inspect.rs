@@ -1,0 +1,50 @@
+//! What a model is, asked of a short-lived worker that loads no weights.
+
+use super::{
+    life::{House, other_version},
+    link::Parting,
+};
+use crate::actors::{Card, Error, FromWorker, Result, ToWorker, WIRE, frame};
+use crate::config::Model;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// A worker reads a few files' heads for this; a disk that takes longer will not be waited for.
+const INSPECTION_TIME: Duration = Duration::from_secs(10);
+
+pub(super) async fn inspect(house: &House, model: &Model) -> Result<Card> {
+    let lost = |cause: String| Error::WorkerLost { model: model.name.clone(), cause };
+    let mut link = (house.launch)(&model.name).map_err(|error| lost(format!("could not be started: {error}")))?;
+    let card = async {
+        loop {
+            match link.receive().await {
+                Ok(Some(FromWorker::Hello { wire: WIRE })) => {
+                    let inspect = ToWorker::Inspect { source: model.source.clone(), settings: house.config.settings.clone() };
+                    link.post(inspect).map_err(|error| Error::Internal(error.to_string()))?;
+                }
+                Ok(Some(FromWorker::Hello { wire })) => return Err(other_version(wire)),
+                Ok(Some(FromWorker::Loaded(card))) => return card,
+                Ok(Some(FromWorker::Broken { cause })) => return Err(lost(cause)),
+                Ok(Some(
+                    FromWorker::Loading { .. }
+                    | FromWorker::Step { .. }
+                    | FromWorker::End { .. }
+                    | FromWorker::Answer { .. }
+                    | FromWorker::Pong { .. },
+                )) => {}
+                Ok(None) | Err(frame::Error::Io(_)) => return Err(lost("it ended without an answer".into())),
+                Err(error) => return Err(lost(format!("it sent {error}"))),
+            }
+        }
+    };
+    match timeout(INSPECTION_TIME, card).await {
+        Ok(card) => {
+            link.end(Parting::Close).await;
+            card
+        }
+        Err(_) => {
+            link.end(Parting::Kill).await;
+            Err(lost(format!("it did not answer within {} s", INSPECTION_TIME.as_secs())))
+        }
+    }
+}

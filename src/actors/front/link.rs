@@ -1,0 +1,232 @@
+//! The two queues between a life and its worker, over a child's pipes or over channels.
+
+use crate::actors::{FromWorker, ToWorker, frame, worker};
+use crate::config::{Config, Isolation};
+use crate::models::Embedded;
+use bytes::BytesMut;
+use std::{
+    collections::VecDeque,
+    io, iter,
+    path::Path,
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    sync::mpsc,
+    time::timeout,
+};
+
+/// Bytes asked of a pipe at once: what a Linux pipe holds.
+const READ_BYTES: usize = 64 << 10;
+/// Messages of a worker thread's channels: enough that neither side waits within one step of a full batch.
+const CHANNEL: usize = 64;
+/// A worker that is asked to end does so at its input's end; one that takes longer is killed.
+const EXIT_TIME: Duration = Duration::from_secs(2);
+
+/// Starts a worker for the model of this name.
+pub(super) type Launch = Arc<dyn Fn(&str) -> io::Result<Link> + Send + Sync>;
+
+pub(super) fn launch(config: &Config) -> Launch {
+    let embedded = config.embedded;
+    match config.isolation.clone() {
+        Isolation::Thread => Arc::new(move |model| Link::thread(model, embedded)),
+        Isolation::Process { program } => Arc::new(move |_| Link::process(&program)),
+    }
+}
+
+pub(super) enum Link {
+    Process {
+        child: Child,
+        /// `None` once the worker stopped reading; what it still says is heard.
+        stdin: Option<ChildStdin>,
+        stdout: ChildStdout,
+        unread: BytesMut,
+        /// Holds no more than the requests in hand: each is posted once and cancelled once.
+        unwritten: BytesMut,
+    },
+    Channel {
+        to: Option<mpsc::Sender<ToWorker>>,
+        /// As `unwritten`.
+        unsent: VecDeque<ToWorker>,
+        from: mpsc::Receiver<FromWorker>,
+    },
+}
+
+/// How a worker is parted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parting {
+    /// Its input ends, so it ends; killed only if it does not.
+    Close,
+    Kill,
+}
+
+impl Link {
+    fn process(program: &Path) -> io::Result<Self> {
+        let mut command = Command::new(program);
+        command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        // A terminal's Ctrl-C goes to the whole foreground group; what becomes of a worker is the front's to decide.
+        #[cfg(unix)]
+        command.process_group(0);
+        let mut child = command.spawn()?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().expect("piped above");
+        Ok(Self::Process { child, stdin, stdout, unread: BytesMut::new(), unwritten: BytesMut::new() })
+    }
+
+    fn thread(model: &str, embedded: Option<Embedded>) -> io::Result<Self> {
+        let (to, mut inbox) = mpsc::channel(CHANNEL);
+        let (outbox, from) = mpsc::channel(CHANNEL);
+        let outbox = worker::Outbox::new(move |message| outbox.blocking_send(message).map_err(|_| worker::Gone));
+        let inbox = iter::from_fn(move || inbox.blocking_recv());
+        thread::Builder::new().name(format!("wire/{model}")).spawn(move || worker::run(inbox, outbox, embedded))?;
+        Ok(Self::channel(to, from))
+    }
+
+    pub(super) fn channel(to: mpsc::Sender<ToWorker>, from: mpsc::Receiver<FromWorker>) -> Self {
+        Self::Channel { to: Some(to), unsent: VecDeque::new(), from }
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Process { child, .. } => child.id(),
+            Self::Channel { .. } => None,
+        }
+    }
+
+    /// Never waits: `receive` sends what could not go at once. Fails only for a message too long for a frame.
+    pub(super) fn post(&mut self, message: ToWorker) -> Result<(), frame::Error> {
+        match self {
+            Self::Process { unwritten, .. } => unwritten.extend_from_slice(&frame::encode(&message)?),
+            Self::Channel { unsent, .. } => unsent.push_back(message),
+        }
+        Ok(())
+    }
+
+    /// The worker's next message, `None` when it will say no more. Sends what was posted meanwhile; cancel-safe.
+    pub(super) async fn receive(&mut self) -> Result<Option<FromWorker>, frame::Error> {
+        match self {
+            Self::Process { stdin, stdout, unread, unwritten, .. } => loop {
+                if let Some(message) = frame::split(unread)? {
+                    return Ok(Some(message));
+                }
+                unread.reserve(READ_BYTES);
+                let sent = tokio::select! {
+                    read = stdout.read_buf(unread) => {
+                        if read? == 0 {
+                            return Ok(None);
+                        }
+                        continue;
+                    }
+                    sent = write(stdin, unwritten), if stdin.is_some() && !unwritten.is_empty() => sent,
+                };
+                if sent.is_err() {
+                    // Its last words may still be on the way, and then its end says why.
+                    *stdin = None;
+                }
+            },
+            Self::Channel { to, unsent, from } => loop {
+                tokio::select! {
+                    message = from.recv() => return Ok(message),
+                    sent = hand_over(to, unsent), if to.is_some() && !unsent.is_empty() => if sent.is_none() {
+                        *to = None;
+                    },
+                }
+            },
+        }
+    }
+
+    /// Ends the worker and says how it ended, in words.
+    pub(super) async fn end(self, parting: Parting) -> String {
+        match self {
+            Self::Process { mut child, stdin, stdout, .. } => {
+                drop((stdin, stdout));
+                if parting == Parting::Close
+                    && let Ok(status) = timeout(EXIT_TIME, child.wait()).await
+                {
+                    return told(status);
+                }
+                if let Err(error) = child.start_kill() {
+                    return told(Err(error));
+                }
+                match timeout(EXIT_TIME, child.wait()).await {
+                    Ok(status) => told(status),
+                    Err(_) => "did not die when killed".into(),
+                }
+            }
+            Self::Channel { to, mut from, .. } => {
+                drop(to);
+                let end = async { while from.recv().await.is_some() {} };
+                // A thread can't be killed: one that is stuck is left behind, cut off.
+                match parting {
+                    Parting::Close if timeout(EXIT_TIME, end).await.is_ok() => "its thread ended".into(),
+                    Parting::Close | Parting::Kill => "its thread was left behind".into(),
+                }
+            }
+        }
+    }
+}
+
+async fn write(stdin: &mut Option<ChildStdin>, unwritten: &mut BytesMut) -> io::Result<()> {
+    let Some(stdin) = stdin else { return Ok(()) };
+    stdin.write_buf(unwritten).await.map(drop)
+}
+
+async fn hand_over(to: &Option<mpsc::Sender<ToWorker>>, unsent: &mut VecDeque<ToWorker>) -> Option<()> {
+    let place = to.as_ref()?.reserve().await.ok()?;
+    if let Some(message) = unsent.pop_front() {
+        place.send(message);
+    }
+    Some(())
+}
+
+fn told(status: io::Result<ExitStatus>) -> String {
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return format!("could not be waited for: {error}"),
+    };
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        return format!("killed by signal {signal}");
+    }
+    match status.code() {
+        Some(code) => format!("exited with status {code}"),
+        None => "ended in an unknown way".into(),
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    async fn last_words(script: &str, parting: Parting) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("worker");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let mut link = Link::process(&program).unwrap();
+        link.post(ToWorker::Cancel { id: 1 }).unwrap();
+        if parting == Parting::Close {
+            assert!(link.receive().await.unwrap().is_none());
+        }
+        link.end(parting).await
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_is_told_by_its_status_or_signal() {
+        assert_eq!(last_words("exit 3", Parting::Close).await, "exited with status 3");
+        assert_eq!(last_words("kill -9 $$", Parting::Close).await, "killed by signal 9");
+        assert_eq!(last_words("exec sleep 60", Parting::Kill).await, "killed by signal 9");
+    }
+
+    #[tokio::test]
+    async fn frames_pass_both_ways_and_a_program_that_is_not_there_says_so() {
+        // What goes in comes out: the first variants of both enums that share a shape are enough here.
+        let mut link = Link::process(Path::new("/proc/self/nothing")).err().map(|error| error.kind());
+        assert_eq!(link.take(), Some(io::ErrorKind::NotFound));
+    }
+}

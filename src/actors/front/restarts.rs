@@ -1,0 +1,65 @@
+//! How often a child may die, and how long its parent waits before it makes a new one.
+
+use crate::config::RestartLimit;
+use std::{collections::VecDeque, time::Duration};
+use tokio::time::Instant;
+
+/// A first death is likely an accident, so the next life starts at once for a reader.
+const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
+/// Longer would be taken for a hang.
+const BACK_OFF_MAX: Duration = Duration::from_secs(2);
+
+pub(super) struct Restarts {
+    limit: RestartLimit,
+    /// Those within the period, oldest first; at most one more than the limit.
+    deaths: VecDeque<Instant>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    RestartAfter(Duration),
+    GiveUp,
+}
+
+impl Restarts {
+    pub(super) fn new(limit: RestartLimit) -> Self {
+        Self { limit, deaths: VecDeque::new() }
+    }
+
+    pub(super) fn died(&mut self, now: Instant) -> Verdict {
+        let period = self.limit.period;
+        self.deaths.retain(|&death| now.duration_since(death) < period);
+        self.deaths.push_back(now);
+        let deaths = self.deaths.len() as u32;
+        if deaths > self.limit.deaths {
+            self.forget();
+            return Verdict::GiveUp;
+        }
+        let doubled = BACK_OFF_FIRST.saturating_mul(2u32.saturating_pow(deaths - 1));
+        Verdict::RestartAfter(doubled.min(BACK_OFF_MAX))
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.deaths.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_doubles_and_the_limit_counts_within_its_period() {
+        let limit = RestartLimit { deaths: 8, period: Duration::from_secs(30) };
+        let mut restarts = Restarts::new(limit);
+        let start = Instant::now();
+        let waits: Vec<_> = (0..8).map(|second| restarts.died(start + Duration::from_secs(second))).collect();
+        let expected = [50, 100, 200, 400, 800, 1600, 2000, 2000].map(|ms| Verdict::RestartAfter(Duration::from_millis(ms)));
+        assert_eq!(waits, expected);
+        // The first two are older than the period by now.
+        assert_eq!(restarts.died(start + Duration::from_millis(31_500)), Verdict::RestartAfter(BACK_OFF_MAX));
+        assert_eq!(restarts.died(start + Duration::from_millis(31_600)), Verdict::RestartAfter(BACK_OFF_MAX));
+        assert_eq!(restarts.died(start + Duration::from_millis(31_700)), Verdict::GiveUp);
+        assert_eq!(restarts.died(start + Duration::from_millis(31_800)), Verdict::RestartAfter(BACK_OFF_FIRST));
+    }
+}

@@ -1,0 +1,305 @@
+//! Continuous batching: which tokens the next step computes, and what becomes of its choices.
+//!
+//! A step has one token of every sequence that decodes and, with them, a chunk of the prompts that are still
+//! being read, about 50 ms of work in all: so a long prompt neither stalls its neighbours nor outlives its
+//! cancellation by more than that.
+
+use super::{Gone, Outbox, Prepared, ToDecoder};
+use crate::actors::{DecoderStatus, End, Error, FinishReason, FromWorker, Sampled, Step, Usage};
+use crate::models::backend::{Backend, Draw, Span};
+use crate::models::cache::{Kept, PrefixCache, common};
+use crate::models::language::Language;
+use crate::models::network::Decoder;
+use crate::models::sampler::Sampler;
+use crate::models::sequence::{Grown, Sequence};
+use crate::models::stop::{Piece, Stopper};
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Sequences that share a step: more rows cost more than they bring on the few cores of a laptop.
+const RUNNING: usize = 16;
+/// Work of one step's prompt tokens: half of what a reader notices as a pause.
+const CHUNK_TIME: Duration = Duration::from_millis(50);
+/// Prompt tokens of a step: the least keeps a slow model moving, the most bounds a step's memory.
+const CHUNK_TOKENS: std::ops::RangeInclusive<usize> = 16..=512;
+
+pub(super) struct Batch<B: Backend> {
+    decoder: Decoder<B>,
+    language: Arc<Language>,
+    waiting: VecDeque<Prepared>,
+    running: Vec<Running<B::Cache>>,
+    cache: PrefixCache<B::Cache>,
+    outbox: Outbox,
+    status: DecoderStatus,
+    /// Prompt tokens that fit in a step, from how long the last ones took.
+    chunk_tokens: usize,
+}
+
+struct Running<C> {
+    prepared: Prepared,
+    sequence: Sequence<C>,
+    usage: Usage,
+    admitted: Instant,
+    first_token: Option<Instant>,
+    /// Text that a replay brought back and no reader has.
+    recovered: String,
+    /// Prompt tokens in this step.
+    chunk: usize,
+}
+
+impl<C> Running<C> {
+    fn is_cancelled(&self) -> bool {
+        self.prepared.job.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+impl<B: Backend> Batch<B> {
+    pub(super) fn new(decoder: Decoder<B>, language: Arc<Language>, cache_bytes: usize, outbox: Outbox) -> Self {
+        let cache = PrefixCache::new(cache_bytes);
+        let status = DecoderStatus { cache_budget_bytes: cache_bytes as u64, ..DecoderStatus::default() };
+        Self { decoder, language, waiting: VecDeque::new(), running: Vec::new(), cache, outbox, status, chunk_tokens: 64 }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    pub(super) fn take(&mut self, message: ToDecoder) -> Result<(), Gone> {
+        match message {
+            ToDecoder::Generate(prepared) => self.waiting.push_back(prepared),
+            ToDecoder::Ping { id } => self.outbox.send(FromWorker::Pong { id, status: self.status() })?,
+            // A worker loads once; a second load is a defect of the front, which then hears nothing from here.
+            ToDecoder::Load { .. } | ToDecoder::Inspect { .. } | ToDecoder::Language(_) => {}
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> DecoderStatus {
+        let running_bytes = self.running.iter().map(|r| self.decoder.backend.cache_bytes(&r.sequence.cache) as u64).sum();
+        DecoderStatus {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            cache_entries: self.cache.len() as u32,
+            cache_bytes: self.cache.bytes() as u64,
+            running_bytes,
+            ..self.status.clone()
+        }
+    }
+
+    /// Ends what was cancelled, admits what waits, computes one step.
+    pub(super) fn step(&mut self) -> Result<(), Gone> {
+        self.end_cancelled()?;
+        while self.running.len() < RUNNING
+            && let Some(prepared) = self.waiting.pop_front()
+        {
+            self.admit(prepared)?;
+        }
+        if self.running.is_empty() {
+            return Ok(());
+        }
+        let sampled = self.compute();
+        self.hand_out(sampled)
+    }
+
+    fn end_cancelled(&mut self) -> Result<(), Gone> {
+        let cancelled = |prepared: &Prepared| prepared.job.cancelled.load(Ordering::Relaxed);
+        while let Some(index) = self.waiting.iter().position(cancelled) {
+            let prepared = self.waiting.remove(index).expect("an index that was just found");
+            let queue_us = micros(prepared.job.arrived.elapsed());
+            let usage = Usage { prompt_tokens: prepared.prompt.len() as u32, queue_us, ..Usage::default() };
+            let end = End::Done { reason: FinishReason::Cancelled, usage, applied: prepared.job.request.sampling };
+            self.outbox.send(FromWorker::End { id: prepared.job.id, end })?;
+        }
+        while let Some(index) = self.running.iter().position(Running::is_cancelled) {
+            let running = self.running.remove(index);
+            self.end(running, FinishReason::Cancelled)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a request its sequence, with the longest beginning that some cache has.
+    fn admit(&mut self, prepared: Prepared) -> Result<(), Gone> {
+        let (request, replay) = (&prepared.job.request, &prepared.job.replay);
+        let beyond = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= self.language.vocabulary());
+        if let Some((token, _)) = beyond {
+            let reason = format!("token {token} is beyond the vocabulary of {}", self.language.vocabulary());
+            let error = crate::models::Error::Parameter { name: "logitBias".into(), reason };
+            return self.outbox.send(FromWorker::End { id: prepared.job.id, end: End::Failed(error.into()) });
+        }
+        let mut stopper = Stopper::new(request.stop.clone(), replay.delivered_bytes as usize);
+        let mut recovered = String::new();
+        let mut tokens = prepared.prompt.clone();
+        for sampled in &replay.tokens {
+            tokens.push(sampled.token);
+            match stopper.push(&self.language.tokenizer, sampled.token) {
+                Ok(Piece::Text(text) | Piece::Stop(text)) => recovered += &text,
+                Err(error) => return self.outbox.send(FromWorker::End { id: prepared.job.id, end: End::Failed(error.into()) }),
+            }
+        }
+        let (cache, cached) = self.beginning(&tokens);
+        let sequence = Sequence {
+            prompt_tokens: prepared.prompt.len(),
+            tokens,
+            computed: cached,
+            cache,
+            sampler: Sampler::new(request.sampling.clone(), request.logprobs),
+            stopper,
+            tokens_max: request.tokens_max as usize,
+        };
+        let usage = Usage {
+            prompt_tokens: prepared.prompt.len() as u32,
+            cached_tokens: cached.min(prepared.prompt.len()) as u32,
+            queue_us: micros(prepared.job.arrived.elapsed()),
+            ..Usage::default()
+        };
+        self.running.push(Running { prepared, sequence, usage, admitted: Instant::now(), first_token: None, recovered, chunk: 0 });
+        Ok(())
+    }
+
+    /// A cache with as much of `tokens` as any has, all but the last, and how much that is.
+    fn beginning(&mut self, tokens: &[u32]) -> (B::Cache, usize) {
+        let backend = &mut self.decoder.backend;
+        let wanted = &tokens[..tokens.len() - 1];
+        let kept = self.cache.longest(wanted);
+        let shared = |r: &Running<B::Cache>| common(&r.sequence.tokens[..r.sequence.computed], wanted);
+        let running = self.running.iter().map(|r| (r, shared(r))).max_by_key(|(_, shared)| *shared);
+        if let Some((origin, shared)) = running
+            && shared > kept.map_or(0, |(_, shared)| shared)
+        {
+            return (backend.fork(&origin.sequence.cache, shared), shared);
+        }
+        let Some((index, shared)) = kept else { return (backend.cache(&self.decoder.spec), 0) };
+        // Most of it is wanted: take it. Else another text may go on from what would be cut off.
+        if shared * 2 >= self.cache.get(index).tokens.len() {
+            let mut kept = self.cache.take(index);
+            backend.truncate(&mut kept.cache, shared);
+            (kept.cache, shared)
+        } else {
+            (backend.fork(&self.cache.get(index).cache, shared), shared)
+        }
+    }
+
+    /// One step over all running sequences; what was chosen for each whose tokens were all read.
+    fn compute(&mut self) -> Vec<Option<crate::models::Result<Sampled>>> {
+        let prompts = self.running.iter().filter(|r| r.sequence.pending() > 1).count();
+        let share = (self.chunk_tokens / prompts.max(1)).max(*CHUNK_TOKENS.start());
+        let mut left = self.chunk_tokens;
+        for running in &mut self.running {
+            let pending = running.sequence.pending();
+            running.chunk = if pending > 1 { pending.min(share).min(left) } else { pending };
+            left -= if pending > 1 { running.chunk } else { 0 };
+        }
+
+        let start = Instant::now();
+        let (mut rows, mut row) = (Vec::new(), 0);
+        let (mut spans, mut draws, mut chosen) = (Vec::new(), Vec::new(), Vec::new());
+        for running in &mut self.running {
+            let Sequence { tokens, computed, cache, sampler, .. } = &mut running.sequence;
+            let complete = *computed + running.chunk == tokens.len();
+            if running.chunk > 0 {
+                spans.push(Span { tokens: &tokens[*computed..*computed + running.chunk], position: *computed, cache });
+            }
+            row += running.chunk;
+            if complete {
+                rows.push(row - 1);
+                draws.push(Draw { sampler, tokens });
+            }
+            chosen.push(complete);
+        }
+        let logits = self.decoder.step(&mut spans, &rows);
+        let sequences = spans.len() as u32;
+        drop(spans);
+        let mut sampled = self.decoder.backend.sample(logits, &mut draws).into_iter();
+        let sampled = chosen.into_iter().map(|complete| if complete { sampled.next() } else { None }).collect();
+
+        self.status.steps += 1;
+        self.status.rows += row as u64;
+        self.status.step_sequences = sequences;
+        self.status.step_sequences_max = self.status.step_sequences_max.max(sequences);
+        self.learn_chunk(self.chunk_tokens - left, start.elapsed());
+        sampled
+    }
+
+    fn learn_chunk(&mut self, tokens: usize, took: Duration) {
+        // Small chunks say more of the step's fixed cost than of a token's.
+        if tokens >= *CHUNK_TOKENS.start() {
+            let fitting = tokens as f64 * CHUNK_TIME.as_secs_f64() / took.as_secs_f64().max(1e-6);
+            let mixed = (self.chunk_tokens as f64 + fitting) / 2.0;
+            self.chunk_tokens = (mixed as usize).clamp(*CHUNK_TOKENS.start(), *CHUNK_TOKENS.end());
+        }
+    }
+
+    /// Text, ends and failures to their requests.
+    fn hand_out(&mut self, sampled: Vec<Option<crate::models::Result<Sampled>>>) -> Result<(), Gone> {
+        let (mut going, mut later) = (Vec::with_capacity(RUNNING), Vec::new());
+        for (mut running, sampled) in std::mem::take(&mut self.running).into_iter().zip(sampled) {
+            running.sequence.computed += running.chunk;
+            let Some(sampled) = sampled else {
+                // A prompt that had its turn goes behind those that had none.
+                if running.chunk > 0 {
+                    later.push(running)
+                } else {
+                    going.push(running)
+                }
+                continue;
+            };
+            running.first_token.get_or_insert_with(Instant::now);
+            match self.grow(&mut running, sampled) {
+                Ok((step, end)) => {
+                    self.outbox.send(FromWorker::Step { id: running.prepared.job.id, step })?;
+                    match end {
+                        None => going.push(running),
+                        Some(reason) => self.end(running, reason)?,
+                    }
+                }
+                Err(error) => self.finish(running, |_, _| End::Failed(error))?,
+            }
+        }
+        going.append(&mut later);
+        self.running = going;
+        Ok(())
+    }
+
+    /// Gives a sequence its next token, behind the stopper's wall.
+    fn grow(
+        &self,
+        running: &mut Running<B::Cache>,
+        sampled: crate::models::Result<Sampled>,
+    ) -> Result<(Step, Option<FinishReason>), Error> {
+        let sampled = sampled.map_err(|error| match error {
+            crate::models::Error::SamplerPanicked(_) => Error::StagePanicked { stage: "sampler".into(), cause: "choosing a token".into() },
+            other => Error::Model(other),
+        })?;
+        let ends = self.language.ends(&running.prepared.job.request.prompt);
+        let grown = catch_unwind(AssertUnwindSafe(|| running.sequence.grow(sampled.token, &self.language, ends)));
+        let Grown { text, end } =
+            grown.map_err(|_| Error::StagePanicked { stage: "stopper".into(), cause: "turning a token into text".into() })??;
+        let text = std::mem::take(&mut running.recovered) + &text;
+        Ok((Step { text, tokens: vec![sampled] }, end))
+    }
+
+    fn end(&mut self, running: Running<B::Cache>, reason: FinishReason) -> Result<(), Gone> {
+        self.finish(running, |usage, applied| End::Done { reason, usage, applied })
+    }
+
+    /// The cache goes back before the end is told, so that whoever hears of it finds the memory free.
+    fn finish(&mut self, running: Running<B::Cache>, end: impl FnOnce(Usage, crate::actors::Sampling) -> End) -> Result<(), Gone> {
+        let Running { prepared, mut sequence, mut usage, admitted, first_token, .. } = running;
+        usage.completion_tokens = sequence.completion_tokens() as u32;
+        let until = first_token.unwrap_or_else(Instant::now);
+        usage.prefill_us = micros(until - admitted);
+        usage.decode_us = micros(until.elapsed());
+        let bytes = self.decoder.backend.cache_bytes(&sequence.cache);
+        sequence.tokens.truncate(sequence.computed);
+        self.cache.keep(Kept { tokens: sequence.tokens, cache: sequence.cache, bytes });
+        let applied = sequence.sampler.sampling().clone();
+        self.outbox.send(FromWorker::End { id: prepared.job.id, end: end(usage, applied) })
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
+}

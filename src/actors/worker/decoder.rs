@@ -1,0 +1,109 @@
+//! Loads the model, then owns everything that computes.
+
+use super::batch::Batch;
+use super::{Gone, Outbox, ToDecoder};
+use crate::actors::{Card, Error, FromWorker, ModelSource, Result, Settings};
+use crate::models::backend::cpu::Cpu;
+use crate::models::language::Language;
+use crate::models::network::{Decoder, DecoderSpec};
+use crate::models::weights::{Files, Tensors, check_memory};
+use crate::models::{Embedded, card};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+/// How often a load tells how far it is.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
+/// Tokens of keys and values that must fit beside the weights before a load begins: one long prompt.
+const CACHE_TOKENS: usize = 4096;
+/// Activations, angles and what the process itself takes.
+const WORKING_BYTES: u64 = 48 << 20;
+
+/// Returns when the inbox ends or nobody hears the answers.
+pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, embedded: Option<Embedded>) {
+    let loaded = match inbox.recv() {
+        Ok(ToDecoder::Load { source, settings }) => load(&inbox, &outbox, &source, &settings, embedded),
+        Ok(ToDecoder::Inspect { source, settings }) => {
+            let _ = outbox.send(FromWorker::Loaded(inspect(&source, &settings, embedded)));
+            return;
+        }
+        Ok(ToDecoder::Generate(_) | ToDecoder::Language(_) | ToDecoder::Ping { .. }) => {
+            Err(Error::Internal("a decoder loads first".into()))
+        }
+        Err(_) => return,
+    };
+    let (card, mut batch) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let _ = outbox.send(FromWorker::Loaded(Err(error)));
+            return;
+        }
+    };
+    if outbox.send(FromWorker::Loaded(Ok(card))).is_ok() {
+        // Its only error is that the front is gone.
+        let _ = serve(&inbox, &mut batch);
+    }
+}
+
+/// Waits for work; with work in hand, takes what has arrived and computes the next step.
+fn serve(inbox: &Receiver<ToDecoder>, batch: &mut Batch<Cpu>) -> std::result::Result<(), Gone> {
+    loop {
+        if batch.is_idle() {
+            let Ok(message) = inbox.recv() else { return Ok(()) };
+            batch.take(message)?;
+        }
+        loop {
+            match inbox.try_recv() {
+                Ok(message) => batch.take(message)?,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+        batch.step()?;
+    }
+}
+
+fn inspect(source: &ModelSource, settings: &Settings, embedded: Option<Embedded>) -> Result<Card> {
+    let files = Files::open(source, embedded)?;
+    let spec = DecoderSpec::parse(&files.config)?;
+    let tensors = Tensors::open(&files)?;
+    tensors.expect(&spec.parameters())?;
+    Ok(card(&files, &tensors, &spec, &Language::open(&files, &spec)?, settings))
+}
+
+fn load(
+    inbox: &Receiver<ToDecoder>,
+    outbox: &Outbox,
+    source: &ModelSource,
+    settings: &Settings,
+    embedded: Option<Embedded>,
+) -> Result<(Card, Batch<Cpu>)> {
+    let files = Files::open(source, embedded)?;
+    let spec = DecoderSpec::parse(&files.config)?;
+    let bytes = files.weight_bytes();
+    check_memory(bytes + spec.cache_bytes(CACHE_TOKENS.min(spec.context)) + WORKING_BYTES)?;
+    let tensors = Tensors::open(&files)?;
+    let backend = Cpu::new(&spec, settings.threads as usize, settings.activations)?;
+    let mut told = Instant::now();
+    let mut progress = |done: u64, total: u64| {
+        if told.elapsed() >= PROGRESS_PERIOD {
+            told = Instant::now();
+            // In bytes, as the files count them. A front that is gone ends this process.
+            let done = (u128::from(bytes) * u128::from(done) / u128::from(total.max(1))) as u64;
+            let _ = outbox.send(FromWorker::Loading { done, total: bytes });
+        }
+    };
+    let decoder = Decoder::load(spec, &tensors, backend, &mut progress)?;
+    // Meanwhile the prompter has read the tokenizer. Requests come only after `Loaded`, so nothing else is sent before.
+    let language = loop {
+        match inbox.recv() {
+            Ok(ToDecoder::Language(language)) => break language?,
+            Ok(ToDecoder::Ping { id }) => drop(outbox.send(FromWorker::Pong { id, status: Default::default() })),
+            Ok(ToDecoder::Load { .. } | ToDecoder::Inspect { .. } | ToDecoder::Generate(_)) | Err(_) => {
+                return Err(Error::Internal("a decoder waits for its tokenizer".into()));
+            }
+        }
+    };
+    let card = card(&files, &tensors, &decoder.spec, &language, settings);
+    Ok((card, Batch::new(decoder, Arc::clone(&language), settings.cache_bytes as usize, outbox.clone())))
+}

@@ -1,0 +1,112 @@
+//! A worker as a process: frames come from its stdin and go to a private copy of its stdout.
+
+use super::{Gone, Outbox, run, said};
+use crate::actors::{FromWorker, ToWorker, frame};
+use crate::models::Embedded;
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Write},
+    iter,
+    os::fd::AsFd,
+    panic, process,
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+/// The process of a worker. It ends with its stdin, which is when the front has closed it or is gone.
+pub fn over_pipe(embedded: Option<Embedded>) -> ! {
+    tell_panics_without_prompts();
+    let (stdin, stdout) = match private_descriptors() {
+        Ok(files) => files,
+        Err(error) => {
+            tracing::error!(%error, "a worker needs stdin and stdout");
+            process::exit(1)
+        }
+    };
+    let inbox = frames(BufReader::new(stdin), |code| process::exit(code));
+    run(inbox, outbox(stdout), embedded);
+    unreachable!("the inbox ends with the process")
+}
+
+/// From here on a stray print goes to stderr and can't break the framing.
+fn private_descriptors() -> io::Result<(File, File)> {
+    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok((stdin.into(), stdout.into()))
+}
+
+/// Frames until the end, which is told with the process's exit status.
+fn frames(mut input: impl Read, end: impl Fn(i32)) -> impl Iterator<Item = ToWorker> {
+    iter::from_fn(move || match frame::read(&mut input) {
+        Ok(Some(message)) => Some(message),
+        Ok(None) => {
+            end(0);
+            None
+        }
+        Err(error) => {
+            tracing::error!(%error, "the front can't be understood");
+            end(1);
+            None
+        }
+    })
+}
+
+/// Every message is one write, so threads take turns by whole frames.
+fn outbox(output: impl Write + Send + 'static) -> Outbox {
+    let output = Mutex::new(output);
+    Outbox::new(move |message: FromWorker| {
+        let frame = frame::encode(&message).map_err(|error| {
+            tracing::error!(%error, "a message that can't be sent");
+            Gone
+        })?;
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+        output.write_all(&frame).and_then(|()| output.flush()).map_err(|_| Gone)
+    })
+}
+
+/// The default hook prints the message, and a formatted one may quote a prompt.
+fn tell_panics_without_prompts() {
+    panic::set_hook(Box::new(|info| {
+        let thread = thread::current();
+        let (name, said) = (thread.name().unwrap_or("a thread"), said(info.payload()));
+        let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
+        tracing::error!("{name} panicked{place}{said}");
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{cell::Cell, io::pipe};
+
+    #[test]
+    fn frames_end_with_their_input_and_say_whether_it_was_broken() {
+        let mut input = frame::encode(&ToWorker::Ping { id: 1 }).unwrap();
+        let status = Cell::new(None);
+        assert_eq!(frames(&input[..], |code| status.set(Some(code))).collect::<Vec<_>>(), [ToWorker::Ping { id: 1 }]);
+        assert_eq!(status.get(), Some(0));
+        input.extend_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(frames(&input[..], |code| status.set(Some(code))).count(), 1);
+        assert_eq!(status.get(), Some(1));
+    }
+
+    #[test]
+    fn an_outbox_writes_whole_frames_from_many_threads_and_knows_when_its_reader_is_gone() {
+        let (mut reader, writer) = pipe().unwrap();
+        let outbox = outbox(writer);
+        thread::scope(|scope| {
+            for id in 0..4 {
+                let outbox = outbox.clone();
+                // Longer than a pipe holds, so that writers wait in the middle of a frame.
+                scope.spawn(move || outbox.send(FromWorker::Broken { cause: id.to_string().repeat(200_000) }));
+            }
+            for _ in 0..4 {
+                let Ok(Some(FromWorker::Broken { cause })) = frame::read(&mut reader) else { panic!("four frames were written") };
+                assert!(cause.len() == 200_000 && cause.bytes().all(|byte| byte == cause.as_bytes()[0]));
+            }
+        });
+        drop(reader);
+        assert_eq!(outbox.send(FromWorker::Hello { wire: 1 }), Err(Gone));
+    }
+}

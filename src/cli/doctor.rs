@@ -1,0 +1,123 @@
+//! `doctor`: what this machine has, what the model is, and what is wrong, in a sentence each.
+
+use super::Models;
+use clap::Args;
+use souffleur::actors::{Embedded, FimOrder, ModelSource, Runtime};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+#[derive(Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    models: Models,
+}
+
+pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitCode> {
+    let config = arguments.models.config(embedded)?;
+    let models = config.models.clone();
+    let mut report = machine();
+    let mut wrong = wrong_with_machine();
+    let runtime = Runtime::start(config)?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        for model in models {
+            let place = match &model.source {
+                ModelSource::Embedded => "in this program".into(),
+                ModelSource::Folder(folder) => folder.display().to_string(),
+            };
+            let _ = writeln!(report, "model {} ({place})", model.name);
+            let start = Instant::now();
+            match runtime.load(&model.name, |_, _| {}).await {
+                Err(error) => wrong.push(format!("model {}: {error}.", model.name)),
+                Ok(card) => {
+                    let fim = match card.fim {
+                        Some(FimOrder::SuffixPrefixMiddle) => "yes, better with the suffix first",
+                        Some(FimOrder::PrefixSuffixMiddle) => "yes",
+                        None => "no",
+                    };
+                    let eos = card.eos.iter().map(|(_, token)| token.as_str()).collect::<Vec<_>>().join(" ");
+                    let _ = writeln!(
+                        report,
+                        "  network      {}, family {}, {} layers of {}",
+                        card.architecture, card.family, card.layers, card.width
+                    );
+                    let _ = writeln!(
+                        report,
+                        "  weights      {:.1} M parameters, {}, {:.1} MB",
+                        card.parameters as f64 / 1e6,
+                        card.quantization,
+                        card.weight_bytes as f64 / 1e6
+                    );
+                    let _ = writeln!(report, "  context      {} tokens; vocabulary {}; ends with {eos}", card.context, card.vocabulary);
+                    let _ = writeln!(report, "  infill       {fim}");
+                    let _ = writeln!(report, "  backend      {} on {} threads", card.backend, card.threads);
+                    let _ = writeln!(report, "  ready after  {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
+                }
+            }
+        }
+        runtime.shutdown(Duration::ZERO).await;
+    });
+    for sentence in &wrong {
+        let _ = writeln!(report, "wrong: {sentence}");
+    }
+    if wrong.is_empty() {
+        report += "nothing is wrong\n";
+    }
+    std::io::stdout().write_all(report.as_bytes())?;
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn machine() -> String {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut report =
+        format!("souffleur {}\nprocessor {}\n", env!("CARGO_PKG_VERSION"), processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
+    let _ = writeln!(report, "  features     {}", features());
+    let _ = writeln!(report, "  processors   {threads} that this process may use");
+    if let Some((free, all)) = memory() {
+        let _ = writeln!(report, "memory         {free:.1} GB free of {all:.1} GB");
+    }
+    report
+}
+
+fn processor() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let name = info.lines().find(|line| line.starts_with("model name"))?;
+    Some(name.split_once(':')?.1.trim().to_owned())
+}
+
+/// What the kernels may use of this processor, and what they would like to.
+fn features() -> String {
+    #[cfg(target_arch = "x86_64")]
+    let all = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let all: [(&str, bool); 0] = [];
+    let has: Vec<&str> = all.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
+    if has.is_empty() { "none that the kernels use".into() } else { has.join(" ") }
+}
+
+/// Free and all memory in GB, where the system tells.
+fn memory() -> Option<(f64, f64)> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let gb = |key: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(line.trim().trim_end_matches("kB").trim().parse::<f64>().ok()? / 1e6)
+    };
+    Some((gb("MemAvailable:")?, gb("MemTotal:")?))
+}
+
+fn wrong_with_machine() -> Vec<String> {
+    let mut wrong = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")) {
+        wrong.push("this processor lacks AVX2, FMA or F16C, so the slow reference kernels run.".to_owned());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    wrong.push("there are no fast kernels for this processor yet, so the slow reference kernels run.".to_owned());
+    wrong
+}

@@ -1,0 +1,137 @@
+//! The command line: what may be asked, and how it becomes a `Config`.
+
+pub(crate) mod complete;
+pub(crate) mod doctor;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use souffleur::actors::{Activations, Embedded, ModelSource, Settings};
+use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Whispers the next lines of code, from a model on this machine.
+///
+/// Everything works with the embedded model and no network. Try:
+///
+///   souffleur complete src/main.rs:12     the rest of line 12, in the terminal
+///   souffleur stdio                       JSON-RPC for an editor, on stdin and stdout
+///   souffleur serve                       JSON-RPC for pages and tools, on a WebSocket
+///   souffleur doctor                      what this machine has, and what is wrong
+#[derive(Parser)]
+#[command(version, verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) log: Log,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Complete a file at a place and print the text
+    Complete(complete::Complete),
+    /// Say what this machine has, what the model is, and what is wrong
+    Doctor(doctor::Doctor),
+    /// Run one model for a front process, which starts this itself
+    #[command(hide = true)]
+    Worker,
+}
+
+#[derive(Args)]
+pub(crate) struct Log {
+    /// What to log to stderr: error, warn, info, debug, or a filter such as souffleur=debug; prompts never are
+    #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", default_value = "warn", global = true)]
+    filter: String,
+    /// How to write the log
+    #[arg(long = "log-format", value_enum, default_value_t = LogFormat::Text, global = true)]
+    format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Logs go to stderr, because stdout is the protocol's.
+pub(crate) fn log(log: &Log) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&log.filter).unwrap_or_else(|error| {
+        eprintln!("souffleur: --log {:?} is not a filter ({error}); logging warnings", log.filter);
+        tracing_subscriber::EnvFilter::new("warn")
+    });
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Models {
+    /// A model: `embedded`, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several, the first is the default
+    #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
+    models: Vec<String>,
+    /// Threads that compute; 0 takes one for each processor
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: u32,
+    /// What activations are while they meet quantized weights: f32 is slower and exact
+    #[arg(long, value_enum, default_value_t = Precision::Int8)]
+    activations: Precision,
+    /// MiB of memory for caches of texts that ended, so that the next one starts where they agree; 0 keeps none
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    cache: u32,
+    /// End a model's worker when it was idle for this many minutes; 0 keeps it
+    #[arg(long, value_name = "MINUTES", default_value_t = 0)]
+    keep_alive: u32,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    Int8,
+    F32,
+}
+
+impl Models {
+    pub(crate) fn config(&self, embedded: Embedded) -> anyhow::Result<Config> {
+        let mut models: Vec<Model> = Vec::new();
+        for text in &self.models {
+            let model = model(text)?;
+            if models.iter().any(|other| other.name == model.name) {
+                bail!("two models are called {:?}; rename one of the folders", model.name);
+            }
+            models.push(model);
+        }
+        let activations = match self.activations {
+            Precision::Int8 => Activations::Int8,
+            Precision::F32 => Activations::F32,
+        };
+        Ok(Config {
+            models,
+            embedded: Some(embedded),
+            isolation: Isolation::Process { program: program()? },
+            settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
+            limits: Limits::default(),
+            restarts: RestartLimit::default(),
+            keep_alive: (self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)),
+        })
+    }
+}
+
+/// Requests name a folder by its last part, so that no path ever comes over the network.
+fn model(text: &str) -> anyhow::Result<Model> {
+    if text == "embedded" {
+        return Ok(Model { name: text.into(), source: ModelSource::Embedded });
+    }
+    let folder = Path::new(text).canonicalize().with_context(|| format!("model {text:?} is neither `embedded` nor a folder"))?;
+    if !folder.is_dir() {
+        bail!("model {text:?} is not a folder; name the folder that holds config.json, tokenizer.json and *.safetensors");
+    }
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(Model { name, source: ModelSource::Folder(folder) })
+}
+
+/// This very program, also when the file it was started from has been replaced since.
+fn program() -> anyhow::Result<PathBuf> {
+    if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe().context("where this program is") }
+}

@@ -1,0 +1,87 @@
+//! Keys and values of one sequence, in chunks of 256 positions that forks share.
+//!
+//! ```text
+//! chunk = [layer][kv head] { keys [block of 8 positions][dimension][8], values [position][dimension] }
+//! ```
+//!
+//! Keys lie dimension by dimension for eight positions, so that eight scores grow in eight lanes. Positions
+//! that were never written are zero, and those beyond a sequence's length are finite and masked.
+
+use super::buffer::Buffer;
+use std::sync::Arc;
+
+/// Positions of a chunk. Attention is summed chunk by chunk at absolute positions, so it must not depend on the step.
+pub(super) const CHUNK: usize = 256;
+
+/// Where one layer's keys and values are in a chunk.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) layers: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_size: usize,
+    /// f16 elements; f32 otherwise.
+    pub(super) half: bool,
+}
+
+impl Shape {
+    pub(super) fn element_bytes(self) -> usize {
+        if self.half { 2 } else { 4 }
+    }
+
+    fn head_bytes(self) -> usize {
+        CHUNK * self.head_size * self.element_bytes()
+    }
+
+    fn chunk_bytes(self) -> usize {
+        self.layers * self.kv_heads * 2 * self.head_bytes()
+    }
+
+    /// Byte offsets of the keys and the values of a layer's head.
+    pub(super) fn offsets(self, layer: usize, head: usize) -> (usize, usize) {
+        let keys = (layer * self.kv_heads + head) * 2 * self.head_bytes();
+        (keys, keys + self.head_bytes())
+    }
+}
+
+pub struct Cache {
+    pub(super) shape: Shape,
+    chunks: Vec<Arc<Buffer>>,
+    length: usize,
+}
+
+impl Cache {
+    pub(super) fn new(shape: Shape) -> Self {
+        Self { shape, chunks: Vec::new(), length: 0 }
+    }
+
+    /// Full chunks are shared; the last, partly filled one is copied when either side next writes to it.
+    pub(super) fn fork(&self, length: usize) -> Self {
+        assert!(length <= self.length, "a fork can't be longer than its origin");
+        Self { shape: self.shape, chunks: self.chunks[..length.div_ceil(CHUNK)].to_vec(), length }
+    }
+
+    pub(super) fn truncate(&mut self, length: usize) {
+        assert!(length <= self.length, "truncating can't lengthen");
+        self.chunks.truncate(length.div_ceil(CHUNK));
+        self.length = length;
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.chunks.len() * self.shape.chunk_bytes()
+    }
+
+    /// Makes `count` positions from `position` on writable: allocates what is missing, copies what is shared.
+    pub(super) fn reserve(&mut self, position: usize, count: usize) {
+        assert_eq!(position, self.length, "a span goes on where its cache ends");
+        self.length = position + count;
+        self.chunks.resize_with(self.length.div_ceil(CHUNK), || Arc::new(Buffer::zeroed(self.shape.chunk_bytes())));
+        for chunk in &mut self.chunks[position / CHUNK..] {
+            Arc::make_mut(chunk);
+        }
+    }
+
+    /// The chunks by pointer. Those that `reserve` made writable are this cache's alone.
+    pub(super) fn pointers(&self) -> Vec<*mut u8> {
+        self.chunks.iter().map(|chunk| chunk.as_ptr()).collect()
+    }
+}

@@ -1,0 +1,151 @@
+//! AVX2 with FMA and F16C: every x86-64 processor since 2013 (Haswell) and 2015 (Excavator).
+
+use super::Isa;
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx2;
+
+// SAFETY of every block: the trait's contract — the processor has AVX2, FMA and F16C, pointers reach their lanes.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+impl Isa for Avx2 {
+    type F = __m256;
+    type I = __m256i;
+    type B = __m256i;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256 {
+        unsafe { _mm256_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m256 {
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m256 {
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: __m256) {
+        unsafe { _mm256_storeu_ps(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, x: __m256) {
+        unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+    #[inline(always)]
+    unsafe fn add(x: __m256, y: __m256) -> __m256 {
+        unsafe { _mm256_add_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn sub(x: __m256, y: __m256) -> __m256 {
+        unsafe { _mm256_sub_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn mul(x: __m256, y: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn div(x: __m256, y: __m256) -> __m256 {
+        unsafe { _mm256_div_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn max(x: __m256, y: __m256) -> __m256 {
+        unsafe { _mm256_max_ps(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn abs(x: __m256) -> __m256 {
+        unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), x) }
+    }
+    #[inline(always)]
+    unsafe fn fma(x: __m256, y: __m256, z: __m256) -> __m256 {
+        unsafe { _mm256_fmadd_ps(x, y, z) }
+    }
+    #[inline(always)]
+    unsafe fn less(x: __m256, y: __m256, a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_blendv_ps(b, a, _mm256_cmp_ps::<_CMP_LT_OQ>(x, y)) }
+    }
+    #[inline(always)]
+    unsafe fn round(x: __m256) -> __m256 {
+        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+    }
+    #[inline(always)]
+    unsafe fn exp2_whole(x: __m256) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127)))) }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(x: __m256i) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_i32(x: __m256i, y: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(x, y) }
+    }
+    #[inline(always)]
+    unsafe fn zero_i32() -> __m256i {
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> __m256i {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(x: __m256i) -> (__m256i, __m256i) {
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            (_mm256_and_si256(x, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn lane_byte<const SIGNED: bool>(x: __m256i, which: usize) -> __m256 {
+        unsafe {
+            let number = if SIGNED {
+                _mm256_srai_epi32::<24>(_mm256_sll_epi32(x, _mm_cvtsi32_si128(24 - 8 * which as i32)))
+            } else {
+                _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(8 * which as i32)), _mm256_set1_epi32(255))
+            };
+            _mm256_cvtepi32_ps(number)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot<const SIGNED: bool>(w: &[__m256i; 8], x: *const i8) -> __m256i {
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            if SIGNED {
+                // |w| <= 128 and |x| <= 127: a pair is at most 32512, so maddubs can't saturate.
+                let mut sums = _mm256_setzero_si256();
+                for (step, w) in w.iter().enumerate() {
+                    let x = _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned());
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w));
+                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
+                }
+                sums
+            } else {
+                // Eight pairs of at most 2 * 15 * 127 stay below 32767.
+                let mut pairs = _mm256_setzero_si256();
+                for (step, w) in w.iter().enumerate() {
+                    let x = _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned());
+                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, x));
+                }
+                _mm256_madd_epi16(pairs, ones)
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: __m256) {
+        unsafe {
+            let words = _mm256_cvtps_epi32(x);
+            let halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(halves, halves));
+        }
+    }
+}

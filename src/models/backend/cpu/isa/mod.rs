@@ -1,0 +1,108 @@
+//! Eight lanes: what a kernel needs of an instruction set.
+//!
+//! Kernels are written once, over this trait, and compiled once per instruction set inside a function that
+//! enables it (see `kernels.rs`), so that every method here inlines. The scalar implementation does the same
+//! operations in the same order and gives the same bits: it is the reference that the others are tested by.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+pub(super) use scalar::Scalar;
+
+/// Lanes of `F` and `I`: the rows of a slab.
+pub(super) const LANES: usize = 8;
+/// Inputs of one unit: what eight `B` vectors hold for eight rows.
+pub(super) const UNIT: usize = 32;
+
+/// # Safety
+/// Of every method: the processor has the instruction set, and pointers are valid for the lanes they reach
+/// (eight f32, eight 16-bit numbers, 32 bytes); none needs alignment.
+pub(super) trait Isa {
+    /// Eight f32.
+    type F: Copy;
+    /// Eight i32.
+    type I: Copy;
+    /// 32 bytes: four inputs of eight rows.
+    type B: Copy;
+
+    unsafe fn zero() -> Self::F;
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// Rounds to nearest even.
+    unsafe fn store_f16(p: *mut u16, x: Self::F);
+    unsafe fn add(x: Self::F, y: Self::F) -> Self::F;
+    unsafe fn sub(x: Self::F, y: Self::F) -> Self::F;
+    unsafe fn mul(x: Self::F, y: Self::F) -> Self::F;
+    unsafe fn div(x: Self::F, y: Self::F) -> Self::F;
+    unsafe fn max(x: Self::F, y: Self::F) -> Self::F;
+    unsafe fn abs(x: Self::F) -> Self::F;
+    /// `x * y + z`, rounded once.
+    unsafe fn fma(x: Self::F, y: Self::F, z: Self::F) -> Self::F;
+    /// Lane by lane `if x < y { a } else { b }`.
+    unsafe fn less(x: Self::F, y: Self::F, a: Self::F, b: Self::F) -> Self::F;
+    /// Rounds to the nearest whole number, even on ties.
+    unsafe fn round(x: Self::F) -> Self::F;
+    /// `2^x` of whole numbers in -126..=127.
+    unsafe fn exp2_whole(x: Self::F) -> Self::F;
+    unsafe fn to_f32(x: Self::I) -> Self::F;
+
+    unsafe fn add_i32(x: Self::I, y: Self::I) -> Self::I;
+    unsafe fn zero_i32() -> Self::I;
+    unsafe fn load_bytes(p: *const u8) -> Self::B;
+    /// The low and the high four bits of every byte.
+    unsafe fn nibbles(x: Self::B) -> (Self::B, Self::B);
+    /// Byte `which` (0..4) of every row's four, as a whole number: unsigned, or signed.
+    unsafe fn lane_byte<const SIGNED: bool>(x: Self::B, which: usize) -> Self::F;
+    /// Row by row the dot product of eight vectors with 32 activations in -127..=127.
+    /// Unsigned bytes are at most 15, so that eight products fit 16 bits; signed ones are any.
+    unsafe fn dot<const SIGNED: bool>(w: &[Self::B; 8], x: *const i8) -> Self::I;
+    /// Eight f32 as whole numbers (nearest even) in eight bytes; they are within -127..=127.
+    unsafe fn store_i8(p: *mut i8, x: Self::F);
+}
+
+/// The sum of eight lanes in one fixed order.
+#[inline(always)]
+pub(super) unsafe fn sum<S: Isa>(x: S::F) -> f32 {
+    let mut l = [0f32; LANES];
+    // SAFETY: eight lanes are written to eight floats.
+    unsafe { S::store(l.as_mut_ptr(), x) };
+    ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+}
+
+/// The largest of eight lanes.
+#[inline(always)]
+pub(super) unsafe fn largest<S: Isa>(x: S::F) -> f32 {
+    let mut l = [0f32; LANES];
+    // SAFETY: eight lanes are written to eight floats.
+    unsafe { S::store(l.as_mut_ptr(), x) };
+    l.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+}
+
+/// `e^x` for `x <= 0`, within about 2 units in the last place; 0 below -87, so no denormals.
+/// Cody and Waite's reduction with the Taylor polynomial of degree 7.
+#[inline(always)]
+pub(super) unsafe fn exp<S: Isa>(x: S::F) -> S::F {
+    // SAFETY: registers only.
+    unsafe {
+        let low = S::splat(-87.0);
+        let clamped = S::max(x, low);
+        let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
+        let r = S::fma(n, S::splat(-0.693_359_4), clamped);
+        let r = S::fma(n, S::splat(2.121_944_4e-4), r);
+        let mut p = S::splat(1.0 / 5040.0);
+        p = S::fma(p, r, S::splat(1.0 / 720.0));
+        p = S::fma(p, r, S::splat(1.0 / 120.0));
+        p = S::fma(p, r, S::splat(1.0 / 24.0));
+        p = S::fma(p, r, S::splat(1.0 / 6.0));
+        p = S::fma(p, r, S::splat(0.5));
+        p = S::fma(p, r, S::splat(1.0));
+        p = S::fma(p, r, S::splat(1.0));
+        S::less(x, low, S::zero(), S::mul(p, S::exp2_whole(n)))
+    }
+}

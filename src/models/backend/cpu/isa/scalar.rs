@@ -1,0 +1,120 @@
+//! The reference: plain Rust, any processor.
+
+use super::{Isa, LANES};
+use half::{bf16, f16};
+
+#[derive(Clone, Copy)]
+pub(in super::super) struct Scalar;
+
+type F = [f32; LANES];
+type I = [i32; LANES];
+type B = [u8; 4 * LANES];
+
+fn each(f: impl Fn(usize) -> f32) -> F {
+    std::array::from_fn(f)
+}
+
+impl Isa for Scalar {
+    type F = F;
+    type I = I;
+    type B = B;
+
+    unsafe fn zero() -> F {
+        [0.0; LANES]
+    }
+    unsafe fn splat(x: f32) -> F {
+        [x; LANES]
+    }
+    unsafe fn load(p: *const f32) -> F {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<F>().read_unaligned() }
+    }
+    unsafe fn store(p: *mut f32, x: F) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<F>().write_unaligned(x) }
+    }
+    unsafe fn load_f16(p: *const u16) -> F {
+        // SAFETY: the trait's contract.
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        each(|i| f16::from_bits(bits[i]).to_f32())
+    }
+    unsafe fn load_bf16(p: *const u16) -> F {
+        // SAFETY: the trait's contract.
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        each(|i| bf16::from_bits(bits[i]).to_f32())
+    }
+    unsafe fn store_f16(p: *mut u16, x: F) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits())) }
+    }
+    unsafe fn add(x: F, y: F) -> F {
+        each(|i| x[i] + y[i])
+    }
+    unsafe fn sub(x: F, y: F) -> F {
+        each(|i| x[i] - y[i])
+    }
+    unsafe fn mul(x: F, y: F) -> F {
+        each(|i| x[i] * y[i])
+    }
+    unsafe fn div(x: F, y: F) -> F {
+        each(|i| x[i] / y[i])
+    }
+    unsafe fn max(x: F, y: F) -> F {
+        // As maxps does: the second operand unless the first is larger.
+        each(|i| if x[i] > y[i] { x[i] } else { y[i] })
+    }
+    unsafe fn abs(x: F) -> F {
+        x.map(f32::abs)
+    }
+    unsafe fn fma(x: F, y: F, z: F) -> F {
+        each(|i| x[i].mul_add(y[i], z[i]))
+    }
+    unsafe fn less(x: F, y: F, a: F, b: F) -> F {
+        each(|i| if x[i] < y[i] { a[i] } else { b[i] })
+    }
+    unsafe fn round(x: F) -> F {
+        x.map(f32::round_ties_even)
+    }
+    unsafe fn exp2_whole(x: F) -> F {
+        x.map(|x| f32::from_bits(((x as i32 + 127) << 23) as u32))
+    }
+    unsafe fn to_f32(x: I) -> F {
+        x.map(|x| x as f32)
+    }
+
+    unsafe fn add_i32(x: I, y: I) -> I {
+        std::array::from_fn(|i| x[i] + y[i])
+    }
+    unsafe fn zero_i32() -> I {
+        [0; LANES]
+    }
+    unsafe fn load_bytes(p: *const u8) -> B {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<B>().read_unaligned() }
+    }
+    unsafe fn nibbles(x: B) -> (B, B) {
+        (x.map(|b| b & 15), x.map(|b| b >> 4))
+    }
+    unsafe fn lane_byte<const SIGNED: bool>(x: B, which: usize) -> F {
+        each(|i| if SIGNED { f32::from(x[i * 4 + which] as i8) } else { f32::from(x[i * 4 + which]) })
+    }
+    unsafe fn dot<const SIGNED: bool>(w: &[B; 8], x: *const i8) -> I {
+        let mut sums = [0i32; LANES];
+        for (step, bytes) in w.iter().enumerate() {
+            // SAFETY: the trait's contract: 32 activations.
+            let x = unsafe { x.add(step * 4).cast::<[i8; 4]>().read_unaligned() };
+            for (row, sum) in sums.iter_mut().enumerate() {
+                for input in 0..4 {
+                    let byte = bytes[row * 4 + input];
+                    let weight = if SIGNED { i32::from(byte as i8) } else { i32::from(byte) };
+                    *sum += weight * i32::from(x[input]);
+                }
+            }
+        }
+        sums
+    }
+    unsafe fn store_i8(p: *mut i8, x: F) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x.round_ties_even() as i8)) }
+    }
+}

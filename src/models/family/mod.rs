@@ -1,0 +1,39 @@
+//! A family is data: how to talk to a kind of model, where its own files don't say.
+
+mod code;
+mod generic;
+mod souffleur;
+
+use super::FimOrder;
+use super::tokenizer::Tokenizer;
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Family {
+    pub name: &'static str,
+    /// End a text of any kind; those that a vocabulary lacks are skipped.
+    pub eos: &'static [&'static str],
+    /// End the middle of an infill as well.
+    pub infill_eos: &'static [&'static str],
+    pub fim: Option<Fim>,
+}
+
+/// Markers of a fill-in-the-middle prompt.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fim {
+    /// The order that reads better.
+    pub order: FimOrder,
+    pub prefix: &'static str,
+    pub suffix: &'static str,
+    pub middle: &'static str,
+    pub repository: &'static str,
+    pub file: &'static str,
+}
+
+/// The first rule that fits: the model's name, then the markers in its vocabulary.
+pub fn detect(name: &str, tokenizer: &Tokenizer) -> &'static Family {
+    if name.to_lowercase().contains("souffleur") {
+        return &souffleur::FAMILY;
+    }
+    let has = |fim: &Fim| [fim.prefix, fim.suffix, fim.middle].iter().all(|marker| tokenizer.control(marker).is_some());
+    if code::FAMILY.fim.as_ref().is_some_and(has) { &code::FAMILY } else { &generic::FAMILY }
+}

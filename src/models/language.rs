@@ -1,0 +1,77 @@
+//! How one model reads and writes: its tokenizer, its family, what ends its texts and how much it can read.
+
+use super::family::{self, Family};
+use super::network::{DecoderSpec, eos_ids};
+use super::tokenizer::Tokenizer;
+use super::weights::Files;
+use super::{Error, Prompt, Result, prompt};
+use std::collections::BTreeSet;
+
+pub struct Language {
+    pub tokenizer: Tokenizer,
+    pub family: &'static Family,
+    /// End an infill: what ends every text, and the markers of what comes after a middle.
+    infill_ends: BTreeSet<u32>,
+    context: usize,
+    vocabulary: usize,
+}
+
+impl Language {
+    pub fn open(files: &Files, spec: &DecoderSpec) -> Result<Self> {
+        let mut tokenizer = Tokenizer::parse(&files.tokenizer, files.tokenizer_config.as_deref())?;
+        let family = family::detect(&files.name, &tokenizer);
+        // The union of what all say: a model's files often forget one of its ends.
+        for &id in spec.eos.iter().chain(&generation_eos(files)?) {
+            tokenizer.add_eos_id(id);
+        }
+        for token in family.eos {
+            tokenizer.add_eos_token(token);
+        }
+        let markers = family.infill_eos.iter().filter_map(|token| tokenizer.control(token));
+        let infill_ends = markers.chain(tokenizer.eos().iter().copied()).collect();
+        Ok(Self { tokenizer, family, infill_ends, context: spec.context, vocabulary: spec.vocabulary })
+    }
+
+    /// The tokens of a prompt, at least one, with room for an answer behind them.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        let mut tokens = prompt::encode(&prompt::render(prompt, self.family)?, &self.tokenizer)?;
+        if tokens.is_empty() {
+            // Nothing said is the start of a text, and in training that stood behind the end of another.
+            let start = self.tokenizer.eos().first().copied();
+            tokens.push(start.ok_or_else(|| Error::Parameter { name: "prompt".into(), reason: "is empty".into() })?);
+        }
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= self.vocabulary) {
+            return Err(Error::file(
+                "tokenizer.json",
+                "vocab",
+                format!("token {id} is beyond the network's vocabulary of {}", self.vocabulary),
+            ));
+        }
+        if tokens.len() >= self.context {
+            return Err(Error::ContextOverflow { needed: tokens.len() as u64, limit: self.context as u64 });
+        }
+        Ok(tokens)
+    }
+
+    /// The tokens that end an answer to this prompt.
+    pub fn ends(&self, prompt: &Prompt) -> &BTreeSet<u32> {
+        match prompt {
+            Prompt::Infill { .. } => &self.infill_ends,
+            Prompt::Text(_) | Prompt::Chat { .. } => self.tokenizer.eos(),
+        }
+    }
+
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+}
+
+fn generation_eos(files: &Files) -> Result<Vec<u32>> {
+    let Some(bytes) = &files.generation_config else { return Ok(Vec::new()) };
+    let config = serde_json::from_slice(bytes).map_err(|e| Error::file("generation_config.json", "json", e))?;
+    Ok(eos_ids(&config))
+}

@@ -1,0 +1,120 @@
+//! The one decoder that runs every `DecoderSpec`.
+
+use super::DecoderSpec;
+use crate::models::backend::{Backend, Norm, Span};
+use crate::models::weights::{Parameter, Tensors};
+use crate::models::{Error, Result};
+
+struct Layer<B: Backend> {
+    attention_norm: Norm<B>,
+    qkv: [B::Matrix; 3],
+    output: B::Matrix,
+    mlp_norm: Norm<B>,
+    gate: B::Matrix,
+    up: B::Matrix,
+    down: B::Matrix,
+}
+
+/// A network with its weights on a backend.
+pub struct Decoder<B: Backend> {
+    pub backend: B,
+    pub spec: DecoderSpec,
+    embedding: B::Matrix,
+    layers: Vec<Layer<B>>,
+    norm: Norm<B>,
+    /// `None`: tied to the embedding.
+    head: Option<B::Matrix>,
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Loads every parameter; `progress` hears parameters done and in all.
+    pub fn load(spec: DecoderSpec, tensors: &Tensors<'_>, backend: B, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
+        let parameters = spec.parameters();
+        tensors.expect(&parameters)?;
+        let total = parameters.iter().map(Parameter::elements).sum();
+        let mut load = Load { spec: &spec, tensors, backend, done: 0, total, progress };
+        let names = spec.names.clone();
+        let embedding = load.matrix(names.embedding.into(), spec.vocabulary, spec.width)?;
+        let (q, kv) = (spec.heads * spec.head_size, spec.kv_heads * spec.head_size);
+        let mut layers = Vec::with_capacity(spec.layers);
+        for index in 0..spec.layers {
+            let at = |name: &str| spec.layer_name(index, name);
+            layers.push(Layer {
+                attention_norm: load.norm(at(names.attention_norm))?,
+                qkv: [
+                    load.matrix(at(names.qkv[0]), q, spec.width)?,
+                    load.matrix(at(names.qkv[1]), kv, spec.width)?,
+                    load.matrix(at(names.qkv[2]), kv, spec.width)?,
+                ],
+                output: load.matrix(at(names.output), spec.width, q)?,
+                mlp_norm: load.norm(at(names.mlp_norm))?,
+                gate: load.matrix(at(names.gate), spec.hidden, spec.width)?,
+                up: load.matrix(at(names.up), spec.hidden, spec.width)?,
+                down: load.matrix(at(names.down), spec.width, spec.hidden)?,
+            });
+        }
+        let norm = load.norm(names.norm.into())?;
+        let head = if spec.tied { None } else { Some(load.matrix(names.head.into(), spec.vocabulary, spec.width)?) };
+        let backend = load.backend;
+        Ok(Self { backend, embedding, layers, norm, head, spec })
+    }
+
+    /// Runs every span's new tokens and returns the logits of the chosen rows, `[rows.len(), vocabulary]`.
+    pub fn step(&mut self, spans: &mut [Span<'_, B::Cache>], rows: &[usize]) -> B::Tensor {
+        let backend = &mut self.backend;
+        let mut x = backend.embed(&self.embedding, spans);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let normed = backend.norm(&x, &layer.attention_norm);
+            let [q, k, v] = &layer.qkv;
+            let qkv = backend.project(&normed, &[q, k, v]).try_into().ok().expect("three in, three out");
+            let attended = backend.attend(qkv, index, &self.spec, spans);
+            let y = one(backend.project(&attended, &[&layer.output]));
+            x = backend.add(x, y);
+
+            let normed = backend.norm(&x, &layer.mlp_norm);
+            let [gate, up] = backend.project(&normed, &[&layer.gate, &layer.up]).try_into().ok().expect("two in, two out");
+            let hidden = backend.gate(gate, up);
+            let y = one(backend.project(&hidden, &[&layer.down]));
+            x = backend.add(x, y);
+        }
+        let chosen = backend.select(x, rows);
+        let normed = backend.norm(&chosen, &self.norm);
+        one(backend.project(&normed, &[self.head.as_ref().unwrap_or(&self.embedding)]))
+    }
+}
+
+fn one<T>(mut list: Vec<T>) -> T {
+    list.pop().expect("one in, one out")
+}
+
+struct Load<'a, B> {
+    spec: &'a DecoderSpec,
+    tensors: &'a Tensors<'a>,
+    backend: B,
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl<B: Backend> Load<'_, B> {
+    fn matrix(&mut self, base: String, rows: usize, columns: usize) -> Result<B::Matrix> {
+        let matrix = self.tensors.matrix(&base, rows, columns, self.spec.quantization(&base))?;
+        let weight = self.backend.matrix(&matrix).map_err(|e| match e {
+            Error::Unsupported(reason) => Error::file("*.safetensors", format!("{base}.weight"), reason),
+            other => other,
+        })?;
+        self.report((rows * columns) as u64);
+        Ok(weight)
+    }
+
+    fn norm(&mut self, name: String) -> Result<Norm<B>> {
+        let weight = self.tensors.vector(&name, self.spec.width)?;
+        self.report(weight.len() as u64);
+        Ok(Norm { weight: self.backend.vector(weight)?, epsilon: self.spec.norm_epsilon })
+    }
+
+    fn report(&mut self, parameters: u64) {
+        self.done += parameters;
+        (self.progress)(self.done, self.total);
+    }
+}

@@ -1,0 +1,128 @@
+//! A prompt's structure to tokens: fill-in-the-middle markers and comment-style system prompts.
+
+use super::family::{Family, Fim};
+use super::tokenizer::Tokenizer;
+use super::{Error, File, FimOrder, Message, Prompt, Result, Role};
+use std::borrow::Cow;
+
+/// One part of a prompt: text, which is only ever text, or a control token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part<'a> {
+    Text(Cow<'a, str>),
+    Control(&'static str),
+}
+
+/// The prompt's parts in their order.
+pub fn render<'a>(prompt: &'a Prompt, family: &Family) -> Result<Vec<Part<'a>>> {
+    match prompt {
+        Prompt::Text(text) => Ok(vec![Part::Text(text.into())]),
+        Prompt::Chat { messages, language } => Ok(vec![Part::Text(comment_style(messages, language.as_deref()).into())]),
+        Prompt::Infill { prefix, suffix, path, repository, files, order } => {
+            let fim = family
+                .fim
+                .as_ref()
+                .ok_or_else(|| Error::Unsupported(format!("models of the family {:?} have no fill-in-the-middle markers", family.name)))?;
+            let mut parts = context(fim, repository.as_deref(), files);
+            if let Some(path) = path {
+                parts.extend([Part::Control(fim.file), Part::Text(format!("{path}\n").into())]);
+            }
+            let (prefix, suffix) = (Part::Text(prefix.into()), Part::Text(suffix.into()));
+            parts.extend(match order.unwrap_or(fim.order) {
+                FimOrder::PrefixSuffixMiddle => {
+                    [Part::Control(fim.prefix), prefix, Part::Control(fim.suffix), suffix, Part::Control(fim.middle)]
+                }
+                FimOrder::SuffixPrefixMiddle => {
+                    [Part::Control(fim.prefix), Part::Control(fim.suffix), suffix, Part::Control(fim.middle), prefix]
+                }
+            });
+            Ok(parts)
+        }
+    }
+}
+
+/// Other files of the project, as code models are trained to read them.
+fn context<'a>(fim: &Fim, repository: Option<&str>, files: &'a [File]) -> Vec<Part<'a>> {
+    let mut parts = Vec::new();
+    if let Some(name) = repository {
+        parts.extend([Part::Control(fim.repository), Part::Text(format!("{name}\n").into())]);
+    }
+    for File { path, text } in files {
+        parts.extend([Part::Control(fim.file), Part::Text(format!("{path}\n{text}\n").into())]);
+    }
+    parts
+}
+
+/// The tokens of a prompt's parts; each text part is encoded apart.
+pub fn encode(parts: &[Part<'_>], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut tokens: Vec<u32> = tokenizer.bos().into_iter().collect();
+    for part in parts {
+        match part {
+            Part::Text(text) => tokens.extend(tokenizer.encode(text)?),
+            Part::Control(name) => {
+                let id =
+                    tokenizer.control(name).ok_or_else(|| Error::file("tokenizer.json", *name, "this marker is not in the vocabulary"))?;
+                tokens.push(id);
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+/// `# System: {system}\n\n{user}` in the language's comment syntax; further turns follow, a blank line apart.
+fn comment_style(messages: &[Message], language: Option<&str>) -> String {
+    let (open, close) = comment_syntax(language.unwrap_or(""));
+    let turn = |message: &Message| match message.role {
+        Role::User | Role::Assistant => message.content.clone(),
+        Role::System => {
+            let comment = |(i, line): (usize, &str)| format!("{open} {}{line}{close}", if i == 0 { "System: " } else { "" });
+            message.content.split('\n').enumerate().map(comment).collect::<Vec<_>>().join("\n")
+        }
+    };
+    messages.iter().map(turn).collect::<Vec<_>>().join("\n\n")
+}
+
+/// What opens and closes a comment; `#` where the language is not known.
+fn comment_syntax(language: &str) -> (&'static str, &'static str) {
+    match language.to_lowercase().as_str() {
+        "c" | "cpp" | "c++" | "csharp" | "c#" | "dart" | "go" | "java" | "javascript" | "javascriptreact" | "js" | "jsx" | "kotlin"
+        | "objective-c" | "php" | "proto" | "rust" | "scala" | "scss" | "swift" | "ts" | "tsx" | "typescript" | "typescriptreact"
+        | "zig" => ("//", ""),
+        "ada" | "elm" | "haskell" | "lua" | "sql" | "vhdl" => ("--", ""),
+        "clojure" | "elisp" | "emacs-lisp" | "ini" | "lisp" | "racket" | "scheme" => (";", ""),
+        "erlang" | "latex" | "matlab" | "prolog" | "tex" => ("%", ""),
+        "css" => ("/*", " */"),
+        "html" | "markdown" | "svelte" | "vue" | "xml" => ("<!--", " -->"),
+        "ocaml" => ("(*", " *)"),
+        "vim" | "vimscript" => ("\"", ""),
+        _ => ("#", ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(language: Option<&str>, messages: &[(Role, &str)]) -> String {
+        let messages: Vec<_> = messages.iter().map(|&(role, content)| Message { role, content: content.into() }).collect();
+        comment_style(&messages, language)
+    }
+
+    #[test]
+    fn a_system_prompt_is_a_comment_in_the_languages_syntax() {
+        let messages = [(Role::System, "be brief"), (Role::User, "def f():")];
+        assert_eq!(chat(None, &messages), "# System: be brief\n\ndef f():");
+        assert_eq!(chat(Some("Rust"), &messages), "// System: be brief\n\ndef f():");
+        assert_eq!(chat(Some("html"), &messages), "<!-- System: be brief -->\n\ndef f():");
+        assert_eq!(chat(Some("klingon"), &messages), "# System: be brief\n\ndef f():");
+    }
+
+    #[test]
+    fn every_line_of_it_is_a_comment() {
+        assert_eq!(chat(Some("lua"), &[(Role::System, "a\nb"), (Role::User, "x")]), "-- System: a\n-- b\n\nx");
+    }
+
+    #[test]
+    fn without_a_system_prompt_the_user_speaks_alone() {
+        assert_eq!(chat(None, &[(Role::User, "x"), (Role::Assistant, "y"), (Role::User, "z")]), "x\n\ny\n\nz");
+    }
+}

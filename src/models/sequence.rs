@@ -1,0 +1,53 @@
+//! One text in the making: its tokens, how far its cache has them, and when it ends.
+
+use super::language::Language;
+use super::sampler::Sampler;
+use super::stop::{Piece, Stopper};
+use super::{FinishReason, Result};
+
+pub struct Sequence<C> {
+    /// The prompt's and the answer's.
+    pub tokens: Vec<u32>,
+    pub prompt_tokens: usize,
+    /// Tokens whose keys and values are in the cache.
+    pub computed: usize,
+    pub cache: C,
+    pub sampler: Sampler,
+    pub stopper: Stopper,
+    pub tokens_max: usize,
+}
+
+/// What one more token brought.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Grown {
+    pub text: String,
+    pub end: Option<FinishReason>,
+}
+
+impl<C> Sequence<C> {
+    /// Tokens that no step has read yet: what is left of the prompt, or the one to decode.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    pub fn completion_tokens(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+
+    /// Takes a chosen token. `ends` are the tokens that end this text.
+    pub fn grow(&mut self, token: u32, language: &Language, ends: &std::collections::BTreeSet<u32>) -> Result<Grown> {
+        self.tokens.push(token);
+        if ends.contains(&token) {
+            return Ok(Grown { text: self.stopper.finish(), end: Some(FinishReason::Eos) });
+        }
+        let text = match self.stopper.push(&language.tokenizer, token)? {
+            Piece::Stop(text) => return Ok(Grown { text, end: Some(FinishReason::Stop) }),
+            Piece::Text(text) => text,
+        };
+        let full = self.completion_tokens() >= self.tokens_max || self.tokens.len() >= language.context();
+        if full {
+            return Ok(Grown { text: text + &self.stopper.finish(), end: Some(FinishReason::Length) });
+        }
+        Ok(Grown { text, end: None })
+    }
+}

@@ -1,0 +1,127 @@
+//! Text to tokens and back. Text can never become a control token: those come from the prompt's structure only.
+
+use super::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::catch_unwind;
+use tokenizers::{AddedToken, step_decode_stream};
+
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// By text: what structures a prompt or ends a text.
+    control: BTreeMap<String, u32>,
+    control_ids: BTreeSet<u32>,
+    eos: BTreeSet<u32>,
+    /// Put before every prompt when the model's files say so.
+    bos: Option<u32>,
+}
+
+/// Where one sequence's text stands between two tokens.
+#[derive(Default)]
+pub struct Decoding {
+    ids: Vec<u32>,
+    prefix: String,
+    prefix_index: usize,
+}
+
+impl Tokenizer {
+    /// `config` is `tokenizer_config.json`, for its beginning and end of text.
+    pub fn parse(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self> {
+        let fail = |reason: String| Error::file("tokenizer.json", "json", reason);
+        // The crate panics on some files that it should refuse.
+        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(tokenizer)).map_err(|panic| fail(super::panic_text(&*panic)))?;
+        let mut inner = parsed.map_err(|e| fail(e.to_string()))?;
+
+        // Some files list their markers as ordinary added tokens, which any text could then spell.
+        let added = inner.get_added_tokens_decoder();
+        let is_marker = |token: &AddedToken| token.special || (token.content.starts_with('<') && token.content.ends_with('>'));
+        let control: BTreeMap<_, _> =
+            added.iter().filter(|(_, token)| is_marker(token)).map(|(id, token)| (token.content.clone(), *id)).collect();
+        let unmarked: Vec<_> = added
+            .values()
+            .filter(|token| is_marker(token) && !token.special)
+            .map(|token| AddedToken { special: true, ..token.clone() })
+            .collect();
+        inner.add_special_tokens(unmarked).map_err(|e| fail(e.to_string()))?;
+        inner.set_encode_special_tokens(true);
+        let control_ids = control.values().copied().collect();
+        let mut tokenizer = Self { inner, control, control_ids, eos: BTreeSet::new(), bos: None };
+        if let Some(config) = config {
+            tokenizer.read_config(config)?;
+        }
+        Ok(tokenizer)
+    }
+
+    fn read_config(&mut self, config: &[u8]) -> Result<()> {
+        let value: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(config).map_err(|e| Error::file("tokenizer_config.json", "json", e))?;
+        // A token is its text, or an object that holds it.
+        let token = |key: &str| value.get(key).and_then(|token| token.get("content").unwrap_or(token).as_str());
+        if let Some(eos) = token("eos_token") {
+            self.add_eos_token(eos);
+        }
+        if value.get("add_bos_token").and_then(serde_json::Value::as_bool) == Some(true) {
+            self.bos = token("bos_token").and_then(|bos| self.control(bos));
+        }
+        Ok(())
+    }
+
+    /// From now on this token ends a text. A token that the vocabulary lacks is skipped.
+    pub fn add_eos_token(&mut self, token: &str) -> bool {
+        self.control(token).is_some_and(|id| self.eos.insert(id))
+    }
+
+    pub fn add_eos_id(&mut self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some() && self.eos.insert(id)
+    }
+
+    pub fn eos(&self) -> &BTreeSet<u32> {
+        &self.eos
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The id of a control token by its text.
+    pub fn control(&self, token: &str) -> Option<u32> {
+        self.control.get(token).copied()
+    }
+
+    pub fn is_control(&self, id: u32) -> bool {
+        self.control_ids.contains(&id)
+    }
+
+    pub fn control_tokens(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.control.iter().map(|(token, id)| (token.as_str(), *id))
+    }
+
+    /// The tokens of a text; none of them is a control token, whatever the text spells.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::file("tokenizer.json", "encode", e))?;
+        let ids = encoding.get_ids().to_vec();
+        match ids.iter().find(|id| self.is_control(**id)) {
+            Some(id) => Err(Error::Unsupported(format!("the tokenizer makes text into control token {id}"))),
+            None => Ok(ids),
+        }
+    }
+
+    /// The text of tokens, control tokens written out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if let Some(id) = ids.iter().find(|id| self.inner.id_to_token(**id).is_none()) {
+            return Err(Error::Parameter { name: "tokens".into(), reason: format!("{id} is not a token of this model") });
+        }
+        self.inner.decode(ids, false).map_err(|e| Error::file("tokenizer.json", "decode", e))
+    }
+
+    /// How a token is written, if there is such a token.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The text that `token` completes, `None` while a character is unfinished. Control tokens have no text.
+    pub fn step(&self, decoding: &mut Decoding, token: u32) -> Result<Option<String>> {
+        let Decoding { ids, prefix, prefix_index } = decoding;
+        step_decode_stream(&self.inner, vec![token], true, ids, prefix, prefix_index)
+            .map_err(|e| Error::file("tokenizer.json", "decoder", e))
+    }
+}

@@ -1,0 +1,105 @@
+//! Where a model's bytes come from: a folder, memory-mapped, or the binary itself.
+
+use crate::models::{Embedded, Error, ModelSource, Result};
+use memmap2::Mmap;
+use std::borrow::Cow;
+use std::fs::File;
+use std::path::Path;
+
+/// `config.json` and its relatives are kilobytes; a tokenizer is some megabytes. Beyond this a file is not one.
+const JSON_BYTES_MAX: u64 = 64 << 20;
+
+/// The files of one model. Weights are mapped, the others read.
+pub struct Files {
+    pub config: Cow<'static, [u8]>,
+    pub generation_config: Option<Vec<u8>>,
+    pub tokenizer: Cow<'static, [u8]>,
+    pub tokenizer_config: Option<Cow<'static, [u8]>>,
+    /// What the model is called where it lies, for finding its family.
+    pub name: String,
+    weights: Vec<(String, Data)>,
+}
+
+enum Data {
+    Mapped(Mmap),
+    Static(&'static [u8]),
+}
+
+impl Files {
+    pub fn open(source: &ModelSource, embedded: Option<Embedded>) -> Result<Self> {
+        match source {
+            ModelSource::Embedded => {
+                let e = embedded.ok_or_else(|| Error::Unsupported("this program carries no embedded model".into()))?;
+                Ok(Self {
+                    config: Cow::Borrowed(e.config),
+                    generation_config: None,
+                    tokenizer: Cow::Borrowed(e.tokenizer),
+                    tokenizer_config: Some(Cow::Borrowed(e.tokenizer_config)),
+                    name: e.name.into(),
+                    weights: vec![("model.safetensors".into(), Data::Static(e.weights))],
+                })
+            }
+            ModelSource::Folder(folder) => open_folder(folder),
+        }
+    }
+
+    /// File name and bytes of every weights file.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.weights.iter().map(|(name, data)| {
+            let bytes: &[u8] = match data {
+                Data::Mapped(map) => map,
+                Data::Static(bytes) => bytes,
+            };
+            (name.as_str(), bytes)
+        })
+    }
+
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+}
+
+fn open_folder(folder: &Path) -> Result<Files> {
+    let optional = |name: &str| if folder.join(name).exists() { read(folder, name).map(Some) } else { Ok(None) };
+    Ok(Files {
+        config: Cow::Owned(read(folder, "config.json")?),
+        generation_config: optional("generation_config.json")?,
+        tokenizer: Cow::Owned(read(folder, "tokenizer.json")?),
+        tokenizer_config: optional("tokenizer_config.json")?.map(Cow::Owned),
+        name: folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        weights: map_weights(folder)?,
+    })
+}
+
+fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
+    let path = folder.join(name);
+    let fail = |e: std::io::Error| Error::file(name, path.display().to_string(), e);
+    let size = std::fs::metadata(&path).map_err(fail)?.len();
+    if size > JSON_BYTES_MAX {
+        return Err(Error::file(name, "size", format!("{size} bytes, more than the {JSON_BYTES_MAX} such a file may have")));
+    }
+    std::fs::read(&path).map_err(fail)
+}
+
+fn map_weights(folder: &Path) -> Result<Vec<(String, Data)>> {
+    let fail = |e: std::io::Error| Error::file("*.safetensors", folder.display().to_string(), e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(fail)? {
+        let name = entry.map_err(fail)?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") {
+            names.push(name);
+        }
+    }
+    if names.is_empty() {
+        return Err(Error::file("*.safetensors", folder.display().to_string(), "no such file in this folder"));
+    }
+    names.sort();
+    let map = |name: String| {
+        let file = File::open(folder.join(&name)).map_err(|e| Error::file(&*name, "file", e))?;
+        // SAFETY: the map is read-only. Someone who shortens the file while it is mapped can end this process
+        // by a bus error, which is why model files are opened in a worker process only.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::file(&*name, "file", e))?;
+        Ok((name, Data::Mapped(map)))
+    };
+    names.into_iter().map(map).collect()
+}

@@ -1,0 +1,231 @@
+//! The decoder against the reference on the same weights: prompts, tokens and logits (`make.py` says how they were made).
+
+use serde::Deserialize;
+use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::backend::{Backend, Span};
+use souffleur::models::network::{Decoder, DecoderSpec};
+use souffleur::models::tokenizer::Tokenizer;
+use souffleur::models::weights::{Files, Tensors};
+use souffleur::models::{Activations, File, FimOrder, ModelSource, Prompt, family, prompt};
+
+#[derive(Deserialize)]
+struct Goldens {
+    probes: Vec<usize>,
+    prompts: Vec<Golden>,
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    name: String,
+    infill: Option<Infill>,
+    complete: Option<Complete>,
+    ids: Vec<u32>,
+    tokens: Vec<u32>,
+    /// Best id, its logit, second id, its logit.
+    top2: Vec<(usize, f32, usize, f32)>,
+    largest: Vec<f32>,
+    checkpoints: Vec<Checkpoint>,
+}
+
+#[derive(Deserialize)]
+struct Infill {
+    prefix: String,
+    suffix: String,
+    path: Option<String>,
+    repository: Option<String>,
+    #[serde(default)]
+    files: Vec<Context>,
+    order: String,
+}
+
+#[derive(Deserialize)]
+struct Context {
+    path: String,
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Complete {
+    prompt: String,
+}
+
+#[derive(Deserialize)]
+struct Checkpoint {
+    position: usize,
+    logits: Vec<f32>,
+}
+
+fn goldens() -> Goldens {
+    serde_json::from_str(include_str!("embedded.json")).expect("make.py writes this shape")
+}
+
+fn files() -> Files {
+    let assets = concat!(env!("CARGO_MANIFEST_DIR"), "/assets");
+    Files::open(&ModelSource::Folder(assets.into()), None).expect("the embedded model's files")
+}
+
+fn decoder(activations: Activations, threads: usize) -> Decoder<Cpu> {
+    let files = files();
+    let spec = DecoderSpec::parse(&files.config).expect("config.json");
+    let backend = Cpu::new(&spec, threads, activations).expect("a backend for it");
+    Decoder::load(spec, &Tensors::open(&files).expect("weights"), backend, &mut |_, _| {}).expect("the whole network")
+}
+
+/// The logits after every one of the last `wanted` tokens, computed in chunks.
+fn logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize, chunk: usize) -> Vec<Vec<f32>> {
+    let mut cache = decoder.backend.cache(&decoder.spec.clone());
+    let mut all = Vec::new();
+    let mut position = 0;
+    for part in tokens.chunks(chunk) {
+        let first = tokens.len() - wanted;
+        let rows: Vec<usize> = (0..part.len()).filter(|row| position + row >= first).collect();
+        let mut spans = [Span { tokens: part, position, cache: &mut cache }];
+        let tensor = decoder.step(&mut spans, &rows);
+        all.extend(decoder.backend.read(&tensor));
+        position += part.len();
+    }
+    all
+}
+
+/// The logits that chose each of the reference's tokens, when the reference's tokens are read.
+fn forced(decoder: &mut Decoder<Cpu>, golden: &Golden) -> Vec<Vec<f32>> {
+    let tokens: Vec<u32> = golden.ids.iter().chain(&golden.tokens[..golden.tokens.len() - 1]).copied().collect();
+    logits(decoder, &tokens, golden.tokens.len(), 96)
+}
+
+fn argmax(logits: &[f32]) -> usize {
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary")
+}
+
+/// The largest distance from the reference over every logit that it kept.
+fn error(goldens: &Goldens, golden: &Golden, logits: &[Vec<f32>]) -> f32 {
+    let best = golden.top2.iter().zip(logits).flat_map(|(top, logits)| [(logits[top.0] - top.1).abs(), (logits[top.2] - top.3).abs()]);
+    let probes = golden.checkpoints.iter().flat_map(|check| {
+        let logits = &logits[check.position];
+        goldens.probes.iter().zip(&check.logits).map(|(&id, x)| (logits[id] - x).abs())
+    });
+    best.chain(probes).fold(0.0, f32::max)
+}
+
+#[test]
+fn prompts_are_the_references_tokens() {
+    let files = files();
+    let tokenizer = Tokenizer::parse(&files.tokenizer, files.tokenizer_config.as_deref()).expect("tokenizer.json");
+    let family = family::detect("souffleur-46m", &tokenizer);
+    for golden in goldens().prompts {
+        let prompt = match (golden.infill, golden.complete) {
+            (Some(fim), _) => Prompt::Infill {
+                prefix: fim.prefix,
+                suffix: fim.suffix,
+                path: fim.path,
+                repository: fim.repository,
+                files: fim.files.into_iter().map(|file| File { path: file.path, text: file.text }).collect(),
+                order: Some(match fim.order.as_str() {
+                    "prefixSuffixMiddle" => FimOrder::PrefixSuffixMiddle,
+                    "suffixPrefixMiddle" => FimOrder::SuffixPrefixMiddle,
+                    other => panic!("unknown order {other}"),
+                }),
+            },
+            (None, Some(complete)) => Prompt::Text(complete.prompt),
+            (None, None) => panic!("{} asks nothing", golden.name),
+        };
+        let parts = prompt::render(&prompt, family).expect("a prompt");
+        assert_eq!(prompt::encode(&parts, &tokenizer).expect("tokens"), golden.ids, "{}", golden.name);
+    }
+}
+
+#[test]
+fn f32_activations_give_the_references_tokens_and_logits() {
+    let goldens = goldens();
+    let mut decoder = decoder(Activations::F32, 0);
+    let mut worst = 0f32;
+    for golden in &goldens.prompts {
+        let logits = forced(&mut decoder, golden);
+        let error = error(&goldens, golden, &logits);
+        let largest = golden.largest.iter().copied().fold(f32::INFINITY, f32::min);
+        worst = worst.max(error / largest);
+        assert!(error <= 1e-3 * largest, "{}: logits differ by {error} of {largest}", golden.name);
+        let tokens: Vec<u32> = logits.iter().map(|logits| argmax(logits) as u32).collect();
+        assert_eq!(tokens, golden.tokens, "{}", golden.name);
+    }
+    eprintln!("largest deviation of a logit: {worst:.2e} of the largest logit");
+}
+
+#[test]
+fn int8_activations_differ_only_where_the_reference_wavers() {
+    let goldens = goldens();
+    let mut decoder = decoder(Activations::Int8, 0);
+    let (mut flips, mut worst) = (0, 0f32);
+    for golden in &goldens.prompts {
+        let logits = forced(&mut decoder, golden);
+        let error = error(&goldens, golden, &logits);
+        worst = worst.max(error / golden.largest[0]);
+        // Up to its first difference the free-running text reads exactly these tokens.
+        if let Some(position) = (0..golden.tokens.len()).find(|&i| argmax(&logits[i]) as u32 != golden.tokens[i]) {
+            let (_, best, _, second) = golden.top2[position];
+            assert!(
+                best - second <= 2.0 * error,
+                "{}: token {position} differs where the best two are {} apart and the error is {error}",
+                golden.name,
+                best - second
+            );
+            eprintln!("{}: first differs at token {position}, best two {:.3} apart, error {error:.3}", golden.name, best - second);
+            flips += 1;
+        }
+    }
+    eprintln!("{flips} of {} texts differ somewhere; largest deviation {worst:.2e} of the largest logit", goldens.prompts.len());
+}
+
+#[test]
+fn logits_do_not_depend_on_chunks_threads_or_company() {
+    let goldens = goldens();
+    let golden = goldens.prompts.iter().find(|golden| (300..900).contains(&golden.ids.len())).expect("a middling prompt");
+    let tokens = &golden.ids;
+    for activations in [Activations::Int8, Activations::F32] {
+        let mut two = decoder(activations, 2);
+        let alone = logits(&mut two, tokens, 8, 64);
+        for chunk in [1, 7, 150, tokens.len()] {
+            assert_eq!(logits(&mut two, tokens, 8, chunk), alone, "{activations:?} in chunks of {chunk}");
+        }
+        assert_eq!(logits(&mut decoder(activations, 1), tokens, 8, 64), alone, "{activations:?} on one thread");
+        assert_eq!(logits(&mut decoder(activations, 3), tokens, 8, 64), alone, "{activations:?} on three threads");
+        // Beside twelve others of other lengths, one token at a time.
+        let spec = two.spec.clone();
+        let mut caches: Vec<_> = (0..13).map(|_| two.backend.cache(&spec)).collect();
+        let mut last = Vec::new();
+        for position in 0..tokens.len() {
+            let mut spans: Vec<_> = caches
+                .iter_mut()
+                .enumerate()
+                .filter(|(i, _)| position % (i + 1) == 0)
+                .map(|(i, cache)| {
+                    let at = position / (i + 1);
+                    Span { tokens: &tokens[at..=at], position: at, cache }
+                })
+                .collect();
+            let tensor = two.step(&mut spans, &[0]);
+            last = two.backend.read(&tensor);
+        }
+        assert_eq!(last[0], alone[7], "{activations:?} beside others");
+    }
+}
+
+#[test]
+fn a_forked_or_truncated_cache_goes_on_as_a_cold_one() {
+    let goldens = goldens();
+    let golden = goldens.prompts.iter().find(|golden| (300..900).contains(&golden.ids.len())).expect("a middling prompt");
+    let tokens = &golden.ids;
+    let mut decoder = decoder(Activations::Int8, 0);
+    let cold = logits(&mut decoder, tokens, 1, 64).remove(0);
+    let spec = decoder.spec.clone();
+    let mut origin = decoder.backend.cache(&spec);
+    let (keep, other) = (270, vec![42u32; 40]);
+    let start: Vec<u32> = tokens[..keep].iter().chain(&other).copied().collect();
+    decoder.step(&mut [Span { tokens: &start, position: 0, cache: &mut origin }], &[]);
+    let mut fork = decoder.backend.fork(&origin, keep);
+    decoder.backend.truncate(&mut origin, keep);
+    for cache in [&mut origin, &mut fork] {
+        let tensor = decoder.step(&mut [Span { tokens: &tokens[keep..], position: keep, cache }], &[tokens.len() - keep - 1]);
+        assert_eq!(decoder.backend.read(&tensor)[0], cold);
+    }
+}
