@@ -41,7 +41,15 @@ pub(super) struct Peer<'a> {
 
 impl<'a> Peer<'a> {
     pub(super) fn new(api: &'a Api, sender: mpsc::Sender<String>) -> Self {
-        Self { api, sender, calls: HashMap::new(), running: FuturesUnordered::new(), reply: None, lifecycle: Lifecycle::default(), served: 0 }
+        Self {
+            api,
+            sender,
+            calls: HashMap::new(),
+            running: FuturesUnordered::new(),
+            reply: None,
+            lifecycle: Lifecycle::default(),
+            served: 0,
+        }
     }
 
     pub(super) fn forget(&mut self, ended: Vec<CallId>) {

@@ -155,9 +155,6 @@ impl InfillParams {
 
 impl CompleteParams {
     fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, Fault> {
-        if self.prompt.is_empty() {
-            return Err(Fault::parameter("prompt", "there is nothing to go on from"));
-        }
         bounds.text([("prompt", self.prompt.len())])?;
         Ok(Prompt::Text(take(&mut self.prompt)))
     }
