@@ -15,6 +15,8 @@ mod envelope;
 pub mod error;
 pub mod guard;
 mod lifecycle;
+#[cfg(test)]
+mod page;
 mod peer;
 mod respond;
 #[cfg(test)]

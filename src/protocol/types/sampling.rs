@@ -4,6 +4,7 @@ use super::Bounds;
 use crate::actors::Sampling;
 use crate::protocol::error::Fault;
 use serde::Serialize;
+use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive};
 
 /// The largest integer that every JSON implementation keeps exactly.
@@ -78,7 +79,7 @@ fn number(name: &str, asked: Option<f64>, neutral: f32, range: RangeInclusive<f6
 
 pub(super) fn integer<T>(name: &str, asked: Option<u64>, neutral: T, range: RangeInclusive<T>) -> Result<T, Fault>
 where
-    T: TryFrom<u64> + PartialOrd + Display + Copy,
+    T: TryFrom<u64> + PartialOrd + Display + Into<Value> + Copy,
 {
     let Some(asked) = asked else { return Ok(neutral) };
     match T::try_from(asked) {
@@ -87,8 +88,8 @@ where
     }
 }
 
-fn outside<T: Display>(name: &str, asked: impl Display, range: &RangeInclusive<T>) -> Fault {
-    let (min, max) = (range.start().to_string(), range.end().to_string());
+fn outside<T: Display + Into<Value> + Copy>(name: &str, asked: impl Display, range: &RangeInclusive<T>) -> Fault {
+    let (min, max) = (*range.start(), *range.end());
     Fault::parameter(name, format!("{asked} is not from {min} to {max}")).with("minimum", min).with("maximum", max)
 }
 
