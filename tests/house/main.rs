@@ -9,6 +9,7 @@ mod control;
 mod ends;
 mod formats;
 mod life;
+mod replay;
 mod sampling;
 mod streams;
 mod support;
