@@ -13,7 +13,7 @@ const WEIGHTS: &str = "model.safetensors";
 const TERABYTE: u64 = 1 << 40;
 
 /// What a broken folder must be answered with.
-enum Answer {
+enum Expected {
     /// File and field.
     File(&'static str, String),
     Missing(String),
@@ -24,16 +24,16 @@ enum Answer {
 struct Case {
     name: &'static str,
     damage: Box<dyn Fn(&Path)>,
-    told: Answer,
+    expected: Expected,
 }
 
-fn case(name: &'static str, told: Answer, damage: impl Fn(&Path) + 'static) -> Case {
-    Case { name, damage: Box::new(damage), told }
+fn case(name: &'static str, expected: Expected, damage: impl Fn(&Path) + 'static) -> Case {
+    Case { name, damage: Box::new(damage), expected }
 }
 
 /// A key of config.json set to something; `null` takes it away.
 fn config(name: &'static str, key: &'static str, value: Value) -> Case {
-    case(name, Answer::File("config.json", key.into()), move |folder| {
+    case(name, Expected::File("config.json", key.into()), move |folder| {
         let path = folder.join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         config[key] = value.clone();
@@ -69,7 +69,7 @@ fn a_norm() -> String {
 
 fn cases() -> Vec<Case> {
     let norm = a_norm();
-    let file = |file, field: &str| Answer::File(file, field.into());
+    let file = |file, field: &str| Expected::File(file, field.into());
     let reshaped = |name: String, dtype: Dtype, halves: bool| {
         rewrite(move |each, view| {
             let length = view.shape()[0] / if halves { 2 } else { 1 };
@@ -88,14 +88,20 @@ fn cases() -> Vec<Case> {
         case("no byte of weights", file(WEIGHTS, "header"), cut(WEIGHTS, |_| 0)),
         case("a header of 2^64 bytes", file(WEIGHTS, "header"), |folder| fs::write(folder.join(WEIGHTS), [255; 64]).unwrap()),
         case("no weights", file("*.safetensors", ""), |folder| fs::remove_file(folder.join(WEIGHTS)).unwrap()),
-        case("a terabyte of weights", Answer::Memory, cut(WEIGHTS, |_| TERABYTE)),
-        case("a tensor left out", Answer::Missing(norm.clone()), rewrite(move |each, view| {
-            if each == left_out { vec![] } else { vec![(each.to_owned(), view)] }
-        })),
-        case("a tensor too many", Answer::Unexpected("surplus".into()), rewrite(move |each, view| {
-            let surplus = (each == doubled).then(|| ("surplus".to_owned(), view.clone()));
-            surplus.into_iter().chain([(each.to_owned(), view)]).collect()
-        })),
+        case("a terabyte of weights", Expected::Memory, cut(WEIGHTS, |_| TERABYTE)),
+        case(
+            "a tensor left out",
+            Expected::Missing(norm.clone()),
+            rewrite(move |each, view| if each == left_out { vec![] } else { vec![(each.to_owned(), view)] }),
+        ),
+        case(
+            "a tensor too many",
+            Expected::Unexpected("surplus".into()),
+            rewrite(move |each, view| {
+                let surplus = (each == doubled).then(|| ("surplus".to_owned(), view.clone()));
+                surplus.into_iter().chain([(each.to_owned(), view)]).collect()
+            }),
+        ),
         case("a tensor of half the length", file(WEIGHTS, &norm), reshaped(norm.clone(), Dtype::F16, true)),
         case("a tensor of doubles", file(WEIGHTS, &norm), reshaped(norm.clone(), Dtype::F64, false)),
         config("a size that is a word", "hidden_size", json!("many")),
@@ -109,7 +115,9 @@ fn cases() -> Vec<Case> {
         case("a config that is no JSON", file("config.json", "json"), cut("config.json", |length| length / 2)),
         case("no config", file("config.json", "config.json"), |folder| fs::remove_file(folder.join("config.json")).unwrap()),
         case("half a tokenizer", file("tokenizer.json", "json"), cut("tokenizer.json", |length| length / 2)),
-        case("a tokenizer of another kind", file("tokenizer.json", "json"), |folder| fs::write(folder.join("tokenizer.json"), "[1]").unwrap()),
+        case("a tokenizer of another kind", file("tokenizer.json", "json"), |folder| {
+            fs::write(folder.join("tokenizer.json"), "[1]").unwrap()
+        }),
         case("no tokenizer", file("tokenizer.json", "tokenizer.json"), |folder| fs::remove_file(folder.join("tokenizer.json")).unwrap()),
         case("half a tokenizer_config", file("tokenizer_config.json", "json"), cut("tokenizer_config.json", |length| length / 2)),
         case("a broken generation_config", file("generation_config.json", "json"), |folder| {
@@ -164,17 +172,17 @@ fn broken_folders_are_named_and_disturb_nobody() {
 
 fn check(case: &Case, error: &Error) {
     let Error::Model(model) = error else { panic!("{}: {error}", case.name) };
-    match (&case.told, model) {
-        (Answer::File(file, field), models::Error::ModelFile { file: named, field: where_, reason }) => {
+    match (&case.expected, model) {
+        (Expected::File(file, field), models::Error::ModelFile { file: named, field: where_, reason }) => {
             assert!(named == file && where_.contains(field.as_str()) && !reason.is_empty(), "{}: {error}", case.name);
         }
-        (Answer::Missing(name), models::Error::Weights { missing, unexpected }) => {
-            assert!(missing == &[name.clone()] && unexpected.is_empty(), "{}: {error}", case.name);
+        (Expected::Missing(name), models::Error::Weights { missing, unexpected }) => {
+            assert!(missing[..] == [name.as_str()] && unexpected.is_empty(), "{}: {error}", case.name);
         }
-        (Answer::Unexpected(name), models::Error::Weights { missing, unexpected }) => {
-            assert!(missing.is_empty() && unexpected == &[name.clone()], "{}: {error}", case.name);
+        (Expected::Unexpected(name), models::Error::Weights { missing, unexpected }) => {
+            assert!(missing.is_empty() && unexpected[..] == [name.as_str()], "{}: {error}", case.name);
         }
-        (Answer::Memory, models::Error::Memory { needed, free }) => {
+        (Expected::Memory, models::Error::Memory { needed, free }) => {
             assert!(*needed >= TERABYTE && *free < TERABYTE && *free > 0, "{}: {error}", case.name);
         }
         _ => panic!("{}: {error}", case.name),

@@ -39,7 +39,12 @@ fn structure(texts: &[String]) -> Vec<Prompt> {
     };
     let message = |role, content: &String| Message { role, content: content.clone() };
     let chat = |language: Option<&str>| Prompt::Chat {
-        messages: vec![message(Role::System, system), message(Role::User, user), message(Role::Assistant, assistant), message(Role::User, prompt)],
+        messages: vec![
+            message(Role::System, system),
+            message(Role::User, user),
+            message(Role::Assistant, assistant),
+            message(Role::User, prompt),
+        ],
         language: language.map(Into::into),
     };
     vec![
@@ -105,7 +110,8 @@ fn no_special_token_can_be_spelled_in_any_field() {
             // The structure does use these very tokens, so the test can see them.
             let answer = check.house.runtime.ask(crate::support::MODEL, Question::Detokenize(vec![id])).await;
             assert_eq!(answer, Ok(Answer::Text(spelled.clone())));
-            let forms = [spelled.clone(), format!(" {spelled}\n"), format!("{spelled}{spelled}"), format!("x{spelled}y"), spelled.to_uppercase()];
+            let forms =
+                [spelled.clone(), format!(" {spelled}\n"), format!("{spelled}{spelled}"), format!("x{spelled}y"), spelled.to_uppercase()];
             for form in &forms {
                 check.tokenizes(form).await;
                 check.holds(&vec![form.clone(); FIELDS]).await;
@@ -155,7 +161,8 @@ fn spell(fields: &[Vec<Piece>], special: &[(u32, String)]) -> Vec<String> {
                 Piece::Spelled(token, case) => text += &cased(&special[token % special.len()].1, *case),
                 Piece::Split(token, at) => {
                     let spelled = &special[token % special.len()].1;
-                    let (start, rest) = spelled.split_at((1..spelled.len()).filter(|at| spelled.is_char_boundary(*at)).nth(at % (spelled.len() - 1)).unwrap_or(1));
+                    let (start, rest) = spelled
+                        .split_at((1..spelled.len()).filter(|at| spelled.is_char_boundary(*at)).nth(at % (spelled.len() - 1)).unwrap_or(1));
                     text += start;
                     carried = rest.to_owned();
                 }

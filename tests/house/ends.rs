@@ -125,7 +125,8 @@ fn a_context_is_full_at_its_last_token_and_not_before() {
 fn nothing_said_is_the_start_of_a_text() {
     within(async {
         let house = House::warm();
-        let order = |order| Prompt::Infill { prefix: String::new(), suffix: String::new(), path: None, repository: None, files: vec![], order };
+        let order =
+            |order| Prompt::Infill { prefix: String::new(), suffix: String::new(), path: None, repository: None, files: vec![], order };
         let nothing = Message { role: Role::User, content: String::new() };
         let prompts = [
             text(""),

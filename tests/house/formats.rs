@@ -94,7 +94,10 @@ fn write(folder: &Path, variant: &Variant, plain: &BTreeMap<String, Plain>) {
 fn prompts() -> [Prompt; 3] {
     [
         text("import json\nimport os\n\n\ndef load(path):\n    with open(path) as f:\n"),
-        hole("impl fmt::Display for Error {\n    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {\n        match self {\n            Error::Parse(e) => ", "\n        }\n    }\n}\n"),
+        hole(
+            "impl fmt::Display for Error {\n    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {\n        match self {\n            Error::Parse(e) => ",
+            "\n        }\n    }\n}\n",
+        ),
         text("// Package queue holds a queue.\npackage queue\n\ntype Queue struct {\n"),
     ]
 }
@@ -115,7 +118,10 @@ fn plain_weights_say_what_quantized_ones_say() {
         for variant in &VARIANTS {
             let card = house.runtime.load(variant.name, |_, _| {}).await.expect(variant.name);
             assert_eq!(card.quantization, variant.name.split(' ').next().unwrap());
-            assert_eq!((card.layers, card.width, card.vocabulary, card.eos), (quantized.layers, quantized.width, quantized.vocabulary, quantized.eos.clone()));
+            assert_eq!(
+                (card.layers, card.width, card.vocabulary, card.eos),
+                (quantized.layers, quantized.width, quantized.vocabulary, quantized.eos.clone())
+            );
             for prompt in prompts() {
                 let request = Request { logprobs: Some(2), ..ask(prompt, TOKENS) };
                 let expected = house.run(request.clone()).await;

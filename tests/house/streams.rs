@@ -34,7 +34,7 @@ fn requests(card: &Card) -> Vec<Request> {
         };
         // All but three go on to the last token, so that a dozen surely run at once.
         let logit_bias = if index % 6 == 5 { Vec::new() } else { endless(card) };
-        Request { logprobs: (index % 4 == 0).then_some(2), sampling: Sampling { logit_bias, ..sampling }, ..ask(prompt, TOKENS) }
+        Request { logprobs: index.is_multiple_of(4).then_some(2), sampling: Sampling { logit_bias, ..sampling }, ..ask(prompt, TOKENS) }
     };
     (0..16).map(request).collect()
 }

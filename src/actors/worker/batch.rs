@@ -138,11 +138,8 @@ impl<B: Backend> Batch<B> {
             stopper: Stopper::new(request.stop.clone(), replay.delivered_bytes as usize),
             tokens_max: request.tokens_max as usize,
         };
-        let usage = Usage {
-            prompt_tokens: prepared.prompt.len() as u32,
-            queue_us: micros(prepared.job.arrived.elapsed()),
-            ..Usage::default()
-        };
+        let usage =
+            Usage { prompt_tokens: prepared.prompt.len() as u32, queue_us: micros(prepared.job.arrived.elapsed()), ..Usage::default() };
         let mut running =
             Running { prepared, sequence, usage, admitted: Instant::now(), first_token: None, recovered: String::new(), chunk: 0 };
         match self.recover(&mut running) {
