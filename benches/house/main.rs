@@ -4,6 +4,7 @@
 
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
+mod readers;
 #[path = "../../tests/house/support.rs"]
 #[allow(dead_code, reason = "the tests use the rest of it")]
 mod support;
@@ -46,7 +47,7 @@ async fn main() {
             "decode" => decode().await,
             "gap" => gap().await,
             "cancel" => cancel().await,
-            "readers" => readers(Duration::from_secs(seconds)).await,
+            "readers" => readers::readers(Duration::from_secs(seconds)).await,
             "rss" => rss(),
             "ghost" => ghost().await,
             other => unreachable!("{other} is in the list above"),
@@ -130,20 +131,6 @@ async fn decode() {
     println!("  largest step: {} sequences", house.decoder().await.step_sequences_max);
 }
 
-/// Milliseconds between pieces until the time is over or the text is.
-async fn gaps(reader: &mut Reader, until: Instant) -> Vec<f64> {
-    let mut gaps = Vec::new();
-    let mut last: Option<Instant> = None;
-    while let Ok(news) = tokio::time::timeout_at(until.into(), reader.next()).await {
-        let now = Instant::now();
-        gaps.extend(last.replace(now).map(|last| ms(now - last)));
-        if news.end.is_some() {
-            break;
-        }
-    }
-    gaps
-}
-
 async fn gap() {
     let house = House::warm();
     let card = house.card().await;
@@ -197,41 +184,6 @@ async fn cancel() {
     }
     row("abandon to end, while decoding", decoding, "ms");
     row("abandon to end, while a prompt is read", reading, "ms");
-}
-
-/// Nine streams; the ninth reads or does not. The others' p99 gap, and the ninth once it has all of its text.
-async fn nine(house: &House, card: &Card, time: Duration, ninth_reads: bool) -> (f64, Told) {
-    // The ninth is still being computed when the time is over.
-    let tokens = (60 * time.as_secs()).min(1900) as u32;
-    let request = |seed| endlessly(card, format!("# number {seed}\ndef f(x):\n"), tokens, seed);
-    let mut readers: Vec<_> = (1..=9).map(|seed| house.runtime.complete(request(seed)).expect("a ticket")).collect();
-    let until = Instant::now() + time;
-    let mut ninth = readers.pop().expect("nine");
-    let mut unread = ninth.clone();
-    let eight = join_all(readers.iter_mut().map(|reader| gaps(reader, until)));
-    let eight = if ninth_reads { tokio::join!(eight, gaps(&mut ninth, until)).0 } else { eight.await };
-    drop(readers);
-    let mut told = Told::default();
-    told.follow(&mut unread).await;
-    (p99(eight.concat()), told)
-}
-
-async fn readers(time: Duration) {
-    let house = House::warm();
-    let card = house.card().await;
-    let (mut all, mut eight, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..if time.as_secs() > 20 { 1 } else { 3 } {
-        let (reading, whole) = nine(&house, &card, time, true).await;
-        let (stopped, late) = nine(&house, &card, time, false).await;
-        assert!((late.text, late.tokens) == (whole.text, whole.tokens), "the ninth did not get its whole text");
-        all.push(reading);
-        eight.push(stopped);
-        ratios.push(stopped / reading);
-    }
-    row(&format!("p99 gap of eight, nine reading for {} s", time.as_secs()), all, "ms");
-    row("p99 gap of eight, the ninth not reading", eight, "ms");
-    row("the second to the first", ratios, "times");
-    println!("  the ninth then got its whole text, token for token");
 }
 
 /// The front's own memory: a process that speaks JSON-RPC, with the model loaded and one text written.
