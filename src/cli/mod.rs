@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use souffleur::actors::{Activations, Embedded, ModelSource, Settings};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,7 +70,7 @@ pub(crate) fn log(log: &Log) {
 
 #[derive(Args)]
 pub(crate) struct Models {
-    /// A model: `embedded`, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several, the first is the default
+    /// A model: `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several, the first is the default
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
     /// Threads that compute; 0 takes one for each processor
@@ -98,7 +99,7 @@ impl Models {
         for text in &self.models {
             let model = model(text)?;
             if models.iter().any(|other| other.name == model.name) {
-                bail!("two models are called {:?}; rename one of the folders", model.name);
+                bail!("two models are called {:?}; rename one of them", model.name);
             }
             models.push(model);
         }
@@ -118,17 +119,20 @@ impl Models {
     }
 }
 
-/// Requests name a folder by its last part, so that no path ever comes over the network.
+/// Requests name a folder by its last part and a file by that without `.gguf`, so that no path ever comes over the network.
 fn model(text: &str) -> anyhow::Result<Model> {
     if text == "embedded" {
         return Ok(Model { name: text.into(), source: ModelSource::Embedded });
     }
-    let folder = Path::new(text).canonicalize().with_context(|| format!("model {text:?} is neither `embedded` nor a folder"))?;
-    if !folder.is_dir() {
-        bail!("model {text:?} is not a folder; name the folder that holds config.json, tokenizer.json and *.safetensors");
+    let path = Path::new(text).canonicalize().with_context(|| format!("model {text:?} is neither `embedded` nor a folder nor a file"))?;
+    let word = |part: Option<&OsStr>| part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
+    if path.is_dir() {
+        return Ok(Model { name: word(path.file_name()), source: ModelSource::Folder(path) });
     }
-    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(Model { name, source: ModelSource::Folder(folder) })
+    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        bail!("model {text:?} is neither a .gguf file nor a folder that holds config.json, tokenizer.json and *.safetensors");
+    }
+    Ok(Model { name: word(path.file_stem()), source: ModelSource::File(path) })
 }
 
 /// This very program, also when the file it was started from has been replaced since.

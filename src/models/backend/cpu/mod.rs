@@ -294,6 +294,15 @@ impl Backend for Cpu {
         gate
     }
 
+    fn bias(&mut self, mut x: Tensor, by: &Vec<f32>) -> Tensor {
+        let (kernels, width, rows, out) = (self.kernels, x.width, x.rows, Shared(x.data.as_mut_ptr()));
+        each_row(&mut self.pool, rows, &|row| {
+            // SAFETY: each row is written once; a bias is as long as its weight has rows, whole heads of 16.
+            unsafe { (kernels.add)(out.part(row * width, width), by) }
+        });
+        x
+    }
+
     fn add(&mut self, mut x: Tensor, y: Tensor) -> Tensor {
         let (kernels, width, out) = (self.kernels, x.width, Shared(x.data.as_mut_ptr()));
         each_row(&mut self.pool, y.rows, &|row| {

@@ -79,7 +79,7 @@ impl Source {
     fn packed(&self) -> Packed {
         let (rows, columns, element) = (self.rows, self.columns, self.element);
         let matrix = match self.quantization {
-            None => Matrix::Plain { rows, columns, element, data: &self.words },
+            None => Matrix::Plain { rows, columns, element, data: (&*self.words).into() },
             Some(quantization) => {
                 let (words, scales, biases) = (&self.words[..], &self.scales[..], &self.biases[..]);
                 Matrix::Quantized(Quantized { rows, columns, quantization, words, element, scales, biases })

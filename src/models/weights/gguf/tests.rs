@@ -1,0 +1,1 @@
+//! The parser against files that are made to break it.
