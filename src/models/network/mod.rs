@@ -10,8 +10,8 @@ mod qwen2;
 pub use config::eos_ids;
 pub use decoder::Decoder;
 
-use super::weights::{About, Files, Parameter, Quantization};
 use super::Result;
+use super::weights::{About, Files, Parameter, Quantization};
 use config::Config;
 
 /// Beyond these a size in a file is a mistake or an attack; the largest open models stay well below.
@@ -150,9 +150,9 @@ impl DecoderSpec {
 /// Heads must share keys and values evenly, and have a size.
 fn check_heads(heads: usize, kv_heads: usize, head_size: usize) -> std::result::Result<(), String> {
     match () {
-        () if heads % kv_heads != 0 => Err(format!("{heads} heads can't share {kv_heads} evenly")),
+        () if !heads.is_multiple_of(kv_heads) => Err(format!("{heads} heads can't share {kv_heads} evenly")),
         () if head_size == 0 => Err(format!("{heads} heads are more than the network is wide")),
-        () if head_size % 2 != 0 => Err(format!("heads of {head_size} can't be rotated in pairs")),
+        () if !head_size.is_multiple_of(2) => Err(format!("heads of {head_size} can't be rotated in pairs")),
         () => Ok(()),
     }
 }

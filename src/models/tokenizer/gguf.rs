@@ -25,8 +25,8 @@ impl Tokenizer {
             other => return Err(gguf.error(MODEL, format!("{other:?} is not supported; only \"gpt2\" is, byte-level BPE"))),
         }
         let name = gguf.text_or(PRE)?.unwrap_or("default");
-        let reading = split::named(name)
-            .ok_or_else(|| gguf.error(PRE, format!("{name:?} is not supported; supported are {}", split::names())))?;
+        let reading =
+            split::named(name).ok_or_else(|| gguf.error(PRE, format!("{name:?} is not supported; supported are {}", split::names())))?;
 
         let tokens = tokens(gguf)?;
         let bpe = BPE::builder().vocab_and_merges(vocabulary(gguf, &tokens)?, merges(gguf, &tokens)?).ignore_merges(reading.words_first);
@@ -92,8 +92,8 @@ fn added<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<String, u3
     for ((id, token), kind) in (0..).zip(tokens).zip(kinds.wholes()) {
         let is_marker = token.starts_with('<') && token.ends_with('>');
         match kind {
-            Some(CONTROL) => drop(control.insert((*token).to_owned(), id)),
-            Some(USER_DEFINED) if is_marker => drop(control.insert((*token).to_owned(), id)),
+            Some(CONTROL) => _ = control.insert((*token).to_owned(), id),
+            Some(USER_DEFINED) if is_marker => _ = control.insert((*token).to_owned(), id),
             Some(USER_DEFINED) => ordinary.push(*token),
             Some(_) => {}
             None => return Err(gguf.error(KINDS, format!("the kind of token {id} is not a whole number"))),

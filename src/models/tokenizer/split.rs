@@ -32,26 +32,18 @@ use Cut::{By, Gpt2};
 
 const READINGS: &[Reading] = &[
     Reading { names: &["gpt-2", "gpt2", "phi-2", "mpt", "olmo", "mellum"], cuts: &[Gpt2], ..PLAIN },
-    Reading {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell"],
-        cuts: &[Cut::Digits, Gpt2],
-        ..PLAIN
-    },
+    Reading { names: &["smollm", "starcoder", "refact", "command-r", "codeshell"], cuts: &[Cut::Digits, Gpt2], ..PLAIN },
     Reading {
         names: &["qwen2", "deepseek-r1-qwen"],
         composes: true,
-        cuts: &[By(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        )],
+        cuts: &[By(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")],
         ..PLAIN
     },
     Reading {
         names: &["llama-bpe", "llama3", "llama-v3"],
         words_first: true,
         begins: true,
-        cuts: &[By(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        )],
+        cuts: &[By(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")],
         ..PLAIN
     },
     Reading {

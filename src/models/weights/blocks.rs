@@ -175,9 +175,5 @@ fn scale3(s: &[u8], g: usize) -> i8 {
 
 /// The six-bit scale and min of group `g` of Q4_K and Q5_K, from twelve bytes.
 fn scale4(s: &[u8], g: usize) -> (u8, u8) {
-    if g < 4 {
-        (s[g] & 63, s[g + 4] & 63)
-    } else {
-        (s[g + 4] & 15 | s[g - 4] >> 6 << 4, s[g + 4] >> 4 | s[g] >> 6 << 4)
-    }
+    if g < 4 { (s[g] & 63, s[g + 4] & 63) } else { (s[g + 4] & 15 | s[g - 4] >> 6 << 4, s[g + 4] >> 4 | s[g] >> 6 << 4) }
 }

@@ -36,6 +36,7 @@ pub struct Json {
 enum Data {
     Mapped(Mmap),
     Static(&'static [u8]),
+    Owned(Vec<u8>),
 }
 
 impl Files {
@@ -56,12 +57,18 @@ impl Files {
         }
     }
 
+    /// A GGUF file that is in memory already, as tests and fuzzers have it.
+    pub fn of_gguf(name: &str, bytes: Vec<u8>) -> Self {
+        Self { about: About::Gguf, name: name.into(), weights: vec![(name.into(), Data::Owned(bytes))] }
+    }
+
     /// File name and bytes of every weights file.
     pub fn weights(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.weights.iter().map(|(name, data)| {
             let bytes: &[u8] = match data {
                 Data::Mapped(map) => map,
                 Data::Static(bytes) => bytes,
+                Data::Owned(bytes) => bytes,
             };
             (name.as_str(), bytes)
         })

@@ -15,8 +15,7 @@ pub enum Stored {
 }
 
 impl Stored {
-    pub(super) const GGML_NAMES: &'static str =
-        "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K and IQ4_NL";
+    pub(super) const GGML_NAMES: &'static str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K and IQ4_NL";
 
     pub(super) fn of_safetensors(dtype: Dtype) -> Self {
         match dtype {

@@ -43,10 +43,20 @@ pub struct Quantization {
 
 /// A weight of `rows` outputs and `columns` inputs, as it lies in the file.
 pub enum Matrix<'a> {
-    Plain { rows: usize, columns: usize, element: Element, data: Cow<'a, [u8]> },
+    Plain {
+        rows: usize,
+        columns: usize,
+        element: Element,
+        data: Cow<'a, [u8]>,
+    },
     Quantized(Quantized<'a>),
     /// GGUF: each row is whole blocks.
-    Blocks { rows: usize, columns: usize, block: Block, data: Cow<'a, [u8]> },
+    Blocks {
+        rows: usize,
+        columns: usize,
+        block: Block,
+        data: Cow<'a, [u8]>,
+    },
 }
 
 impl Matrix<'_> {
@@ -133,7 +143,12 @@ impl<'a> Tensors<'a> {
         for (file, bytes) in files.weights() {
             let parsed = SafeTensors::deserialize(bytes).map_err(|e| Error::file(file, "header", e))?;
             for (name, view) in parsed.iter() {
-                let tensor = Tensor { stored: Stored::of_safetensors(view.dtype()), shape: view.shape().to_vec(), data: view.data(), file: file.to_owned() };
+                let tensor = Tensor {
+                    stored: Stored::of_safetensors(view.dtype()),
+                    shape: view.shape().to_vec(),
+                    data: view.data(),
+                    file: file.to_owned(),
+                };
                 if tensors.insert(name.to_owned(), tensor).is_some() {
                     return Err(Error::file(file, name, "this tensor is in two files"));
                 }

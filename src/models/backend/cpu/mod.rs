@@ -1,6 +1,8 @@
 //! The processor as a backend: packed weights, SIMD kernels, a fixed thread pool.
 
 mod attention;
+#[cfg(test)]
+mod block_tests;
 mod buffer;
 mod cache;
 mod forms;

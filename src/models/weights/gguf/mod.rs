@@ -6,8 +6,6 @@
 
 mod metadata;
 mod reader;
-#[cfg(test)]
-pub(crate) mod tests;
 mod value;
 
 pub use value::{List, Value};
@@ -154,16 +152,16 @@ fn head<'a>(reader: &mut Reader<'a>, at: usize, name: &'a str) -> Result<Head<'a
 impl<'a> Head<'a> {
     fn info(&self, file: &str, bytes: &'a [u8], start: u64, alignment: u64) -> Result<Info<'a>> {
         let fail = |reason: String| error(file, self.name, self.at, reason);
-        let stored = Stored::of_ggml(self.kind)
-            .ok_or_else(|| fail(format!("ggml type {}; supported are {}", self.kind, Stored::GGML_NAMES)))?;
+        let stored =
+            Stored::of_ggml(self.kind).ok_or_else(|| fail(format!("ggml type {}; supported are {}", self.kind, Stored::GGML_NAMES)))?;
         let (per_block, block_bytes) = stored.block();
-        if self.dimensions[0] % per_block as u64 != 0 {
+        if !self.dimensions[0].is_multiple_of(per_block as u64) {
             return Err(fail(format!("rows of {} are not whole blocks of {per_block}", self.dimensions[0])));
         }
         let elements = self.dimensions.iter().try_fold(1u64, |all, &d| all.checked_mul(d));
         let size = elements.and_then(|all| (all / per_block as u64).checked_mul(block_bytes as u64));
         let size = size.filter(|&size| size > 0).ok_or_else(|| fail(format!("shape {:?} has no size", self.dimensions)))?;
-        if self.offset % alignment != 0 {
+        if !self.offset.is_multiple_of(alignment) {
             return Err(fail(format!("offset {} is not aligned to {alignment}", self.offset)));
         }
         let begin = start.checked_add(self.offset);

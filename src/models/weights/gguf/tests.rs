@@ -1,1 +1,0 @@
-//! The parser against files that are made to break it.
