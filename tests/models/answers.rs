@@ -37,40 +37,68 @@ impl Golden {
         }
     }
 
-    /// The largest distance of a log-probability from llama.cpp's, over the two best of every position.
-    fn error(&self, logits: &[Vec<f32>]) -> f32 {
-        let distances = self.top2.iter().zip(logits).filter_map(|(top, logits)| top.map(|top| (top, logits))).flat_map(|(top, logits)| {
+    /// Log-probabilities of llama.cpp's two best of every position, by logits.
+    fn logprobs(&self, logits: &[Vec<f32>]) -> Vec<Option<[f32; 2]>> {
+        let of = |(top, logits): (&Option<(u32, f32, u32, f32)>, &Vec<f32>)| {
             let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let total = most + logits.iter().map(|x| f64::from(x - most).exp()).sum::<f64>().ln() as f32;
-            [(top.0, top.1), (top.2, top.3)].map(|(id, logprob)| (logits[id as usize] - total - logprob).abs())
-        });
-        distances.fold(0.0, f32::max)
+            top.map(|(best, _, second, _)| [best, second].map(|id| logits[id as usize] - total))
+        };
+        self.top2.iter().zip(logits).map(of).collect()
+    }
+
+    fn reference(&self) -> Vec<Option<[f32; 2]>> {
+        self.top2.iter().map(|top| top.map(|(_, best, _, second)| [best, second])).collect()
     }
 }
 
+/// Distances of log-probabilities.
+fn distances(one: &[Option<[f32; 2]>], other: &[Option<[f32; 2]>]) -> Vec<f32> {
+    let pairs = one.iter().zip(other).filter_map(|(a, b)| a.zip(*b));
+    pairs.flat_map(|(a, b)| [(a[0] - b[0]).abs(), (a[1] - b[1]).abs()]).collect()
+}
+
+fn largest(distances: &[f32]) -> f32 {
+    distances.iter().copied().fold(0.0, f32::max)
+}
+
+fn mean(distances: &[f32]) -> f32 {
+    distances.iter().sum::<f32>() / distances.len() as f32
+}
+
+/// Both sides round activations to eight bits, each in its way. With f32 activations, which round nothing, it shows how
+/// far each is from what the weights say.
 fn compare(model: &str, goldens: &str) {
     let goldens: Goldens = serde_json::from_str(goldens).expect("make.py writes this shape");
-    let Model { language, mut decoder } = load(&gguf(model), Activations::Int8);
-    let (mut equal, mut worst) = (0, 0f32);
+    let mut int8 = load(&gguf(model), Activations::Int8);
+    let mut exact = load(&gguf(model), Activations::F32);
+    let (mut equal, mut all_ours, mut all_theirs) = (0, Vec::new(), Vec::new());
     for golden in &goldens.prompts {
-        assert_eq!(language.encode(&golden.prompt()).expect("tokens"), golden.ids, "{model} {}", golden.name);
+        let name = format!("{model} {}", golden.name);
+        assert_eq!(int8.language.encode(&golden.prompt()).expect("tokens"), golden.ids, "{name}");
         // Up to its first difference the free-running text reads exactly these tokens.
         let tokens: Vec<u32> = golden.ids.iter().chain(&golden.tokens[..golden.tokens.len() - 1]).copied().collect();
-        let logits = logits(&mut decoder, &tokens, golden.tokens.len());
-        let error = golden.error(&logits);
-        worst = worst.max(error);
-        let Some(position) = (0..logits.len()).find(|&i| likeliest(&logits[i], &goldens.ends) != golden.tokens[i]) else {
+        let logits_int8 = logits(&mut int8.decoder, &tokens, golden.tokens.len());
+        let exactly = golden.logprobs(&logits(&mut exact.decoder, &tokens, golden.tokens.len()));
+        let ours = distances(&golden.logprobs(&logits_int8), &exactly);
+        all_theirs.extend(distances(&golden.reference(), &exactly));
+        let error = largest(&ours);
+        all_ours.extend(ours);
+        let Some(position) = (0..logits_int8.len()).find(|&i| likeliest(&logits_int8[i], &goldens.ends) != golden.tokens[i]) else {
             equal += 1;
             continue;
         };
-        let Some((_, best, _, second)) = golden.top2[position] else {
-            panic!("{model} {}: differs inside a character at token {position}", golden.name);
+        let Some([best, second]) = golden.reference()[position] else {
+            panic!("{name}: differs inside a character at token {position}");
         };
         let apart = best - second;
-        assert!(apart <= 2.0 * error, "{model} {}: token {position} differs, the best two {apart} apart, error {error}", golden.name);
-        println!("{model} {}: first differs at token {position}, the best two {apart:.3} apart, error {error:.3}", golden.name);
+        assert!(apart <= 2.0 * error, "{name}: token {position} differs, the best two {apart} apart, error {error}");
+        println!("{name}: first differs at token {position}, the best two {apart:.3} apart, error {error:.3}");
     }
-    println!("{model}: {equal} of {} texts equal, largest distance of a log-probability {worst:.3}", goldens.prompts.len());
+    let (ours, theirs) = (mean(&all_ours), mean(&all_theirs));
+    println!("{model}: {equal} of {} texts equal; log-probabilities from the exact ones, mean and largest:", goldens.prompts.len());
+    println!("  ours {ours:.4} {:.3}, llama.cpp's {theirs:.4} {:.3}", largest(&all_ours), largest(&all_theirs));
+    assert!(ours <= 1.2 * theirs, "{model}: ours are {ours} from the exact ones, llama.cpp's {theirs}");
 }
 
 #[test]
