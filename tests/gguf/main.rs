@@ -4,6 +4,7 @@ mod file;
 mod hostile;
 mod networks;
 mod refusals;
+mod seeds;
 mod tokenizers;
 
 use std::alloc::{GlobalAlloc, Layout, System};
