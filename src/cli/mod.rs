@@ -139,3 +139,25 @@ fn model(text: &str) -> anyhow::Result<Model> {
 fn program() -> anyhow::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe().context("where this program is") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_called_by_the_last_word_of_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::create_dir(at("coder")).unwrap();
+        for file in ["coder-1.5b.Q4.gguf", "UP.GGUF", "notes.txt"] {
+            std::fs::write(at(file), "").unwrap();
+        }
+        let name = |text: &str| model(text).map(|model| model.name).map_err(|error| error.to_string());
+        assert_eq!(name("embedded").unwrap(), "embedded");
+        assert_eq!(name(&at("coder")).unwrap(), "coder");
+        assert_eq!(name(&at("coder-1.5b.Q4.gguf")).unwrap(), "coder-1.5b.Q4");
+        assert_eq!(name(&at("UP.GGUF")).unwrap(), "UP");
+        assert!(name(&at("notes.txt")).unwrap_err().contains("neither a .gguf file nor a folder"));
+        assert!(name(&at("absent.gguf")).unwrap_err().contains("nor a file"));
+    }
+}

@@ -20,8 +20,12 @@ struct Golden {
     ids: Vec<u32>,
     tokens: Vec<u32>,
     /// Best id, its log-probability, second id, its log-probability.
-    top2: Vec<Option<(u32, f32, u32, f32)>>,
+    top2: Vec<Option<Top>>,
 }
+
+type Top = (u32, f32, u32, f32);
+/// Log-probabilities of the two best of every position, where they are known.
+type Pairs = Vec<Option<[f32; 2]>>;
 
 fn infill(prefix: &str, suffix: &str) -> Prompt {
     let (prefix, suffix) = (prefix.into(), suffix.into());
@@ -38,8 +42,8 @@ impl Golden {
     }
 
     /// Log-probabilities of llama.cpp's two best of every position, by logits.
-    fn logprobs(&self, logits: &[Vec<f32>]) -> Vec<Option<[f32; 2]>> {
-        let of = |(top, logits): (&Option<(u32, f32, u32, f32)>, &Vec<f32>)| {
+    fn logprobs(&self, logits: &[Vec<f32>]) -> Pairs {
+        let of = |(top, logits): (&Option<Top>, &Vec<f32>)| {
             let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let total = most + logits.iter().map(|x| f64::from(x - most).exp()).sum::<f64>().ln() as f32;
             top.map(|(best, _, second, _)| [best, second].map(|id| logits[id as usize] - total))
@@ -47,13 +51,13 @@ impl Golden {
         self.top2.iter().zip(logits).map(of).collect()
     }
 
-    fn reference(&self) -> Vec<Option<[f32; 2]>> {
+    fn reference(&self) -> Pairs {
         self.top2.iter().map(|top| top.map(|(_, best, _, second)| [best, second])).collect()
     }
 }
 
 /// Distances of log-probabilities.
-fn distances(one: &[Option<[f32; 2]>], other: &[Option<[f32; 2]>]) -> Vec<f32> {
+fn distances(one: &Pairs, other: &Pairs) -> Vec<f32> {
     let pairs = one.iter().zip(other).filter_map(|(a, b)| a.zip(*b));
     pairs.flat_map(|(a, b)| [(a[0] - b[0]).abs(), (a[1] - b[1]).abs()]).collect()
 }
@@ -93,11 +97,11 @@ fn compare(model: &str, goldens: &str) {
         };
         let apart = best - second;
         assert!(apart <= 2.0 * error, "{name}: token {position} differs, the best two {apart} apart, error {error}");
-        println!("{name}: first differs at token {position}, the best two {apart:.3} apart, error {error:.3}");
+        eprintln!("{name}: first differs at token {position}, the best two {apart:.3} apart, error {error:.3}");
     }
     let (ours, theirs) = (mean(&all_ours), mean(&all_theirs));
-    println!("{model}: {equal} of {} texts equal; log-probabilities from the exact ones, mean and largest:", goldens.prompts.len());
-    println!("  ours {ours:.4} {:.3}, llama.cpp's {theirs:.4} {:.3}", largest(&all_ours), largest(&all_theirs));
+    eprintln!("{model}: {equal} of {} texts equal; log-probabilities from the exact ones, mean and largest:", goldens.prompts.len());
+    eprintln!("  ours {ours:.4} {:.3}, llama.cpp's {theirs:.4} {:.3}", largest(&all_ours), largest(&all_theirs));
     assert!(ours <= 1.2 * theirs, "{model}: ours are {ours} from the exact ones, llama.cpp's {theirs}");
 }
 

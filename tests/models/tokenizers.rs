@@ -176,7 +176,7 @@ fn text(random: &mut Random, code: &str) -> String {
 fn compare(model: &str, theirs: &Tokenizer) {
     let start = Instant::now();
     let ours = Tokenizer::open(&Files::open(&gguf(model), None).expect("files")).expect("a tokenizer");
-    println!("{model}: tokenizer ready after {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
+    eprintln!("{model}: tokenizer ready after {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
     assert!(ours.control_tokens().eq(theirs.control_tokens()), "control tokens");
     let code = [include_str!("main.rs"), include_str!("make.py"), include_str!("fetch.sh"), include_str!("tokenizers.rs")].join("\n");
     let random = &mut Random(0x5eed);
@@ -189,7 +189,7 @@ fn compare(model: &str, theirs: &Tokenizer) {
         assert_eq!(ours.decode(&ids), theirs.decode(&ids), "text {number}: {text:?}");
         tokens += ids.len();
     }
-    println!("{model}: {TEXTS} texts of {tokens} tokens are equal");
+    eprintln!("{model}: {TEXTS} texts of {tokens} tokens are equal");
 }
 
 #[test]

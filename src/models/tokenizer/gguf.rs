@@ -17,6 +17,8 @@ const KINDS: &str = "tokenizer.ggml.token_type";
 /// Kinds of tokens, as ggml numbers them.
 const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
+/// Tokens that are searched in texts or guarded against: the largest vocabularies have some six thousand.
+const ADDED_MAX: usize = 1 << 14;
 
 impl Tokenizer {
     pub(super) fn of_gguf(gguf: &Gguf<'_>) -> Result<Self> {
@@ -99,5 +101,10 @@ fn added<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<String, u3
             None => return Err(gguf.error(KINDS, format!("the kind of token {id} is not a whole number"))),
         }
     }
-    Ok((control, ordinary))
+    match control.len() + ordinary.len() {
+        count if count > ADDED_MAX => {
+            Err(gguf.error(KINDS, format!("{count} control tokens, more than the {ADDED_MAX} that are supported")))
+        }
+        _ => Ok((control, ordinary)),
+    }
 }

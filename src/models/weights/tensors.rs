@@ -208,7 +208,7 @@ impl<'a> Tensors<'a> {
         let quantization =
             quantization.ok_or_else(|| self.error(&scales, "this tensor is quantized, but config.json has no \"quantization\" for it"))?;
         let Quantization { bits, group } = quantization;
-        if columns % group != 0 || columns * bits % 32 != 0 {
+        if !columns.is_multiple_of(group) || !(columns * bits).is_multiple_of(32) {
             return Err(self.error(&weight, format!("{columns} inputs are not whole groups of {group} and whole words of {bits} bits")));
         }
         let (Stored::Words, words) = self.get(&weight, &[rows, columns * bits / 32])? else {

@@ -59,14 +59,14 @@ impl Cpu {
 
     fn with_kernels(spec: &DecoderSpec, threads: usize, activations: Activations, kernels: &'static Kernels) -> Result<Self> {
         let group = spec.heads / spec.kv_heads;
-        if spec.head_size % 16 != 0 || spec.head_size > attention::HEAD_MAX || group > attention::GROUP_MAX {
+        if !spec.head_size.is_multiple_of(16) || spec.head_size > attention::HEAD_MAX || group > attention::GROUP_MAX {
             let reason = format!(
                 "heads of {} in groups of {group}; supported are multiples of 16 up to {}, in groups up to {}",
                 spec.head_size,
                 attention::HEAD_MAX,
                 attention::GROUP_MAX
             );
-            return Err(Error::file("config.json", "head_dim", reason));
+            return Err(Error::Unsupported(reason));
         }
         let threads = Self::threads_for(threads);
         Ok(Self {
