@@ -21,7 +21,11 @@ const RULES: &[(&str, &[&str], &str)] = &[
     ("models", &["println!", "process::exit"], "stdout is the protocol, and only main and a worker's end of input exit"),
     ("protocol", &["println!", "process::exit"], "stdout is the protocol, and only main and a worker's end of input exit"),
     ("actors/front", &["println!", "process::exit"], "stdout is the protocol, and only main and a worker's end of input exit"),
-    ("", &["unbounded_channel", "mpsc::channel()", "todo!(", "unimplemented!(", "dbg!("], "no queue is without a bound, and nothing is left undone"),
+    (
+        "",
+        &["unbounded_channel", "mpsc::channel()", "todo!(", "unimplemented!(", "dbg!("],
+        "no queue is without a bound, and nothing is left undone",
+    ),
 ];
 
 /// The only places with `unsafe`.

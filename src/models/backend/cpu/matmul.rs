@@ -128,8 +128,8 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
             let mut integers = [S::zero_i32(); M];
             for unit in 0..units(F::GROUP) {
                 let quants = F::quants::<S>(w, unit);
-                for r in 0..M {
-                    integers[r] = S::add_i32(integers[r], dot::<S, F>(&quants, q.add(r * UNIT)));
+                for (r, integers) in integers.iter_mut().enumerate() {
+                    *integers = S::add_i32(*integers, dot::<S, F>(&quants, q.add(r * UNIT)));
                 }
                 q = q.add(M * UNIT);
             }

@@ -322,12 +322,17 @@ impl Backend for Cpu {
 
     fn sample(&mut self, mut logits: Tensor, draws: &mut [Draw<'_>]) -> Vec<Result<Sampled>> {
         let rows = logits.data.chunks_exact_mut(logits.width.max(1));
-        let sample = |(draw, row): (&mut Draw<'_>, &mut [f32])| {
+        // Each is taken by the one thread that has its row.
+        let choices: Vec<_> = draws.iter_mut().zip(rows).map(|(draw, row)| Mutex::new((draw, row, None))).collect();
+        self.pool.run(choices.len(), &|index, _| {
+            let mut choice = choices[index].lock().expect("the wall below is inside");
+            let (draw, row, sampled) = &mut *choice;
             // The wall around one request's processors and sampler: what panics here ends that request alone.
-            catch_unwind(AssertUnwindSafe(|| draw.sampler.sample(row, draw.tokens)))
-                .map_err(|panic| Error::SamplerPanicked(crate::models::panic_text(&*panic)))
-        };
-        draws.iter_mut().zip(rows).map(sample).collect()
+            let wall = catch_unwind(AssertUnwindSafe(|| draw.sampler.sample(row, draw.tokens)));
+            *sampled = Some(wall.map_err(|panic| Error::SamplerPanicked(crate::models::panic_text(&*panic))));
+        });
+        let sampled = |choice: Mutex<(_, _, Option<Result<Sampled>>)>| choice.into_inner().expect("as above").2;
+        choices.into_iter().map(|choice| sampled(choice).expect("every piece was run")).collect()
     }
 
     fn read(&mut self, x: &Tensor) -> Vec<Vec<f32>> {

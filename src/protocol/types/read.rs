@@ -1,0 +1,87 @@
+//! Params from text: named, known, each once, and every complaint with the parameter it is about.
+
+use crate::protocol::{call::ProgressToken, envelope::Object, error::Fault};
+use jsonrpsee_types::Params;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+pub(crate) fn read<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, Fault> {
+    let text = params.as_str().unwrap_or("{}");
+    // A derived struct would read an array by position, and then a parameter's place would be its meaning.
+    if !text.starts_with('{') {
+        return Err(Fault::parameter("params", "parameters go by name, in an object"));
+    }
+    serde_json::from_str(text).map_err(|error| complaint(&error, text))
+}
+
+fn complaint(error: &serde_json::Error, text: &str) -> Fault {
+    let sentence = error.to_string();
+    let reason = sentence.rsplit_once(" at line ").map_or(&*sentence, |(reason, _)| reason);
+    let name = parameter(error, reason, text);
+    Fault::parameter(name.as_deref().unwrap_or("params"), reason)
+}
+
+/// The parameter that a complaint is about: the one whose value the reader stood in, else the one that serde names, else
+/// the one just read.
+fn parameter(error: &serde_json::Error, reason: &str, text: &str) -> Option<String> {
+    let line_start: usize = text.split_inclusive('\n').take(error.line().checked_sub(1)?).map(str::len).sum();
+    let offset = line_start + error.column();
+    let Object(mut members) = serde_json::from_str(text).ok()?;
+    members.retain(|(_, value)| start(value, text) <= offset);
+    let (name, value) = members.pop().unzip();
+    if value.is_some_and(|value| offset <= start(value, text) + value.get().len()) {
+        return name;
+    }
+    ["unknown field `", "missing field `", "duplicate field `"]
+        .iter()
+        .find_map(|begin| Some(reason.strip_prefix(begin)?.split_once('`')?.0.to_owned()))
+        .or(name)
+}
+
+/// Where a value of `text` starts in it.
+fn start(value: &RawValue, text: &str) -> usize {
+    value.get().as_ptr().addr() - text.as_ptr().addr()
+}
+
+impl<'de> Deserialize<'de> for ProgressToken {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(reader)?;
+        let text = raw.get();
+        let integer = text.strip_prefix('-').unwrap_or(text).bytes().all(|byte| byte.is_ascii_digit());
+        if integer || text.starts_with('"') { Ok(Self(raw)) } else { Err(serde::de::Error::custom("a token is a string or an integer")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::types::InfillParams;
+
+    fn named(text: &str) -> String {
+        let fault = read::<InfillParams>(&Params::new(Some(text))).unwrap_err();
+        fault.data["parameter"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_parameter_of_the_wrong_type_is_named() {
+        assert_eq!(named(r#"{"prefix":"a","maxTokens":"7","topK":1}"#), "maxTokens");
+        assert_eq!(named("{\n \"prefix\": \"a\",\n \"temperature\": {}, \"topK\":1}"), "temperature");
+        assert_eq!(named(r#"{"prefix":7,"maxTokens":7}"#), "prefix");
+        assert_eq!(named(r#"{"prefix":"é","files":[{"path":"a","text":3}],"topK":1}"#), "files");
+        assert_eq!(named(r#"{"prefix":"a","files":[{"path":"a","test":"b"}]}"#), "files");
+        assert_eq!(named(r#"{"prefix":"a","files":[{"path":"a"}]}"#), "files");
+        assert_eq!(named(r#"{"prefix":"a","maxTokens":-1}"#), "maxTokens");
+        assert_eq!(named(r#"{"prefix":"a","partialResultToken":1.5}"#), "partialResultToken");
+        assert_eq!(named(r#"{"prefix":"a","partialResultToken":[], "topK":1}"#), "partialResultToken");
+        assert_eq!(named(r#"{"prefix":"a","order":"psm"}"#), "order");
+        assert_eq!(named(r#"{"prefix":"a","order":"psm", "topK":1}"#), "order");
+    }
+
+    #[test]
+    fn unknown_missing_and_double_parameters_are_named() {
+        assert_eq!(named(r#"{"prefix":"a","temprature":1}"#), "temprature");
+        assert_eq!(named(r#"{"suffix":"a"}"#), "prefix");
+        assert_eq!(named(r#"{"prefix":"a","prefix":"b"}"#), "prefix");
+        assert_eq!(named(r#"["a"]"#), "params");
+    }
+}
