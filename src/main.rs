@@ -27,6 +27,8 @@ fn main() -> ExitCode {
     cli::log(&arguments.log);
     let result = match arguments.command {
         cli::Command::Complete(complete) => cli::complete::run(complete, EMBEDDED, start),
+        cli::Command::Stdio(stdio) => cli::stdio::run(stdio, EMBEDDED),
+        cli::Command::Serve(serve) => cli::serve::run(serve, EMBEDDED),
         cli::Command::Doctor(doctor) => cli::doctor::run(doctor, EMBEDDED),
         cli::Command::Worker => worker::over_pipe(Some(EMBEDDED)),
     };

@@ -13,6 +13,7 @@ pub mod front;
 mod request;
 pub mod worker;
 
+pub use crate::models::Error as ModelError;
 pub use crate::models::{
     Activations, Card, Embedded, File, FimOrder, FinishReason, Message, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
 };

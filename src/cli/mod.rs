@@ -2,6 +2,8 @@
 
 pub(crate) mod complete;
 pub(crate) mod doctor;
+pub(crate) mod serve;
+pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -31,6 +33,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Complete a file at a place and print the text
     Complete(complete::Complete),
+    /// Speak JSON-RPC with an editor, on stdin and stdout
+    Stdio(stdio::Stdio),
+    /// Speak JSON-RPC with pages and tools, on a WebSocket
+    Serve(serve::Serve),
     /// Say what this machine has, what the model is, and what is wrong
     Doctor(doctor::Doctor),
     /// Run one model for a front process, which starts this itself
@@ -134,4 +140,14 @@ fn model(text: &str) -> anyhow::Result<Model> {
 /// This very program, also when the file it was started from has been replaced since.
 fn program() -> anyhow::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe().context("where this program is") }
+}
+
+/// Resolves at the first signal that asks us to go.
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
 }

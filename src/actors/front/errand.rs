@@ -65,7 +65,7 @@ pub(super) struct Flight {
     pub(super) request: Request,
     pub(super) recorder: Recorder,
     pub(super) standing: Standing,
-    pub(super) in_hand: InHand,
+    pub(super) _in_hand: InHand,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +73,10 @@ pub(super) enum Standing {
     /// Not yet sent to a worker.
     Held,
     Sent,
-    /// It was in a worker that died, maybe by it: it goes on alone until it is past where it stood.
+    /// It was in a worker that died, maybe by it: it is replayed in its turn, until it is past where it stood.
     Suspect,
+    /// Its worker died again in its turn, but those before it were running too: it goes first, when nobody else is.
+    Accused,
 }
 
 /// What a life tells while it lasts.

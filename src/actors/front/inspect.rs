@@ -1,9 +1,6 @@
 //! What a model is, asked of a short-lived worker that loads no weights.
 
-use super::{
-    life::{House, other_version},
-    link::Parting,
-};
+use super::{house::House, life::other_version, link::Parting};
 use crate::actors::{Card, Error, FromWorker, Result, ToWorker, WIRE, frame};
 use crate::config::Model;
 use std::time::Duration;

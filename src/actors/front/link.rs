@@ -7,7 +7,6 @@ use bytes::BytesMut;
 use std::{
     collections::VecDeque,
     io, iter,
-    path::Path,
     process::{ExitStatus, Stdio},
     sync::Arc,
     thread,
@@ -34,13 +33,17 @@ pub(super) fn launch(config: &Config) -> Launch {
     let embedded = config.embedded;
     match config.isolation.clone() {
         Isolation::Thread => Arc::new(move |model| Link::thread(model, embedded)),
-        Isolation::Process { program } => Arc::new(move |_| Link::process(&program)),
+        Isolation::Process { program } => Arc::new(move |_| {
+            let mut worker = Command::new(&program);
+            worker.arg("worker");
+            Link::process(worker)
+        }),
     }
 }
 
 pub(super) enum Link {
     Process {
-        child: Child,
+        child: Box<Child>,
         /// `None` once the worker stopped reading; what it still says is heard.
         stdin: Option<ChildStdin>,
         stdout: ChildStdout,
@@ -65,16 +68,15 @@ pub(super) enum Parting {
 }
 
 impl Link {
-    fn process(program: &Path) -> io::Result<Self> {
-        let mut command = Command::new(program);
-        command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    fn process(mut command: Command) -> io::Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         // A terminal's Ctrl-C goes to the whole foreground group; what becomes of a worker is the front's to decide.
         #[cfg(unix)]
         command.process_group(0);
         let mut child = command.spawn()?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().expect("piped above");
-        Ok(Self::Process { child, stdin, stdout, unread: BytesMut::new(), unwritten: BytesMut::new() })
+        Ok(Self::Process { child: Box::new(child), stdin, stdout, unread: BytesMut::new(), unwritten: BytesMut::new() })
     }
 
     fn thread(model: &str, embedded: Option<Embedded>) -> io::Result<Self> {
@@ -201,32 +203,51 @@ fn told(status: io::Result<ExitStatus>) -> String {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use crate::actors::Question;
 
-    async fn last_words(script: &str, parting: Parting) -> String {
-        let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("worker");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-        let mut link = Link::process(&program).unwrap();
-        link.post(ToWorker::Cancel { id: 1 }).unwrap();
-        if parting == Parting::Close {
-            assert!(link.receive().await.unwrap().is_none());
-        }
-        link.end(parting).await
+    fn shell(script: &str) -> Link {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]);
+        Link::process(shell).unwrap()
     }
 
     #[tokio::test]
     async fn a_process_that_ends_is_told_by_its_status_or_signal() {
-        assert_eq!(last_words("exit 3", Parting::Close).await, "exited with status 3");
-        assert_eq!(last_words("kill -9 $$", Parting::Close).await, "killed by signal 9");
-        assert_eq!(last_words("exec sleep 60", Parting::Kill).await, "killed by signal 9");
+        for (script, words) in [("exit 3", "exited with status 3"), ("kill -9 $$", "killed by signal 9")] {
+            let mut link = shell(script);
+            link.post(ToWorker::Cancel { id: 1 }).unwrap();
+            assert!(link.receive().await.unwrap().is_none());
+            assert_eq!(link.end(Parting::Close).await, words);
+        }
+        assert_eq!(shell("cat").end(Parting::Close).await, "exited with status 0");
+        assert_eq!(shell("exec sleep 600").end(Parting::Kill).await, "killed by signal 9");
     }
 
     #[tokio::test]
-    async fn frames_pass_both_ways_and_a_program_that_is_not_there_says_so() {
-        // What goes in comes out: the first variants of both enums that share a shape are enough here.
-        let mut link = Link::process(Path::new("/proc/self/nothing")).err().map(|error| error.kind());
-        assert_eq!(link.take(), Some(io::ErrorKind::NotFound));
+    async fn a_long_message_is_written_while_waiting_for_the_next_one() {
+        let long = ToWorker::Ask { id: 1, question: Question::Tokenize("a".repeat(1 << 20)) };
+        let bytes = frame::encode(&long).unwrap().len();
+        let hello = |wire: u8| format!("printf '\\002\\000\\000\\000\\000\\00{wire}'");
+        let mut link = shell(&format!("{}; head -c {bytes} >/dev/null; {}; cat >/dev/null", hello(1), hello(2)));
+        assert_eq!(link.receive().await.unwrap(), Some(FromWorker::Hello { wire: 1 }));
+        link.post(long).unwrap();
+        assert_eq!(link.receive().await.unwrap(), Some(FromWorker::Hello { wire: 2 }));
+        assert_eq!(link.end(Parting::Close).await, "exited with status 0");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_frame_is_an_error_before_it_is_memory() {
+        let mut link = shell(r"printf '\377\377\377\377'; cat >/dev/null");
+        assert!(matches!(link.receive().await, Err(frame::Error::TooLong { .. })));
+        link.end(Parting::Kill).await;
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_stopped_reading_is_heard_to_its_end() {
+        let mut link = shell(r"exec <&-; printf '\002\000\000\000\000\001'");
+        link.post(ToWorker::Ask { id: 1, question: Question::Tokenize("a".repeat(1 << 20)) }).unwrap();
+        assert_eq!(link.receive().await.unwrap(), Some(FromWorker::Hello { wire: 1 }));
+        assert!(link.receive().await.unwrap().is_none());
+        assert_eq!(link.end(Parting::Close).await, "exited with status 0");
     }
 }

@@ -1,6 +1,8 @@
 //! The front's half: admission, routing, supervision, transcripts. It never touches a model's files.
 
 mod errand;
+mod hand;
+mod house;
 mod inspect;
 mod life;
 mod link;
@@ -9,6 +11,8 @@ mod restarts;
 mod runtime;
 #[cfg(test)]
 pub(super) mod script;
+#[cfg(test)]
+mod storm;
 mod supervisor;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use super::{
     errand::{Ask, Complete, Reply},
-    life::House,
+    house::House,
     link::{Launch, launch},
     model::{Load, Loading, ModelActor, Show, Unload},
     supervisor::{Close, Find, LookAtAll, Supervisor},
@@ -80,6 +80,11 @@ impl Runtime {
         Self { inner: Arc::new(inner) }
     }
 
+    #[cfg(test)]
+    pub(super) async fn actor(&self, model: &str) -> Result<Addr<ModelActor>> {
+        self.inner.find(model).await
+    }
+
     pub fn limits(&self) -> &Limits {
         &self.inner.house.config.limits
     }
@@ -89,7 +94,7 @@ impl Runtime {
         &self.inner.house.config.models.first().expect("start refuses a configuration without models").name
     }
 
-    /// Takes a ticket or answers `Overloaded` at once; loads the model if it must. Everything else that can go wrong is the transcript's end.
+    /// Takes a ticket or answers `Overloaded` at once, as a question does; loads the model if it must. Everything else that can go wrong is the transcript's end.
     pub fn complete(&self, request: Request) -> Result<Reader> {
         self.inner.known(&request.model)?;
         let ticket = self.inner.ticket()?;
@@ -200,11 +205,8 @@ impl Inner {
     }
 
     fn known(&self, name: &str) -> Result<()> {
-        let models = &self.house.config.models;
-        if models.iter().any(|model| model.name == name) {
-            return Ok(());
-        }
-        Err(Error::UnknownModel { name: name.to_owned(), known: models.iter().map(|model| model.name.clone()).collect() })
+        let known = self.house.config.models.iter().any(|model| model.name == name);
+        if known { Ok(()) } else { Err(self.house.unknown(name)) }
     }
 
     fn ticket(&self) -> Result<Ticket> {

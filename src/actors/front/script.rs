@@ -1,7 +1,7 @@
 //! A worker for tests: a task that speaks the wire on channels and does what its prompts say.
 //!
 //! A prompt is words, each of which may happen once a token: `die@3` ends the worker instead of token 3, in every life;
-//! `die-once@3` only in a worker's first life; `stall@3` stops the decode loop. Token `i` of a prompt has the text
+//! `die-once@3` only in a worker's first life; `stall@3` stops that one's decode loop; `slow` takes a second a token. Token `i` of a prompt has the text
 //! `i;`, of which the last byte is held back until the next token, as stop sequences do.
 
 use super::link::{Launch, Link};
@@ -11,7 +11,6 @@ use crate::actors::{
 };
 use std::{
     collections::BTreeMap,
-    future::pending,
     io,
     sync::{
         Arc, Mutex,
@@ -31,6 +30,7 @@ pub(super) const LOAD: Duration = Duration::from_millis(20);
 pub(super) enum Plan {
     Load,
     NotStarted,
+    PanicStarting,
     Hello(u32),
     DieLoading,
     StallLoading,
@@ -53,8 +53,11 @@ impl World {
         Arc::new(move |_| {
             let mut plans = world.plans.lock().unwrap();
             let plan = if plans.is_empty() { Plan::Load } else { plans.remove(0) };
-            if let Plan::NotStarted = plan {
-                return Err(io::ErrorKind::NotFound.into());
+            drop(plans);
+            match plan {
+                Plan::NotStarted => return Err(io::ErrorKind::NotFound.into()),
+                Plan::PanicStarting => panic!("as planned"),
+                Plan::Load | Plan::Hello(_) | Plan::DieLoading | Plan::StallLoading | Plan::Refuse(_) => {}
             }
             // Few enough that both sides meet a full queue.
             let (to, inbox) = mpsc::channel(2);
@@ -123,10 +126,16 @@ impl Worker {
         }
         match plan {
             Plan::DieLoading => None,
-            Plan::StallLoading => pending().await,
+            Plan::StallLoading => self.stall().await,
             Plan::Refuse(error) => self.say(FromWorker::Loaded(Err(error))).await,
-            Plan::Load | Plan::NotStarted | Plan::Hello(_) => self.say(FromWorker::Loaded(Ok(card()))).await,
+            Plan::Load | Plan::NotStarted | Plan::PanicStarting | Plan::Hello(_) => self.say(FromWorker::Loaded(Ok(card()))).await,
         }
+    }
+
+    /// Until it is killed.
+    async fn stall(&self) -> Option<()> {
+        self.outbox.closed().await;
+        None
     }
 
     async fn say(&self, message: FromWorker) -> Option<()> {
@@ -176,10 +185,13 @@ impl Worker {
             let Prompt::Text(prompt) = &sequence.request.prompt else { panic!("scripts are texts") };
             let token = sequence.tokens;
             for word in prompt.split(' ') {
+                if word == "slow" {
+                    sleep(1000 * STEP).await;
+                }
                 match word.split_once('@').map(|(what, at)| (what, at.parse() == Ok(token))) {
                     Some(("die", true)) => return None,
                     Some(("die-once", true)) if self.life == 1 => return None,
-                    Some(("stall", true)) if self.life == 1 => pending().await,
+                    Some(("stall", true)) if self.life == 1 => return self.stall().await,
                     Some(_) | None => {}
                 }
             }

@@ -2,10 +2,10 @@
 
 use super::{
     errand::Complete,
-    life::House,
+    house::House,
     model::{Look, ModelActor, Unload},
 };
-use crate::actors::{End, Error, ModelStatus};
+use crate::actors::{Error, ModelStatus};
 use crate::config::Model;
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, Context, Handler, Message, MessageResult, ResponseActFuture, ResponseFuture, WrapFuture,
@@ -14,16 +14,6 @@ use actix::{
 use futures_util::future::join_all;
 use std::{collections::HashMap, sync::Arc};
 use tokio::sync::watch;
-
-/// Messages of an actor beside the requests in hand: loads, unloads and status of as many connections.
-const MAILBOX: usize = 64;
-
-impl House {
-    /// An actor's mailbox never holds more than the requests that have tickets, and these.
-    pub(super) fn mailbox(&self) -> usize {
-        self.config.limits.requests_in_flight + MAILBOX
-    }
-}
 
 /// The actor of a model, or `None` for a name that is not configured.
 #[derive(Message)]
@@ -84,12 +74,11 @@ impl Handler<Complete> for Supervisor {
         }
         let name = complete.request.model.clone();
         let Some(actor) = self.model(&name) else {
-            let known = self.house.config.models.iter().map(|model| model.name.clone()).collect();
-            return complete.recorder.fail(Error::UnknownModel { name, known });
+            return complete.recorder.fail(self.house.unknown(&name));
         };
         match actor.try_send(complete) {
             Ok(()) => {}
-            Err(SendError::Full(complete)) => complete.recorder.end(End::Failed(self.house.overloaded())),
+            Err(SendError::Full(complete)) => complete.recorder.fail(self.house.overloaded()),
             // Its drop guard says that it is lost; the next request gets a new actor.
             Err(SendError::Closed(_)) => {}
         }

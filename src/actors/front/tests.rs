@@ -2,6 +2,7 @@
 
 use super::{
     Reader, Runtime,
+    model::ModelActor,
     script::{LOAD, Plan, STEP, World, card, text},
 };
 use crate::actors::{Answer, End, Error, FinishReason, ModelState, ModelStatus, Prompt, Question, Request, Sampling};
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 const GRACE: Duration = Duration::from_secs(1);
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     let model = |name: &str| Model { name: name.into(), source: ModelSource::Embedded };
     Config {
         models: vec![model("a"), model("b")],
@@ -29,7 +30,7 @@ fn config() -> Config {
 }
 
 /// Runs a test in a house of its own, and sees that nothing is left of it.
-fn house(config: Config, plans: &[Plan], test: impl AsyncFnOnce(&Runtime, &World)) {
+pub(super) fn house(config: Config, plans: &[Plan], test: impl AsyncFnOnce(&Runtime, &World)) {
     let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     actix::System::with_tokio_rt(paused).block_on(async move {
         let world = Arc::new(World::default());
@@ -43,7 +44,7 @@ fn house(config: Config, plans: &[Plan], test: impl AsyncFnOnce(&Runtime, &World
     });
 }
 
-fn request(prompt: &str, tokens_max: u32) -> Request {
+pub(super) fn request(prompt: &str, tokens_max: u32) -> Request {
     let (prompt, sampling) = (Prompt::Text(prompt.into()), Sampling::default());
     Request { model: "a".into(), prompt, sampling, stop: Vec::new(), tokens_max, logprobs: None }
 }
@@ -166,12 +167,12 @@ fn a_request_that_kills_its_worker_twice_is_lost_and_no_other() {
         let (said, end) = read(killer).await;
         assert_eq!(said, text(4)[..text(4).len() - 1]);
         assert_eq!(end, End::Failed(Error::WorkerLost { model: "a".into(), cause: "its thread ended".into() }));
-        // It comes while the third life is busy with replays, so it waits for them.
+        // It comes while there are replays, so it waits for them.
         let fresh = runtime.complete(request("", 3)).unwrap();
         whole(40, &read(before).await);
         whole(40, &read(after).await);
         whole(3, &read(fresh).await);
-        assert_eq!(world.heard()[3..], ["replay 1", "replay 2", "replay 1", "replay 3", "generate 4"]);
+        assert_eq!(world.heard()[3..], ["replay 1", "replay 2", "replay 2", "replay 1", "replay 3", "generate 4"]);
     });
 }
 
@@ -243,8 +244,8 @@ fn two_loads_are_one_and_both_hear_its_progress() {
         let (mut one, mut other) = (Vec::new(), Vec::new());
         let loads = tokio::join!(runtime.load("a", |done, total| one.push((done, total))), runtime.load("a", |done, _| other.push(done)));
         assert_eq!(loads, (Ok(card()), Ok(card())));
-        // The first worker died at the end of its load, so there was another from the start.
-        assert_eq!((one, other), (vec![(1, 2), (2, 2), (0, 0), (1, 2), (2, 2)], vec![1, 2, 0, 1, 2]));
+        // The first worker died at the end of its load, so the next one starts over.
+        assert_eq!((one, other), (vec![(1, 2), (0, 0), (1, 2), (2, 2)], vec![1, 0, 1, 2]));
         assert_eq!(runtime.load("a", |_, _| {}).await, Ok(card()));
         assert_eq!(world.started.load(Ordering::SeqCst), 2);
     });
@@ -253,10 +254,10 @@ fn two_loads_are_one_and_both_hear_its_progress() {
 #[test]
 fn unloading_ends_the_worker_and_says_so_to_its_requests() {
     house(config(), &[], async |runtime, world| {
-        let mut reader = runtime.complete(request("", 1000)).unwrap();
-        until(&mut reader, 1).await;
+        let stream = runtime.complete(request("", 1000)).unwrap();
+        until(&mut stream.clone(), 1).await;
         let unloading = Error::Unloading { model: "a".into() };
-        let (first, second, end) = tokio::join!(runtime.unload("a"), runtime.unload("a"), read(reader.clone()));
+        let (first, second, end) = tokio::join!(runtime.unload("a"), runtime.unload("a"), read(stream));
         assert_eq!((first, second, end.1), (Ok(()), Ok(()), End::Failed(unloading)));
         assert_eq!(world.running.load(Ordering::SeqCst), 0);
         assert_eq!(model(runtime).await.state, ModelState::Unloaded);
@@ -306,9 +307,10 @@ fn a_decoder_that_gives_no_sign_is_replaced_and_its_streams_go_on() {
 #[test]
 fn a_long_answer_is_work_and_no_stall() {
     house(config(), &[], async |runtime, world| {
-        whole(100_000, &read(runtime.complete(request("", 100_000)).unwrap()).await);
+        whole(100, &read(runtime.complete(request("slow", 100)).unwrap()).await);
         assert_eq!(model(runtime).await.restarts, 0);
-        assert_eq!(world.pings.load(Ordering::SeqCst), 19);
+        // One every five seconds, of a second for each token.
+        assert_eq!(world.pings.load(Ordering::SeqCst), 20);
     });
 }
 
@@ -354,7 +356,7 @@ fn what_has_no_ticket_or_no_model_is_refused_at_once() {
 #[test]
 fn shutdown_waits_for_what_is_in_hand_and_cancels_what_takes_longer() {
     house(config(), &[], async |runtime, world| {
-        let mut short = runtime.complete(request("", 20)).unwrap();
+        let short = runtime.complete(request("", 20)).unwrap();
         let long = runtime.complete(request("", 1_000_000)).unwrap();
         until(&mut short.clone(), 1).await;
         let start = Instant::now();
@@ -381,4 +383,61 @@ fn a_runtime_is_usable_from_no_runtime_and_its_last_clone_ends_everything() {
     let ended = runtime.ended();
     drop(runtime);
     caller.block_on(ended);
+}
+
+#[test]
+fn a_life_that_panics_is_a_death_and_loses_what_it_held() {
+    house(config(), &[Plan::PanicStarting], async |runtime, _| {
+        let (_, end) = read(runtime.complete(request("", 1)).unwrap()).await;
+        assert!(matches!(end, End::Failed(Error::WorkerLost { .. })) || reason(&end).is_some(), "{end:?}");
+        whole(2, &read(runtime.complete(request("", 2)).unwrap()).await);
+        assert_eq!(model(runtime).await.last_cause.as_deref(), Some("its life panicked"));
+    });
+}
+
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+struct Panic;
+
+impl actix::Handler<Panic> for ModelActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        panic!("as the test wants it");
+    }
+}
+
+#[test]
+fn a_model_actor_that_panics_loses_its_requests_and_gets_a_successor() {
+    house(config(), &[], async |runtime, world| {
+        let mut reader = runtime.complete(request("", 1000)).unwrap();
+        let question = runtime.load("a", |_, _| {});
+        let panics = async {
+            until(&mut reader.clone(), 1).await;
+            runtime.actor("a").await.unwrap().send(Panic).await.unwrap_err();
+        };
+        let (loaded, ()) = tokio::join!(question, panics);
+        assert_eq!(loaded, Ok(card()));
+        let end = loop {
+            if let Some(end) = reader.next().await.end {
+                break end;
+            }
+        };
+        assert!(matches!(end, End::Failed(Error::WorkerLost { .. })), "{end:?}");
+        whole(2, &read(runtime.complete(request("", 2)).unwrap()).await);
+        assert_eq!(world.running.load(Ordering::SeqCst), 1);
+    });
+}
+
+/// Compiles only while a connection may await them on any executor.
+#[test]
+fn what_the_front_door_returns_is_send() {
+    fn send<T: Send>(_: impl FnOnce(&'static Runtime) -> T) {}
+    send(|runtime| runtime.ask("a", Question::Show));
+    send(|runtime| runtime.load("a", |_, _| {}));
+    send(|runtime| runtime.unload("a"));
+    send(|runtime| runtime.show("a"));
+    send(|runtime| runtime.status());
+    send(|runtime| runtime.shutdown(GRACE));
+    send(|runtime| runtime.ended());
 }

@@ -79,7 +79,7 @@ pub(crate) enum ToDecoder {
     },
     /// Comes once, from the prompter, whatever came of it.
     Language(crate::models::Result<Arc<Language>>),
-    Generate(Prepared),
+    Generate(Box<Prepared>),
     /// Answered with `Pong` between two steps.
     Ping {
         id: u64,

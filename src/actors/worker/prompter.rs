@@ -46,7 +46,7 @@ fn generate(job: Job, language: &Result<Arc<Language>>, to_decoder: &SyncSender<
     }
     let prompt = language.clone().and_then(|language| guarded(|| Ok(language.encode(&job.request.prompt)?)));
     let _ = match prompt {
-        Ok(prompt) => to_decoder.send(ToDecoder::Generate(Prepared { job, prompt })).map_err(|_| super::Gone),
+        Ok(prompt) => to_decoder.send(ToDecoder::Generate(Box::new(Prepared { job, prompt }))).map_err(|_| super::Gone),
         Err(error) => outbox.send(FromWorker::End { id: job.id, end: End::Failed(error) }),
     };
 }

@@ -1,0 +1,151 @@
+//! What a model's actor is asked from outside: to load, to unload, to show itself.
+
+use super::{Alive, ModelActor, State};
+use crate::actors::{
+    Card, Error, ModelState, ModelStatus, Result,
+    front::{
+        errand::{Errand, InFlight},
+        inspect::inspect,
+    },
+};
+use actix::{Handler, Message, MessageResult, ResponseFuture};
+use std::{convert::Infallible, mem, sync::Arc, time::Duration};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
+
+/// A `status` is not worth a longer wait; a decoder that does not answer by then is told as such.
+const PING_TIME: Duration = Duration::from_secs(1);
+
+/// Loads the model if it isn't, and forgets that it has failed.
+#[derive(Message)]
+#[rtype(result = "Loading")]
+pub(in crate::actors::front) struct Load;
+
+pub(in crate::actors::front) struct Loading {
+    /// Bytes of weights, done and in all.
+    pub(in crate::actors::front) progress: watch::Receiver<(u64, u64)>,
+    pub(in crate::actors::front) outcome: oneshot::Receiver<Result<Card>>,
+}
+
+/// Ends the worker; what it has in hand is answered with this. The sender is dropped when the worker's memory is back.
+#[derive(Message)]
+#[rtype(result = "oneshot::Receiver<Infallible>")]
+pub(in crate::actors::front) struct Unload(pub(in crate::actors::front) Error);
+
+#[derive(Message)]
+#[rtype(result = "Result<Card>")]
+pub(in crate::actors::front) struct Show;
+
+#[derive(Message)]
+#[rtype(result = "ModelStatus")]
+pub(in crate::actors::front) struct Look {
+    /// Also at the decode loop.
+    pub(in crate::actors::front) decoder: bool,
+}
+
+impl Handler<Load> for ModelActor {
+    type Result = MessageResult<Load>;
+
+    fn handle(&mut self, _: Load, ctx: &mut Self::Context) -> Self::Result {
+        match &self.state {
+            State::Unloaded => self.begin(InFlight::new(), Vec::new(), Duration::ZERO, ctx),
+            State::Failed(_) => {
+                self.restarts.forget();
+                self.begin(InFlight::new(), Vec::new(), Duration::ZERO, ctx);
+            }
+            State::Alive(_) | State::Ending { .. } => {}
+        }
+        MessageResult(Loading { progress: self.progress.subscribe(), outcome: self.outcome() })
+    }
+}
+
+impl Handler<Unload> for ModelActor {
+    type Result = MessageResult<Unload>;
+
+    fn handle(&mut self, Unload(why): Unload, _: &mut Self::Context) -> Self::Result {
+        let (done, wait) = oneshot::channel();
+        match mem::replace(&mut self.state, State::Unloaded) {
+            State::Unloaded | State::Failed(_) => drop(done),
+            State::Alive(Alive { errands, pid, late, .. }) => {
+                // Its life hears that there is nothing more to do.
+                drop(errands);
+                self.end_all(InFlight::new(), late, &why);
+                self.state = State::Ending { why, waiting: vec![done], pid };
+            }
+            State::Ending { why, mut waiting, pid } => {
+                waiting.push(done);
+                self.state = State::Ending { why, waiting, pid };
+            }
+        }
+        MessageResult(wait)
+    }
+}
+
+impl Handler<Show> for ModelActor {
+    type Result = ResponseFuture<Result<Card>>;
+
+    fn handle(&mut self, _: Show, _: &mut Self::Context) -> Self::Result {
+        if let State::Alive(_) = self.state {
+            let outcome = self.outcome();
+            let lost = Error::WorkerLost { model: self.model.name.clone(), cause: "its supervision ended".into() };
+            return Box::pin(async move { outcome.await.unwrap_or(Err(lost)) });
+        }
+        let (house, model, inspection) = (self.house.clone(), self.model.clone(), self.inspection.clone());
+        Box::pin(async move {
+            let _one = inspection.lock().await;
+            inspect(&house, &model).await
+        })
+    }
+}
+
+impl Handler<Look> for ModelActor {
+    type Result = ResponseFuture<ModelStatus>;
+
+    fn handle(&mut self, look: Look, _: &mut Self::Context) -> Self::Result {
+        let (state, worker_pid) = match &self.state {
+            State::Unloaded => (ModelState::Unloaded, None),
+            State::Alive(alive) => (alive.state, alive.pid),
+            State::Ending { pid, .. } => (ModelState::Unloaded, *pid),
+            State::Failed(_) => (ModelState::Failed, None),
+        };
+        let pong = match &self.state {
+            State::Alive(alive) if look.decoder && alive.state == ModelState::Ready => {
+                let (reply, pong) = oneshot::channel();
+                alive.errands.try_send(Errand::Ping(reply)).ok().map(|()| pong)
+            }
+            State::Unloaded | State::Alive(_) | State::Ending { .. } | State::Failed(_) => None,
+        };
+        let mut status = ModelStatus {
+            name: self.model.name.clone(),
+            source: self.model.source.clone(),
+            state,
+            worker_pid,
+            in_flight: Arc::strong_count(&self.in_hand) - 1,
+            restarts: self.deaths,
+            last_cause: self.last_cause.clone(),
+            card: self.card.clone(),
+            decoder: None,
+        };
+        Box::pin(async move {
+            if let Some(pong) = pong {
+                status.decoder = timeout(PING_TIME, pong).await.ok().and_then(|pong| pong.ok());
+            }
+            status
+        })
+    }
+}
+
+impl ModelActor {
+    /// A load's outcome, for one more who waits for it.
+    fn outcome(&mut self) -> oneshot::Receiver<Result<Card>> {
+        let (load, outcome) = oneshot::channel();
+        match (&self.state, &self.card) {
+            (State::Alive(Alive { state: ModelState::Ready, .. }), Some(card)) => drop(load.send(Ok(card.clone()))),
+            (State::Ending { why, .. }, _) => drop(load.send(Err(why.clone()))),
+            (State::Alive(_) | State::Unloaded | State::Failed(_), _) => self.loads.push(load),
+        }
+        outcome
+    }
+}

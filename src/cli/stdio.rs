@@ -1,0 +1,55 @@
+//! `stdio`: JSON-RPC on stdin and stdout, as an editor's child process.
+
+use super::{Models, asked_to_stop};
+use anyhow::Context;
+use clap::Args;
+use souffleur::actors::{Embedded, Runtime};
+use souffleur::protocol::{Closed, transport::stdio};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+#[derive(Args)]
+pub(crate) struct Stdio {
+    #[command(flatten)]
+    models: Models,
+}
+
+pub(crate) fn run(arguments: Stdio, embedded: Embedded) -> anyhow::Result<ExitCode> {
+    let (input, output) = stdio::take_standard_streams().context("can't take stdin and stdout")?;
+    let runtime = Runtime::start(arguments.models.config(embedded)?)?;
+    let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let closed = executor.block_on(async {
+        let stop = CancellationToken::new();
+        let peer = stdio::serve_stdio(runtime.clone(), input, output, stop.clone());
+        let end = async {
+            tokio::select! {
+                () = asked_to_stop() => {}
+                () = runtime.ended() => tracing::error!("nothing is supervised any more"),
+            }
+            stop.cancel();
+            std::future::pending::<Closed>().await
+        };
+        let closed = tokio::select! {
+            closed = peer => closed,
+            closed = end => closed,
+        };
+        runtime.shutdown(Duration::ZERO).await;
+        closed
+    });
+    // A thread may still wait for input that never comes.
+    executor.shutdown_background();
+    Ok(match closed {
+        Closed::ByPeer | Closed::Stopped | Closed::ParentGone | Closed::Exit { after_shutdown: true } => ExitCode::SUCCESS,
+        // LSP asks for this.
+        Closed::Exit { after_shutdown: false } => ExitCode::FAILURE,
+        Closed::OutOfStep => {
+            eprintln!("souffleur: the input is not in step with its framing any more");
+            ExitCode::FAILURE
+        }
+        Closed::Broken => {
+            eprintln!("souffleur: stdout can't be written to any more");
+            ExitCode::FAILURE
+        }
+    })
+}

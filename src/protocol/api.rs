@@ -1,0 +1,148 @@
+//! The methods, on one page. What is about the connection itself is served by it; all the rest is registered here.
+
+use super::{answer, call::Call, envelope::Params, error::Fault, types::*};
+use crate::actors::{Answer, Question, Runtime};
+use crate::config::Limits;
+use futures_util::future::BoxFuture;
+use jsonrpsee_core::server::{ConnectionId, Extensions, MethodCallback, MethodResponse, Methods, RpcModule};
+use jsonrpsee_types::Id;
+use serde::{Serialize, de::DeserializeOwned};
+use std::future::Future;
+
+/// Methods that are about the connection: see `connection`.
+pub const CONNECTION_METHODS: [&str; 3] = ["initialize", "shutdown", "cancel"];
+
+/// Every method of every transport, over one runtime.
+#[derive(Clone)]
+pub struct Api {
+    methods: Methods,
+    limits: Limits,
+}
+
+impl Api {
+    pub fn new(runtime: Runtime) -> Self {
+        let limits = *runtime.limits();
+        let mut methods = RpcModule::new(runtime);
+
+        streaming(&mut methods, "infill", |params: InfillParams, bounds| params.completion(bounds));
+        streaming(&mut methods, "complete", |params: CompleteParams, bounds| params.completion(bounds));
+        streaming(&mut methods, "chat", |params: ChatParams, bounds| params.completion(bounds));
+
+        method(&mut methods, "tokenize", |runtime, params: TokenizeParams, _| async move {
+            let bounds = bounds(&runtime);
+            bounds.text([("text", params.text.len())])?;
+            match runtime.ask(&bounds.model(params.model), Question::Tokenize(params.text)).await? {
+                Answer::Tokens(tokens) => Ok(TokenizeResult { tokens }),
+                other => Err(mismatch(&other)),
+            }
+        });
+        method(&mut methods, "detokenize", |runtime, params: DetokenizeParams, _| async move {
+            match runtime.ask(&bounds(&runtime).model(params.model), Question::Detokenize(params.tokens)).await? {
+                Answer::Text(text) => Ok(DetokenizeResult { text }),
+                other => Err(mismatch(&other)),
+            }
+        });
+        method(&mut methods, "prompt/render", |runtime, mut params: RenderParams, _| async move {
+            let bounds = bounds(&runtime);
+            let model = bounds.model(params.model.take());
+            match runtime.ask(&model, Question::Render(params.into_prompt(bounds)?)).await? {
+                Answer::Rendered(rendered) => Ok(RenderResult::from(rendered)),
+                other => Err(mismatch(&other)),
+            }
+        });
+
+        method(&mut methods, "models/list", |runtime, _: NoParams, _| async move {
+            Ok(ModelsResult::new(runtime.models().await, runtime.default_model()))
+        });
+        method(&mut methods, "models/show", |runtime, params: ModelParams, _| async move {
+            let card = runtime.show(&params.model).await?;
+            Ok(CardResult::new(params.model, card))
+        });
+        method(&mut methods, "models/load", |runtime, params: LoadParams, call| async move {
+            let card = answer::load(&runtime, &call, &params).await?;
+            Ok(CardResult::new(params.model, card))
+        });
+        method(&mut methods, "models/unload", |runtime, params: ModelParams, _| async move { Ok(runtime.unload(&params.model).await?) });
+        method(&mut methods, "status", |runtime, _: NoParams, _| async move {
+            Ok(StatusResult::new(runtime.status().await, runtime.default_model()))
+        });
+
+        Self { methods: methods.into(), limits }
+    }
+
+    /// Any registry, for tests of what carries it.
+    #[cfg(test)]
+    pub(super) fn over(methods: impl Into<Methods>, limits: Limits) -> Self {
+        Self { methods: methods.into(), limits }
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.methods.method_names().chain(CONNECTION_METHODS)
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The registry's answer to one call, or `None` for a method it does not have. `surrogate` stands for the peer's id.
+    pub(super) fn call(&self, method: &str, surrogate: u64, params: Params, call: Call) -> Option<BoxFuture<'static, MethodResponse>> {
+        let Some(MethodCallback::Async(callback)) = self.methods.method(method) else { return None };
+        let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get())).into_owned();
+        let mut extensions = Extensions::new();
+        extensions.insert(call);
+        Some(callback(Id::Number(surrogate), params, ConnectionId(0), usize::MAX, extensions))
+    }
+}
+
+/// A method that ends with its answer; a cancel drops its work.
+fn method<P, R, F, W>(methods: &mut RpcModule<Runtime>, name: &'static str, work: F)
+where
+    P: DeserializeOwned + Send + 'static,
+    R: Serialize + Clone + Send + 'static,
+    F: Fn(Runtime, P, Call) -> W + Copy + Send + Sync + 'static,
+    W: Future<Output = Result<R, Fault>> + Send + 'static,
+{
+    register(methods, name, move |runtime, params, call: Call| async move {
+        let params = read::<P>(&params)?;
+        call.clone().unless_cancelled(work(runtime, params, call)).await
+    });
+}
+
+/// A method that completes; a cancel is told what was computed.
+fn streaming<P, F>(methods: &mut RpcModule<Runtime>, name: &'static str, validate: F)
+where
+    P: DeserializeOwned + Send + 'static,
+    F: Fn(P, Bounds<'_>) -> Result<Completion, Fault> + Copy + Send + Sync + 'static,
+{
+    register(methods, name, move |runtime, params, call| async move {
+        let completion = validate(read::<P>(&params)?, bounds(&runtime))?;
+        answer::complete(&runtime, &call, completion).await
+    });
+}
+
+fn register<R, F, W>(methods: &mut RpcModule<Runtime>, name: &'static str, handler: F)
+where
+    R: Serialize + Clone + Send + 'static,
+    F: Fn(Runtime, jsonrpsee_types::Params<'static>, Call) -> W + Copy + Send + Sync + 'static,
+    W: Future<Output = Result<R, Fault>> + Send + 'static,
+{
+    let callback = move |params, runtime: std::sync::Arc<Runtime>, mut extensions: Extensions| async move {
+        let call = extensions.remove::<Call>().expect("the connection calls through `Api::call`");
+        handler(Runtime::clone(&runtime), params, call).await
+    };
+    methods.register_async_method(name, callback).expect("each name is registered once");
+}
+
+fn bounds(runtime: &Runtime) -> Bounds<'_> {
+    Bounds { limits: runtime.limits(), default_model: runtime.default_model() }
+}
+
+fn mismatch(answer: &Answer) -> Fault {
+    let kind = match answer {
+        Answer::Tokens(_) => "tokens",
+        Answer::Text(_) => "text",
+        Answer::Rendered(_) => "a rendered prompt",
+        Answer::Card(_) => "a card",
+    };
+    crate::actors::Error::Internal(format!("a worker answered with {kind}")).into()
+}

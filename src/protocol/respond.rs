@@ -1,0 +1,42 @@
+//! Responses as text, under the peer's own id.
+
+use super::{envelope::CallId, error::Fault, types::CancelResult};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+pub(super) fn success(id: &CallId, result: &str) -> String {
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#)
+}
+
+pub(super) fn failure(id: Option<&CallId>, fault: Fault) -> String {
+    let error = serde_json::to_string(&fault.object()).expect("strings and numbers only");
+    raw_failure(id, &error)
+}
+
+fn raw_failure(id: Option<&CallId>, error: &str) -> String {
+    match id {
+        Some(id) => format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#),
+        None => format!(r#"{{"jsonrpc":"2.0","id":null,"error":{error}}}"#),
+    }
+}
+
+pub(super) fn cancelled(id: &CallId, completion_tokens: u32) -> String {
+    success(id, &serde_json::to_string(&CancelResult { completion_tokens }).expect("a number"))
+}
+
+/// The registry's response, which stands under its surrogate id.
+pub(super) fn registered(id: &CallId, response: &str) -> String {
+    #[derive(Deserialize)]
+    struct Outcome<'a> {
+        #[serde(borrow)]
+        result: Option<&'a RawValue>,
+        #[serde(borrow)]
+        error: Option<&'a RawValue>,
+    }
+    let outcome: Outcome<'_> = serde_json::from_str(response).expect("written by the registry");
+    match outcome {
+        Outcome { error: Some(error), .. } => raw_failure(Some(id), error.get()),
+        // A result of `null` reads as none.
+        Outcome { result, error: None } => success(id, result.map_or("null", RawValue::get)),
+    }
+}

@@ -1,0 +1,145 @@
+//! The secret of one start: who can read its file may speak to us.
+
+use rustix::process::geteuid;
+use std::{
+    fmt, fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+use subtle::ConstantTimeEq;
+
+/// 256 bits can't be guessed, however fast one may try.
+const TOKEN_BYTES: usize = 32;
+
+/// 256 random bits, as hexadecimal text.
+#[derive(Clone)]
+pub struct Token(String);
+
+impl Token {
+    pub fn new() -> io::Result<Self> {
+        let mut bytes = [0; TOKEN_BYTES];
+        getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+
+    /// The secret itself, for whom it is meant: the token's file and the address that is printed.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Takes the same time wherever the two differ.
+    pub fn matches(&self, offered: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(offered).into()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TokenFileError {
+    #[error("{path}: {cause}", path = path.display())]
+    Io { path: PathBuf, cause: io::Error },
+    #[error("{path} can be entered by others", path = path.display())]
+    Shared { path: PathBuf },
+}
+
+/// The token in a file that only its owner can read; removed when dropped.
+#[derive(Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+}
+
+impl TokenFile {
+    /// Writes it for the server on `port`, in the user's run-time directory.
+    pub fn create(token: &Token, port: u16) -> Result<Self, TokenFileError> {
+        Self::create_in(&directory(), token, port)
+    }
+
+    pub fn create_in(directory: &Path, token: &Token, port: u16) -> Result<Self, TokenFileError> {
+        let failed = |cause| TokenFileError::Io { path: directory.to_owned(), cause };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+        let found = fs::symlink_metadata(directory).map_err(failed)?;
+        // In a directory of all, another user may have made ours first.
+        if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o077 != 0 {
+            return Err(TokenFileError::Shared { path: directory.to_owned() });
+        }
+        let path = directory.join(format!("{port}.token"));
+        let failed = |cause| TokenFileError::Io { path: path.clone(), cause };
+        // One that was left behind: its server no longer has this port.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        // From here on a failure, such as a full disk, removes the file again.
+        let token_file = Self { path: path.clone() };
+        writeln!(file, "{}", token.reveal()).and_then(|()| file.sync_all()).map_err(failed)?;
+        Ok(token_file)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TokenFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// `$XDG_RUNTIME_DIR/souffleur`, which is gone after a logout; else below the cache; else below the temporary directory.
+fn directory() -> PathBuf {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute() && path.is_dir());
+    if let Some(run) = absolute("XDG_RUNTIME_DIR") {
+        return run.join("souffleur");
+    }
+    if let Some(home) = absolute("HOME") {
+        return home.join(".cache/souffleur/run");
+    }
+    std::env::temp_dir().join(format!("souffleur-{}", geteuid().as_raw()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_long_fresh_and_not_shown() {
+        let [first, second] = [(); 2].map(|()| Token::new().unwrap());
+        assert_eq!(first.reveal().len(), 64);
+        assert!(!first.matches(second.reveal().as_bytes()));
+        assert!(first.matches(first.reveal().as_bytes()));
+        assert!(!first.matches(&first.reveal().as_bytes()[..63]) && !first.matches(b""));
+        assert!(!format!("{first:?}").contains(first.reveal()));
+    }
+
+    #[test]
+    fn the_file_is_its_owners_alone_and_goes_with_the_server() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("run");
+        let token = Token::new().unwrap();
+        let file = TokenFile::create_in(&directory, &token, 7).unwrap();
+        assert_eq!(fs::metadata(file.path()).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::read_to_string(file.path()).unwrap().trim(), token.reveal());
+        let again = TokenFile::create_in(&directory, &token, 7).unwrap();
+        let path = again.path().to_owned();
+        drop(again);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_that_others_enter_is_refused() {
+        let shared = tempfile::tempdir().unwrap();
+        let directory = shared.path().join("run");
+        fs::DirBuilder::new().mode(0o755).create(&directory).unwrap();
+        let refused = TokenFile::create_in(&directory, &Token::new().unwrap(), 7).unwrap_err();
+        assert!(matches!(refused, TokenFileError::Shared { .. }), "{refused}");
+    }
+}

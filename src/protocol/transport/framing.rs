@@ -1,0 +1,302 @@
+//! Two framings over a byte stream, told apart by the first bytes and then kept: LSP's headers, or one message a line.
+
+use crate::protocol::Malformed;
+use std::sync::OnceLock;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
+
+/// Bytes of all headers of one message: `Content-Length` and a content type take a hundred.
+const HEADER_BYTES: usize = 8 << 10;
+/// Blanks and a byte-order mark that may stand before the first message.
+const LEAD_BYTES: usize = 1 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    Headers,
+    Lines,
+}
+
+impl Framing {
+    pub(super) fn frame(self, text: &str) -> Vec<u8> {
+        match self {
+            Self::Headers => format!("Content-Length: {}\r\n\r\n{text}", text.len()).into_bytes(),
+            Self::Lines => format!("{text}\n").into_bytes(),
+        }
+    }
+}
+
+/// Reads messages one by one. Memory stays within `limit` whatever the peer announces.
+pub(super) struct Reader<'a, R> {
+    input: R,
+    limit: usize,
+    framing: &'a OnceLock<Framing>,
+    /// What is left of a message that was refused.
+    skip: Skip,
+}
+
+#[derive(PartialEq, Eq)]
+enum Skip {
+    Nothing,
+    Bytes(u64),
+    Line,
+}
+
+type Read = std::io::Result<Option<Result<String, Malformed>>>;
+
+impl<'a, R: AsyncBufRead + Unpin> Reader<'a, R> {
+    /// `framing` is set before the first message is handed out.
+    pub(super) fn new(input: R, limit: usize, framing: &'a OnceLock<Framing>) -> Self {
+        Self { input, limit, framing, skip: Skip::Nothing }
+    }
+
+    /// The next message; `None` at the end. An error of the input is an end too.
+    pub(super) async fn next(&mut self) -> Option<Result<String, Malformed>> {
+        let read = match self.framing.get() {
+            Some(Framing::Headers) => self.message().await,
+            Some(Framing::Lines) => self.line().await,
+            None => {
+                let framing = self.detect().await.ok()??;
+                self.framing.set(framing).ok()?;
+                match framing {
+                    Framing::Headers => self.message().await,
+                    Framing::Lines => self.line().await,
+                }
+            }
+        };
+        read.ok()?
+    }
+
+    /// A letter begins a header; JSON begins with anything else, and so does what is neither.
+    async fn detect(&mut self) -> std::io::Result<Option<Framing>> {
+        for _ in 0..LEAD_BYTES {
+            match self.input.fill_buf().await?.first() {
+                None => return Ok(None),
+                Some(byte) if byte.is_ascii_whitespace() || [0xEF, 0xBB, 0xBF].contains(byte) => self.input.consume(1),
+                Some(byte) if byte.is_ascii_alphabetic() => return Ok(Some(Framing::Headers)),
+                Some(_) => break,
+            }
+        }
+        Ok(Some(Framing::Lines))
+    }
+
+    async fn line(&mut self) -> Read {
+        if self.skip == Skip::Line {
+            self.skip_line().await?;
+            self.skip = Skip::Nothing;
+        }
+        loop {
+            let mut line = Vec::new();
+            // One byte more than the longest line and its end.
+            let read = (&mut self.input).take(self.limit as u64 + 2).read_until(b'\n', &mut line).await?;
+            if read == 0 {
+                return Ok(None);
+            }
+            let ended = line.last() == Some(&b'\n');
+            let text = line.trim_ascii();
+            if text.len() > self.limit {
+                self.skip = if ended { Skip::Nothing } else { Skip::Line };
+                return Ok(Some(Err(Malformed::TooLarge { limit: self.limit })));
+            }
+            if !text.is_empty() {
+                return Ok(Some(utf8(text.to_vec())));
+            }
+            if !ended && read > self.limit {
+                // Blanks without end are no message.
+                self.skip = Skip::Line;
+                return Ok(Some(Err(Malformed::TooLarge { limit: self.limit })));
+            }
+        }
+    }
+
+    async fn skip_line(&mut self) -> std::io::Result<()> {
+        loop {
+            let buffer = self.input.fill_buf().await?;
+            match buffer.iter().position(|&byte| byte == b'\n') {
+                Some(end) => {
+                    self.input.consume(end + 1);
+                    return Ok(());
+                }
+                None if buffer.is_empty() => return Ok(()),
+                None => {
+                    let length = buffer.len();
+                    self.input.consume(length);
+                }
+            }
+        }
+    }
+
+    async fn message(&mut self) -> Read {
+        if let Skip::Bytes(mut left) = self.skip {
+            while left > 0 {
+                let length = self.input.fill_buf().await?.len();
+                if length == 0 {
+                    return Ok(None);
+                }
+                let length = length.min(usize::try_from(left).unwrap_or(usize::MAX));
+                self.input.consume(length);
+                left -= length as u64;
+                self.skip = Skip::Bytes(left);
+            }
+            self.skip = Skip::Nothing;
+        }
+        let length = match self.headers().await? {
+            Ok(None) => return Ok(None),
+            Ok(Some(length)) => length,
+            Err(malformed) => return Ok(Some(Err(malformed))),
+        };
+        if length > self.limit as u64 {
+            // Answered now: what was announced may never come.
+            self.skip = Skip::Bytes(length);
+            return Ok(Some(Err(Malformed::TooLarge { limit: self.limit })));
+        }
+        let mut body = Vec::new();
+        // Memory grows with what arrives, not with what is announced.
+        (&mut self.input).take(length).read_to_end(&mut body).await?;
+        if (body.len() as u64) < length {
+            return Ok(Some(Err(Malformed::Truncated)));
+        }
+        Ok(Some(utf8(body)))
+    }
+
+    /// The content length, or `None` at the end of the input.
+    async fn headers(&mut self) -> std::io::Result<Result<Option<u64>, Malformed>> {
+        let (mut length, mut read) = (None, 0);
+        loop {
+            let mut line = Vec::new();
+            let room = (HEADER_BYTES - read) as u64;
+            read += (&mut self.input).take(room).read_until(b'\n', &mut line).await?;
+            if line.is_empty() && read == 0 {
+                return Ok(Ok(None));
+            }
+            if line.last() != Some(&b'\n') {
+                let why = format!("headers have more than {HEADER_BYTES} bytes");
+                return Ok(Err(if read >= HEADER_BYTES { Malformed::BadHeader(why) } else { Malformed::Truncated }));
+            }
+            let text = line.trim_ascii();
+            if text.is_empty() {
+                let missing = Malformed::BadHeader("no Content-Length".into());
+                return Ok(length.map(Some).ok_or(missing));
+            }
+            match header(text, length) {
+                Ok(found) => length = found,
+                Err(why) => return Ok(Err(Malformed::BadHeader(why.into()))),
+            }
+        }
+    }
+}
+
+/// Takes one header line; gives the content length known after it.
+fn header(line: &[u8], length: Option<u64>) -> Result<Option<u64>, &'static str> {
+    let line = std::str::from_utf8(line).map_err(|_| "a header is not ASCII")?;
+    let (name, value) = line.split_once(':').ok_or("a header has no colon")?;
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err("a header's name has other characters than letters, digits and -");
+    }
+    let value = value.trim_ascii();
+    if name.eq_ignore_ascii_case("content-type") {
+        let charset = value.split(';').skip(1).find_map(|part| part.trim_ascii().strip_prefix("charset="));
+        let utf8 = charset.is_none_or(|charset| ["utf-8", "utf8"].contains(&&*charset.trim_matches('"').to_ascii_lowercase()));
+        return if utf8 { Ok(length) } else { Err("the charset is not utf-8") };
+    }
+    if !name.eq_ignore_ascii_case("content-length") {
+        return Ok(length);
+    }
+    if length.is_some() {
+        return Err("Content-Length is given twice");
+    }
+    if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("Content-Length is not a number");
+    }
+    value.parse().map(Some).map_err(|_| "Content-Length is too large a number")
+}
+
+fn utf8(bytes: Vec<u8>) -> Result<String, Malformed> {
+    String::from_utf8(bytes).map_err(|_| Malformed::NotUtf8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 32;
+
+    async fn messages(input: &[u8]) -> (Vec<Result<String, Malformed>>, Option<Framing>) {
+        let framing = OnceLock::new();
+        // The smallest buffer, so that every boundary falls everywhere.
+        let mut reader = Reader::new(tokio::io::BufReader::with_capacity(1, input), LIMIT, &framing);
+        let mut read = Vec::new();
+        while let Some(message) = reader.next().await {
+            let bad = matches!(message, Err(Malformed::BadHeader(_) | Malformed::Truncated));
+            read.push(message);
+            if bad {
+                break;
+            }
+        }
+        drop(reader);
+        (read, framing.into_inner())
+    }
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn the_first_bytes_tell_the_framing() {
+        let (read, framing) = block_on(messages(b"\n {\"a\":1}\r\n\n[2]\n"));
+        assert_eq!((read, framing), (vec![Ok("{\"a\":1}".into()), Ok("[2]".into())], Some(Framing::Lines)));
+        let (read, framing) =
+            block_on(messages("content-length: 2\r\nX-Y: z\r\n\r\n{é}Content-Type: a/b; charset=utf8\nContent-Length: 2\n\n[]".as_bytes()));
+        assert_eq!(framing, Some(Framing::Headers));
+        assert_eq!(read[0], Err(Malformed::NotUtf8), "a length counts bytes, and this one cuts a character");
+        let (read, _) =
+            block_on(messages("Content-Length: 4\r\n\r\n{é}Content-Type: a/b; charset=utf8\nContent-Length: 2\n\n[]".as_bytes()));
+        assert_eq!(read, [Ok("{é}".into()), Ok("[]".into())]);
+        assert_eq!(block_on(messages(b" \n ")), (vec![], None));
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_or_not_utf8_costs_only_itself() {
+        let long = [b"{".as_slice(), &vec![b'x'; 200], b"\n{}\n\xff\n{}"].concat();
+        let too_large = Err(Malformed::TooLarge { limit: LIMIT });
+        assert_eq!(block_on(messages(&long)).0, [too_large, Ok("{}".into()), Err(Malformed::NotUtf8), Ok("{}".into())]);
+        let fits = vec![b'7'; LIMIT];
+        assert_eq!(block_on(messages(&[&fits[..], b"\r\n"].concat())).0, [Ok("7".repeat(LIMIT))]);
+    }
+
+    #[test]
+    fn a_body_that_is_too_large_costs_only_itself() {
+        let input = [b"Content-Length: 100\r\n\r\n".as_slice(), &[b'x'; 100], b"Content-Length: 2\r\n\r\n{}"].concat();
+        assert_eq!(block_on(messages(&input)).0, [Err(Malformed::TooLarge { limit: LIMIT }), Ok("{}".into())]);
+        let announced = block_on(messages(b"Content-Length: 1099511627776\r\n\r\n{}"));
+        assert_eq!(announced.0, [Err(Malformed::TooLarge { limit: LIMIT })]);
+    }
+
+    #[test]
+    fn a_header_that_can_not_be_read_ends_the_stream() {
+        for input in [
+            "Content-Length\r\n\r\n{}",
+            "Content-Length: \r\n\r\n{}",
+            "Content-Length: -1\r\n\r\n{}",
+            "Content-Length: +2\r\n\r\n{}",
+            "Content-Length: 0x2\r\n\r\n{}",
+            "Content-Length: 99999999999999999999999\r\n\r\n{}",
+            "Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+            "X: y\r\n\r\n{}",
+            "Content-Type: a; charset=latin1\r\nContent-Length: 2\r\n\r\n{}",
+            "GET / HTTP/1.1\r\n\r\n",
+            "é\r\n",
+            "Con tent-Length: 2\r\n\r\n{}",
+        ] {
+            let read = block_on(messages(input.as_bytes())).0;
+            assert!(matches!(read[..], [Err(Malformed::BadHeader(_))]) || !input.is_ascii(), "{input:?} gives {read:?}");
+        }
+        let endless = format!("X: {}", "y".repeat(HEADER_BYTES));
+        assert!(matches!(block_on(messages(endless.as_bytes())).0[..], [Err(Malformed::BadHeader(_))]));
+    }
+
+    #[test]
+    fn an_input_that_ends_inside_a_message_says_so() {
+        for input in ["Content-Length: 9\r\n\r\n{}", "Content-Length: 9\r\n", "Content-Len"] {
+            assert_eq!(block_on(messages(input.as_bytes())).0, [Err(Malformed::Truncated)], "{input:?}");
+        }
+    }
+}

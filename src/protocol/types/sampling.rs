@@ -1,0 +1,187 @@
+//! How the next token is chosen: every number with its range, and what was applied in the end.
+
+use super::Bounds;
+use crate::actors::Sampling;
+use crate::protocol::error::Fault;
+use serde::Serialize;
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive};
+
+/// The largest integer that every JSON implementation keeps exactly.
+const SEED_MAX: u64 = (1 << 53) - 1;
+/// Beyond the vocabulary of every known model: a larger top-k is a mistake.
+const TOP_K_MAX: u32 = 1 << 20;
+/// The penalties look this far back at most, for each step reads the whole window.
+const REPETITION_WINDOW_MAX: u32 = 4096;
+/// Below this the division would leave the numbers' range.
+const REPETITION_PENALTY_MIN: f64 = 0.01;
+
+pub(super) struct SamplingParams {
+    pub(super) temperature: Option<f64>,
+    pub(super) top_k: Option<u64>,
+    pub(super) top_p: Option<f64>,
+    pub(super) min_p: Option<f64>,
+    pub(super) repetition_penalty: Option<f64>,
+    pub(super) repetition_window: Option<u64>,
+    pub(super) presence_penalty: Option<f64>,
+    pub(super) frequency_penalty: Option<f64>,
+    pub(super) logit_bias: BTreeMap<u32, f64>,
+    pub(super) seed: Option<u64>,
+}
+
+impl SamplingParams {
+    pub(super) fn sampling(self, bounds: Bounds<'_>) -> Result<Sampling, Fault> {
+        let neutral = Sampling::default();
+        if self.logit_bias.len() > bounds.limits.logit_bias {
+            let reason = format!("{} tokens, {} are allowed", self.logit_bias.len(), bounds.limits.logit_bias);
+            return Err(Fault::parameter("logitBias", reason));
+        }
+        let logit_bias = self.logit_bias.into_iter().map(|(token, bias)| {
+            // A hundred is enough to forbid or to force a token.
+            Ok((token, number("logitBias", Some(bias), 0.0, -100.0..=100.0)?))
+        });
+        Ok(Sampling {
+            temperature: number("temperature", self.temperature, neutral.temperature, 0.0..=5.0)?,
+            top_k: integer("topK", self.top_k, neutral.top_k, 0..=TOP_K_MAX)?,
+            top_p: number("topP", self.top_p, neutral.top_p, 0.0..=1.0)?,
+            min_p: number("minP", self.min_p, neutral.min_p, 0.0..=1.0)?,
+            repetition_penalty: number(
+                "repetitionPenalty",
+                self.repetition_penalty,
+                neutral.repetition_penalty,
+                REPETITION_PENALTY_MIN..=10.0,
+            )?,
+            repetition_window: integer("repetitionWindow", self.repetition_window, neutral.repetition_window, 0..=REPETITION_WINDOW_MAX)?,
+            presence_penalty: number("presencePenalty", self.presence_penalty, neutral.presence_penalty, -2.0..=2.0)?,
+            frequency_penalty: number("frequencyPenalty", self.frequency_penalty, neutral.frequency_penalty, -2.0..=2.0)?,
+            logit_bias: logit_bias.collect::<Result<_, Fault>>()?,
+            seed: match self.seed {
+                None => random_seed()?,
+                asked => integer("seed", asked, 0, 0..=SEED_MAX)?,
+            },
+        })
+    }
+}
+
+fn random_seed() -> Result<u64, Fault> {
+    let seed = getrandom::u64().map_err(|error| Fault::parameter("seed", format!("no randomness to be had: {error}")))?;
+    Ok(seed & SEED_MAX)
+}
+
+/// JSON has no NaN, and what is too large for an f32 is outside of every range.
+fn number(name: &str, asked: Option<f64>, neutral: f32, range: RangeInclusive<f64>) -> Result<f32, Fault> {
+    match asked {
+        None => Ok(neutral),
+        Some(asked) if range.contains(&asked) => Ok(asked as f32),
+        Some(asked) => Err(outside(name, asked, &range)),
+    }
+}
+
+pub(super) fn integer<T>(name: &str, asked: Option<u64>, neutral: T, range: RangeInclusive<T>) -> Result<T, Fault>
+where
+    T: TryFrom<u64> + PartialOrd + Display + Into<Value> + Copy,
+{
+    let Some(asked) = asked else { return Ok(neutral) };
+    match T::try_from(asked) {
+        Ok(value) if range.contains(&value) => Ok(value),
+        _ => Err(outside(name, asked, &range)),
+    }
+}
+
+fn outside<T: Display + Into<Value> + Copy>(name: &str, asked: impl Display, range: &RangeInclusive<T>) -> Fault {
+    let (min, max) = (*range.start(), *range.end());
+    Fault::parameter(name, format!("{asked} is not from {min} to {max}")).with("minimum", min).with("maximum", max)
+}
+
+/// The sampling really applied.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SamplingResult {
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    repetition_window: u32,
+    presence_penalty: f32,
+    frequency_penalty: f32,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    logit_bias: BTreeMap<u32, f32>,
+    seed: u64,
+}
+
+impl From<Sampling> for SamplingResult {
+    fn from(applied: Sampling) -> Self {
+        Self {
+            temperature: applied.temperature,
+            top_k: applied.top_k,
+            top_p: applied.top_p,
+            min_p: applied.min_p,
+            repetition_penalty: applied.repetition_penalty,
+            repetition_window: applied.repetition_window,
+            presence_penalty: applied.presence_penalty,
+            frequency_penalty: applied.frequency_penalty,
+            logit_bias: applied.logit_bias.into_iter().collect(),
+            seed: applied.seed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Limits;
+    use crate::protocol::types::{Bounds, CompleteParams, Completion, read};
+    use jsonrpsee_types::Params;
+
+    fn complete(member: &str) -> Result<Completion, super::Fault> {
+        let text = format!(r#"{{"prompt":"fn",{member}}}"#);
+        let limits = Limits::default();
+        read::<CompleteParams>(&Params::new(Some(&text)))?.completion(Bounds { limits: &limits, default_model: "embedded" })
+    }
+
+    /// For each parameter: values inside of its range, values outside.
+    const RANGES: &[(&str, &[&str], &[&str])] = &[
+        ("temperature", &["0", "5", "0.8", "null"], &["-0.1", "5.1", "1e308", "\"1\"", "[]", "{}", "true"]),
+        ("topK", &["0", "40", "1048576"], &["-1", "1048577", "1.5", "4294967296", "18446744073709551616"]),
+        ("topP", &["0", "1"], &["-1", "1.01"]),
+        ("minP", &["0", "1"], &["-1", "1.01"]),
+        ("repetitionPenalty", &["0.01", "1", "10"], &["0", "-1", "10.1"]),
+        ("repetitionWindow", &["0", "4096"], &["-1", "4097"]),
+        ("presencePenalty", &["-2", "2"], &["-2.1", "2.1"]),
+        ("frequencyPenalty", &["-2", "2"], &["-2.1", "2.1"]),
+        ("logitBias", &["{}", r#"{"7":-100,"8":100}"#], &[r#"{"7":101}"#, r#"{"x":1}"#, r#"{"-1":1}"#, "[]", "[[1,1]]"]),
+        ("seed", &["0", "9007199254740991"], &["-1", "9007199254740992", "1.5"]),
+        ("maxTokens", &["1", "16384"], &["0", "-1", "16385", "2147483648", "9223372036854775808"]),
+        ("logprobs", &["0", "20"], &["-1", "21", "256"]),
+        ("stop", &["[]", r#"["a"]"#], &[r#"[""]"#, r#""a""#, r#"[1]"#]),
+    ];
+
+    #[test]
+    fn every_number_has_its_range_and_a_refusal_names_the_parameter() {
+        for (name, inside, outside) in RANGES {
+            for value in *inside {
+                complete(&format!(r#""{name}":{value}"#)).unwrap_or_else(|fault| panic!("{name}: {value}: {fault}"));
+            }
+            for value in *outside {
+                let fault = complete(&format!(r#""{name}":{value}"#)).expect_err(&format!("{name}: {value} passes"));
+                assert_eq!(fault.data["parameter"], *name, "{value}: {fault}");
+            }
+        }
+    }
+
+    #[test]
+    fn stops_are_few_and_short() {
+        let many = format!(r#""stop":[{}]"#, vec![r#""a""#; 17].join(","));
+        assert_eq!(complete(&many).unwrap_err().data["parameter"], "stop");
+        let long = format!(r#""stop":["{}"]"#, "a".repeat(257));
+        assert_eq!(complete(&long).unwrap_err().data["parameter"], "stop");
+    }
+
+    #[test]
+    fn greedy_and_a_fresh_seed_are_the_defaults() {
+        let [first, second] = [(); 2].map(|()| complete(r#""stop":[]"#).unwrap().request);
+        assert_eq!((first.sampling.temperature, first.tokens_max, &*first.model), (0.0, 256, "embedded"));
+        assert_ne!(first.sampling.seed, second.sampling.seed);
+        assert!(first.sampling.seed < 1 << 53);
+    }
+}

@@ -1,0 +1,162 @@
+//! Models and the state of the house, as a peer sees them.
+
+use crate::actors::{Card, DecoderStatus, FimOrder, ModelSource, ModelState, ModelStatus, Status};
+use serde::Serialize;
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CardResult {
+    name: String,
+    architecture: String,
+    family: String,
+    quantization: String,
+    parameters: u64,
+    weight_bytes: u64,
+    layers: u32,
+    width: u32,
+    vocabulary: u32,
+    context: u32,
+    eos: Vec<Eos>,
+    /// The default order; null when the model has no markers.
+    fim: Option<&'static str>,
+    backend: String,
+    threads: u32,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Eos {
+    token: u32,
+    text: String,
+}
+
+impl CardResult {
+    pub(crate) fn new(name: String, card: Card) -> Self {
+        Self {
+            name,
+            architecture: card.architecture,
+            family: card.family,
+            quantization: card.quantization,
+            parameters: card.parameters,
+            weight_bytes: card.weight_bytes,
+            layers: card.layers,
+            width: card.width,
+            vocabulary: card.vocabulary,
+            context: card.context,
+            eos: card.eos.into_iter().map(|(token, text)| Eos { token, text }).collect(),
+            fim: card.fim.map(|order| match order {
+                FimOrder::PrefixSuffixMiddle => "prefixSuffixMiddle",
+                FimOrder::SuffixPrefixMiddle => "suffixPrefixMiddle",
+            }),
+            backend: card.backend,
+            threads: card.threads,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ModelResult {
+    name: String,
+    /// Requests that name no model mean this one.
+    default: bool,
+    /// `embedded`, or the folder.
+    source: String,
+    state: &'static str,
+    worker_pid: Option<u32>,
+    in_flight: usize,
+    restarts: u32,
+    last_cause: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoder: Option<DecoderResult>,
+}
+
+impl ModelResult {
+    fn new(model: ModelStatus, default_model: &str) -> Self {
+        Self {
+            default: model.name == default_model,
+            name: model.name,
+            source: match model.source {
+                ModelSource::Embedded => "embedded".to_owned(),
+                ModelSource::Folder(path) => path.display().to_string(),
+            },
+            state: match model.state {
+                ModelState::Unloaded => "unloaded",
+                ModelState::Loading => "loading",
+                ModelState::Ready => "ready",
+                ModelState::Restarting => "restarting",
+                ModelState::Failed => "failed",
+            },
+            worker_pid: model.worker_pid,
+            in_flight: model.in_flight,
+            restarts: model.restarts,
+            last_cause: model.last_cause,
+            decoder: model.decoder.map(DecoderResult::from),
+        }
+    }
+}
+
+/// The decode loop, told by itself.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DecoderResult {
+    steps: u64,
+    running: u32,
+    waiting: u32,
+    step_sequences: u32,
+    step_sequences_max: u32,
+    rows: u64,
+    cache_entries: u32,
+    cache_bytes: u64,
+    cache_budget_bytes: u64,
+    running_bytes: u64,
+}
+
+impl From<DecoderStatus> for DecoderResult {
+    fn from(decoder: DecoderStatus) -> Self {
+        Self {
+            steps: decoder.steps,
+            running: decoder.running,
+            waiting: decoder.waiting,
+            step_sequences: decoder.step_sequences,
+            step_sequences_max: decoder.step_sequences_max,
+            rows: decoder.rows,
+            cache_entries: decoder.cache_entries,
+            cache_bytes: decoder.cache_bytes,
+            cache_budget_bytes: decoder.cache_budget_bytes,
+            running_bytes: decoder.running_bytes,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ModelsResult {
+    models: Vec<ModelResult>,
+}
+
+impl ModelsResult {
+    pub(crate) fn new(models: Vec<ModelStatus>, default_model: &str) -> Self {
+        Self { models: models.into_iter().map(|model| ModelResult::new(model, default_model)).collect() }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StatusResult {
+    version: &'static str,
+    uptime_ms: u64,
+    requests_in_flight: usize,
+    requests_limit: usize,
+    models: Vec<ModelResult>,
+}
+
+impl StatusResult {
+    pub(crate) fn new(status: Status, default_model: &str) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_ms: u64::try_from(status.uptime.as_millis()).unwrap_or(u64::MAX),
+            requests_in_flight: status.requests_in_flight,
+            requests_limit: status.requests_limit,
+            models: ModelsResult::new(status.models, default_model).models,
+        }
+    }
+}

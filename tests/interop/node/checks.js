@@ -1,0 +1,138 @@
+// What every client asks of every transport, through a vscode-jsonrpc connection.
+"use strict";
+
+const assert = require("node:assert/strict");
+const { CancellationToken, CancellationTokenSource, ProgressType, ResponseError } = require("vscode-jsonrpc");
+
+const HOLE = { prefix: "import json\n\ndef load(path):\n    with open(path) as f:\n        ", suffix: "\n" };
+const REQUEST_CANCELLED = -32800;
+const FINISH_REASONS = ["eos", "stop", "length"];
+const LIMIT_MS = 60_000;
+
+/** Runs the named checks one after another; the first that fails ends the process. */
+async function run(client, checks) {
+  for (const [name, check] of checks) {
+    const timer = setTimeout(() => fail(client, name, new Error(`no end within ${LIMIT_MS} ms`)), LIMIT_MS);
+    try {
+      const note = await check();
+      console.log(`ok      ${client}: ${name}${note === undefined ? "" : ` (${note})`}`);
+    } catch (error) {
+      fail(client, name, error);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
+
+function fail(client, name, error) {
+  console.log(`FAILED  ${client}: ${name}: ${error.stack}`);
+  if (error instanceof ResponseError) {
+    console.log(`        code ${error.code}, data ${JSON.stringify(error.data)}`);
+  }
+  process.exit(1);
+}
+
+let tokens = 0;
+
+/** Sends a request whose answer is streamed; `onPiece` sees every piece as it comes. */
+async function streamed(connection, method, params, onPiece = () => {}, cancellation = CancellationToken.None) {
+  const partialResultToken = `stream-${tokens++}`;
+  const pieces = [];
+  const listener = connection.onProgress(new ProgressType(), partialResultToken, (piece) => {
+    pieces.push(piece);
+    onPiece(piece);
+  });
+  try {
+    const result = await connection.sendRequest(method, { ...params, partialResultToken }, cancellation);
+    return { result, pieces };
+  } finally {
+    listener.dispose();
+  }
+}
+
+/** A rejected request's error, as the peer's and not as something of this side. */
+async function refused(promise) {
+  try {
+    const result = await promise;
+    throw new assert.AssertionError({ message: `answered with ${JSON.stringify(result)} where an error was due` });
+  } catch (error) {
+    if (error instanceof ResponseError) {
+      return error;
+    }
+    throw error;
+  }
+}
+
+function checkResult(result) {
+  assert.ok(FINISH_REASONS.includes(result.finishReason), `finishReason is ${result.finishReason}`);
+  assert.ok(result.usage.promptTokens > 0);
+  assert.ok(result.usage.cachedTokens >= 0);
+  assert.ok(result.usage.completionTokens > 0);
+  assert.equal(typeof result.sampling, "object");
+  assert.equal(typeof result.timings, "object");
+}
+
+/** The checks that every transport has to pass, on one connection. */
+function common(connection) {
+  return [
+    [
+      "completes a stream",
+      async () => {
+        const { result, pieces } = await streamed(connection, "infill", { ...HOLE, maxTokens: 24 });
+        checkResult(result);
+        assert.equal(result.text, "", "the text was streamed, so the answer repeats none of it");
+        assert.equal(pieces[0].seq, 0);
+        assert.ok(pieces.every((piece, i) => i === 0 || piece.seq > pieces[i - 1].seq), "seq grows");
+        const text = pieces.map((piece) => piece.text).join("");
+        assert.ok(text.length > 0);
+        const whole = await connection.sendRequest("infill", { ...HOLE, maxTokens: 24 });
+        checkResult(whole);
+        assert.equal(whole.text, text, "the same request without a stream has the same text");
+        return `${pieces.length} pieces, ${JSON.stringify(text.split("\n")[0])}`;
+      },
+    ],
+    [
+      "cancels a stream",
+      async () => {
+        const source = new CancellationTokenSource();
+        let seen = 0;
+        const cancel = () => {
+          seen += 1;
+          source.cancel();
+        };
+        const params = { prompt: "def main():\n", maxTokens: 1500 };
+        const error = await refused(streamed(connection, "complete", params, cancel, source.token));
+        assert.ok(seen > 0, "cancelled only after a piece had come");
+        assert.equal(error.code, REQUEST_CANCELLED);
+        assert.equal(error.data.kind, "cancelled");
+        assert.ok(error.data.usage.completionTokens > 0);
+        assert.ok(error.data.usage.completionTokens < 1500);
+        return `after ${error.data.usage.completionTokens} tokens`;
+      },
+    ],
+    [
+      "survives an error",
+      async () => {
+        const error = await refused(connection.sendRequest("complete", { model: "no such model", prompt: "x", maxTokens: 4 }));
+        assert.equal(error.data.kind, "unknown_model");
+        assert.equal(error.data.retryable, false);
+        const { result, pieces } = await streamed(connection, "complete", { prompt: "fn main() {\n", maxTokens: 8 });
+        checkResult(result);
+        assert.ok(pieces.length > 0);
+        return `${error.code} ${JSON.stringify(error.message)}, then ${result.usage.completionTokens} tokens`;
+      },
+    ],
+    [
+      "streams twice at once",
+      async () => {
+        const ask = (prompt) => streamed(connection, "complete", { prompt, maxTokens: 16 });
+        const alone = [await ask("package main\n"), await ask("#include <")];
+        const together = await Promise.all([ask("package main\n"), ask("#include <")]);
+        const text = ({ pieces }) => pieces.map((piece) => piece.text).join("");
+        assert.deepEqual(together.map(text), alone.map(text), "neither stream sees the other");
+      },
+    ],
+  ];
+}
+
+module.exports = { run, common, refused };
