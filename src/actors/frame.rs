@@ -133,6 +133,7 @@ mod tests {
         let mut messages = vec![
             ToWorker::Load { source: ModelSource::Embedded, settings: Settings::default() },
             ToWorker::Load { source: ModelSource::Folder("models/a".into()), settings: Settings::default() },
+            ToWorker::Load { source: ModelSource::File("models/b.gguf".into()), settings: Settings::default() },
             ToWorker::Inspect { source: ModelSource::Embedded, settings: Settings::default() },
             ToWorker::Generate { id: 1, request: request(), replay },
             ToWorker::Cancel { id: u64::MAX },

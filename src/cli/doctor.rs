@@ -24,7 +24,7 @@ pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitC
         for model in models {
             let place = match &model.source {
                 ModelSource::Embedded => "in this program".into(),
-                ModelSource::Folder(folder) => folder.display().to_string(),
+                ModelSource::Folder(path) | ModelSource::File(path) => path.display().to_string(),
             };
             let _ = writeln!(report, "model {} ({place})", model.name);
             let start = Instant::now();

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use souffleur::actors::{Activations, Embedded, ModelSource, Settings};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -75,7 +76,7 @@ pub(crate) fn log(log: &Log) {
 
 #[derive(Args)]
 pub(crate) struct Models {
-    /// A model: `embedded`, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several, the first is the default
+    /// A model: `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several, the first is the default
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
     /// Threads that compute; 0 takes one for each processor
@@ -104,7 +105,7 @@ impl Models {
         for text in &self.models {
             let model = model(text)?;
             if models.iter().any(|other| other.name == model.name) {
-                bail!("two models are called {:?}; rename one of the folders", model.name);
+                bail!("two models are called {:?}; rename one of them", model.name);
             }
             models.push(model);
         }
@@ -124,17 +125,20 @@ impl Models {
     }
 }
 
-/// Requests name a folder by its last part, so that no path ever comes over the network.
+/// Requests name a folder by its last part and a file by that without `.gguf`, so that no path ever comes over the network.
 fn model(text: &str) -> anyhow::Result<Model> {
     if text == "embedded" {
         return Ok(Model { name: text.into(), source: ModelSource::Embedded });
     }
-    let folder = Path::new(text).canonicalize().with_context(|| format!("model {text:?} is neither `embedded` nor a folder"))?;
-    if !folder.is_dir() {
-        bail!("model {text:?} is not a folder; name the folder that holds config.json, tokenizer.json and *.safetensors");
+    let path = Path::new(text).canonicalize().with_context(|| format!("model {text:?} is neither `embedded` nor a folder nor a file"))?;
+    let word = |part: Option<&OsStr>| part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
+    if path.is_dir() {
+        return Ok(Model { name: word(path.file_name()), source: ModelSource::Folder(path) });
     }
-    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(Model { name, source: ModelSource::Folder(folder) })
+    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        bail!("model {text:?} is neither a .gguf file nor a folder that holds config.json, tokenizer.json and *.safetensors");
+    }
+    Ok(Model { name: word(path.file_stem()), source: ModelSource::File(path) })
 }
 
 /// This very program, also when the file it was started from has been replaced since.
@@ -149,5 +153,27 @@ async fn asked_to_stop() {
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_called_by_the_last_word_of_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::create_dir(at("coder")).unwrap();
+        for file in ["coder-1.5b.Q4.gguf", "UP.GGUF", "notes.txt"] {
+            std::fs::write(at(file), "").unwrap();
+        }
+        let name = |text: &str| model(text).map(|model| model.name).map_err(|error| error.to_string());
+        assert_eq!(name("embedded").unwrap(), "embedded");
+        assert_eq!(name(&at("coder")).unwrap(), "coder");
+        assert_eq!(name(&at("coder-1.5b.Q4.gguf")).unwrap(), "coder-1.5b.Q4");
+        assert_eq!(name(&at("UP.GGUF")).unwrap(), "UP");
+        assert!(name(&at("notes.txt")).unwrap_err().contains("neither a .gguf file nor a folder"));
+        assert!(name(&at("absent.gguf")).unwrap_err().contains("nor a file"));
     }
 }

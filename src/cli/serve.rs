@@ -1,7 +1,6 @@
 //! `serve`: JSON-RPC on a WebSocket, for pages and tools.
 
 use super::{Models, asked_to_stop};
-use anyhow::Context;
 use clap::Args;
 use souffleur::actors::{Embedded, Runtime};
 use souffleur::protocol::transport::http::{Listen, Server, bind};
@@ -43,7 +42,10 @@ pub(crate) fn run(arguments: Serve, embedded: Embedded) -> anyhow::Result<ExitCo
     system.block_on(async {
         let served = async {
             let server = bind(runtime.clone(), listen)?;
-            announce(&server).context("can't say where the server listens")?;
+            if let Err(error) = announce(&server) {
+                // Whoever started us may read the first line only.
+                tracing::warn!(%error, "can't say where the server listens");
+            }
             let until = async {
                 tokio::select! {
                     () = asked_to_stop() => {}

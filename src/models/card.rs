@@ -12,7 +12,7 @@ pub fn card(files: &Files, tensors: &Tensors<'_>, spec: &DecoderSpec, language: 
     Card {
         architecture: spec.architecture.clone(),
         family: language.family.name.into(),
-        quantization: spec.quantization_name().unwrap_or_else(|| tensors.element_name()),
+        quantization: files.gguf_name().or_else(|| spec.quantization_name()).unwrap_or_else(|| tensors.element_name()),
         parameters: spec.parameter_count(),
         weight_bytes: files.weight_bytes(),
         layers: spec.layers as u32,

@@ -3,7 +3,7 @@
 use super::family::{self, Family};
 use super::network::{DecoderSpec, eos_ids};
 use super::tokenizer::Tokenizer;
-use super::weights::Files;
+use super::weights::{About, Files, Json};
 use super::{Error, Prompt, Result, prompt};
 use std::collections::BTreeSet;
 
@@ -18,8 +18,8 @@ pub struct Language {
 
 impl Language {
     pub fn open(files: &Files, spec: &DecoderSpec) -> Result<Self> {
-        let mut tokenizer = Tokenizer::parse(&files.tokenizer, files.tokenizer_config.as_deref())?;
-        let family = family::detect(&files.name, &tokenizer);
+        let mut tokenizer = Tokenizer::open(files)?;
+        let family = family::detect(&files.name, &spec.architecture, &tokenizer);
         // The union of what all say: a model's files often forget one of its ends.
         for &id in spec.eos.iter().chain(&generation_eos(files)?) {
             tokenizer.add_eos_id(id);
@@ -71,7 +71,7 @@ impl Language {
 }
 
 fn generation_eos(files: &Files) -> Result<Vec<u32>> {
-    let Some(bytes) = &files.generation_config else { return Ok(Vec::new()) };
+    let About::Json(Json { generation_config: Some(bytes), .. }) = &files.about else { return Ok(Vec::new()) };
     let config = serde_json::from_slice(bytes).map_err(|e| Error::file("generation_config.json", "json", e))?;
     Ok(eos_ids(&config))
 }

@@ -107,7 +107,10 @@ pub enum FinishReason {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ModelSource {
     Embedded,
+    /// config.json, tokenizer.json and safetensors.
     Folder(PathBuf),
+    /// A GGUF file, which holds all of that.
+    File(PathBuf),
 }
 
 /// A model that lives in the binary. `weights` starts at a 64-byte boundary.

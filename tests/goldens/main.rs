@@ -66,7 +66,7 @@ fn files() -> Files {
 
 fn decoder(activations: Activations, threads: usize) -> Decoder<Cpu> {
     let files = files();
-    let spec = DecoderSpec::parse(&files.config).expect("config.json");
+    let spec = DecoderSpec::parse(&files).expect("config.json");
     let backend = Cpu::new(&spec, threads, activations).expect("a backend for it");
     Decoder::load(spec, &Tensors::open(&files).expect("weights"), backend, &mut |_, _| {}).expect("the whole network")
 }
@@ -110,8 +110,8 @@ fn error(goldens: &Goldens, golden: &Golden, logits: &[Vec<f32>]) -> f32 {
 #[test]
 fn prompts_are_the_references_tokens() {
     let files = files();
-    let tokenizer = Tokenizer::parse(&files.tokenizer, files.tokenizer_config.as_deref()).expect("tokenizer.json");
-    let family = family::detect("souffleur-46m", &tokenizer);
+    let tokenizer = Tokenizer::open(&files).expect("tokenizer.json");
+    let family = family::detect("souffleur-46m", "llama", &tokenizer);
     for golden in goldens().prompts {
         let prompt = match (golden.infill, golden.complete) {
             (Some(fim), _) => Prompt::Infill {

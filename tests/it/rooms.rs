@@ -21,7 +21,11 @@ const RULES: &[(&str, &[&str], &str)] = &[
     ("models", &["println!", "process::exit"], "stdout is the protocol, and only main and a worker's end of input exit"),
     ("protocol", &["println!", "process::exit"], "stdout is the protocol, and only main and a worker's end of input exit"),
     ("actors/front", &["println!", "process::exit"], "stdout is the protocol, and only main and a worker's end of input exit"),
-    ("", &["unbounded_channel", "mpsc::channel()", "todo!(", "unimplemented!(", "dbg!("], "no queue is without a bound, and nothing is left undone"),
+    (
+        "",
+        &["unbounded_channel", "mpsc::channel()", "todo!(", "unimplemented!(", "dbg!("],
+        "no queue is without a bound, and nothing is left undone",
+    ),
 ];
 
 /// The only places with `unsafe`.
@@ -87,6 +91,8 @@ fn unsafe_code_lives_in_two_places() {
 fn every_file_says_what_it_is_and_stays_readable() {
     for (path, text) in source("") {
         assert!(text.starts_with("//!"), "src/{} opens by saying what it is", path.display());
-        assert!(text.lines().count() <= 400, "src/{} is over 400 lines: which second thing moved in?", path.display());
+        // A file of tests is a table of cases: one may be longer.
+        let most = if path.ends_with("tests.rs") { 600 } else { 400 };
+        assert!(text.lines().count() <= most, "src/{} is over {most} lines: which second thing moved in?", path.display());
     }
 }

@@ -129,7 +129,7 @@ impl<B: Backend> Batch<B> {
             let error = crate::models::Error::Parameter { name: "logitBias".into(), reason };
             return self.outbox.send(FromWorker::End { id: prepared.job.id, end: End::Failed(error.into()) });
         }
-        let mut sequence = Sequence {
+        let sequence = Sequence {
             prompt_tokens: prepared.prompt.len(),
             tokens: prepared.prompt.clone(),
             computed: 0,
@@ -138,35 +138,38 @@ impl<B: Backend> Batch<B> {
             stopper: Stopper::new(request.stop.clone(), replay.delivered_bytes as usize),
             tokens_max: request.tokens_max as usize,
         };
-        let mut recovered = String::new();
-        let mut ended = None;
-        for sampled in &replay.tokens {
-            match sequence.grow(sampled.token, &self.language, self.language.ends(&request.prompt)) {
-                Ok(Grown { text, end }) => {
-                    recovered += &text;
-                    ended = end;
-                }
-                Err(error) => return self.outbox.send(FromWorker::End { id: prepared.job.id, end: End::Failed(error.into()) }),
+        let usage =
+            Usage { prompt_tokens: prepared.prompt.len() as u32, queue_us: micros(prepared.job.arrived.elapsed()), ..Usage::default() };
+        let mut running =
+            Running { prepared, sequence, usage, admitted: Instant::now(), first_token: None, recovered: String::new(), chunk: 0 };
+        match self.recover(&mut running) {
+            Ok(None) => {}
+            // The worker before this one said everything but the end.
+            Ok(Some(reason)) => {
+                let step = Step { text: std::mem::take(&mut running.recovered), tokens: Vec::new() };
+                self.outbox.send(FromWorker::Step { id: running.prepared.job.id, step })?;
+                return self.end(running, reason);
             }
+            Err(error) => return self.finish(running, |_, _| End::Failed(error)),
         }
-        let (cache, cached) = self.beginning(&sequence.tokens);
-        (sequence.cache, sequence.computed) = (cache, cached);
-        let usage = Usage {
-            prompt_tokens: prepared.prompt.len() as u32,
-            cached_tokens: cached.min(prepared.prompt.len()) as u32,
-            queue_us: micros(prepared.job.arrived.elapsed()),
-            ..Usage::default()
-        };
-        let id = prepared.job.id;
-        let mut running = Running { prepared, sequence, usage, admitted: Instant::now(), first_token: None, recovered, chunk: 0 };
-        if let Some(reason) = ended {
-            // The life before died between its last step and its end.
-            let step = Step { text: std::mem::take(&mut running.recovered), tokens: Vec::new() };
-            self.outbox.send(FromWorker::Step { id, step })?;
-            return self.end(running, reason);
-        }
+        let (cache, cached) = self.beginning(&running.sequence.tokens);
+        running.usage.cached_tokens = cached.min(running.sequence.prompt_tokens) as u32;
+        running.sequence.cache = cache;
+        running.sequence.computed = cached;
         self.running.push(running);
         Ok(())
+    }
+
+    /// Takes in the tokens of a life before this one, and says how the text ended if it did.
+    fn recover(&self, running: &mut Running<B::Cache>) -> Result<Option<FinishReason>, Error> {
+        for sampled in running.prepared.job.replay.tokens.clone() {
+            let Grown { text, end } = self.grow(running, sampled.token)?;
+            running.recovered += &text;
+            if end.is_some() {
+                return Ok(end);
+            }
+        }
+        Ok(None)
     }
 
     /// A cache with as much of `tokens` as any has, all but the last, and how much that is.
@@ -257,7 +260,7 @@ impl<B: Backend> Batch<B> {
                 continue;
             };
             running.first_token.get_or_insert_with(Instant::now);
-            match self.grow(&mut running, sampled) {
+            match self.take_choice(&mut running, sampled) {
                 Ok((step, end)) => {
                     self.outbox.send(FromWorker::Step { id: running.prepared.job.id, step })?;
                     match end {
@@ -273,8 +276,8 @@ impl<B: Backend> Batch<B> {
         Ok(())
     }
 
-    /// Gives a sequence its next token, behind the stopper's wall.
-    fn grow(
+    /// What a choice brings its request.
+    fn take_choice(
         &self,
         running: &mut Running<B::Cache>,
         sampled: crate::models::Result<Sampled>,
@@ -283,12 +286,17 @@ impl<B: Backend> Batch<B> {
             crate::models::Error::SamplerPanicked(_) => Error::StagePanicked { stage: "sampler".into(), cause: "choosing a token".into() },
             other => Error::Model(other),
         })?;
-        let ends = self.language.ends(&running.prepared.job.request.prompt);
-        let grown = catch_unwind(AssertUnwindSafe(|| running.sequence.grow(sampled.token, &self.language, ends)));
-        let Grown { text, end } =
-            grown.map_err(|_| Error::StagePanicked { stage: "stopper".into(), cause: "turning a token into text".into() })??;
+        let Grown { text, end } = self.grow(running, sampled.token)?;
         let text = std::mem::take(&mut running.recovered) + &text;
         Ok((Step { text, tokens: vec![sampled] }, end))
+    }
+
+    /// Gives a sequence its next token, behind the stopper's wall.
+    fn grow(&self, running: &mut Running<B::Cache>, token: u32) -> Result<Grown, Error> {
+        let ends = self.language.ends(&running.prepared.job.request.prompt);
+        let grown = catch_unwind(AssertUnwindSafe(|| running.sequence.grow(token, &self.language, ends)));
+        let grown = grown.map_err(|_| Error::StagePanicked { stage: "stopper".into(), cause: "turning a token into text".into() })?;
+        Ok(grown?)
     }
 
     fn end(&mut self, running: Running<B::Cache>, reason: FinishReason) -> Result<(), Gone> {

@@ -65,7 +65,7 @@ fn serve(inbox: &Receiver<ToDecoder>, batch: &mut Batch<Cpu>) -> std::result::Re
 
 fn inspect(source: &ModelSource, settings: &Settings, embedded: Option<Embedded>) -> Result<Card> {
     let files = Files::open(source, embedded)?;
-    let spec = DecoderSpec::parse(&files.config)?;
+    let spec = DecoderSpec::parse(&files)?;
     let tensors = Tensors::open(&files)?;
     tensors.expect(&spec.parameters())?;
     Ok(card(&files, &tensors, &spec, &Language::open(&files, &spec)?, settings))
@@ -79,7 +79,7 @@ fn load(
     embedded: Option<Embedded>,
 ) -> Result<(Card, Batch<Cpu>)> {
     let files = Files::open(source, embedded)?;
-    let spec = DecoderSpec::parse(&files.config)?;
+    let spec = DecoderSpec::parse(&files)?;
     let bytes = files.weight_bytes();
     check_memory(bytes + spec.cache_bytes(CACHE_TOKENS.min(spec.context)) + WORKING_BYTES)?;
     let tensors = Tensors::open(&files)?;

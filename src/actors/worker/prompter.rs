@@ -33,7 +33,7 @@ pub(super) fn run(inbox: Receiver<ToPrompter>, to_decoder: SyncSender<ToDecoder>
 /// What can be known of a model's texts without its weights.
 fn open(source: &ModelSource, embedded: Option<Embedded>) -> models::Result<Language> {
     let files = Files::open(source, embedded)?;
-    Language::open(&files, &DecoderSpec::parse(&files.config)?)
+    Language::open(&files, &DecoderSpec::parse(&files)?)
 }
 
 fn generate(job: Job, language: &Result<Arc<Language>>, to_decoder: &SyncSender<ToDecoder>, outbox: &Outbox) {

@@ -51,6 +51,8 @@ pub trait Backend: Sized {
     fn norm(&mut self, x: &Self::Tensor, norm: &Norm<Self>) -> Self::Tensor;
     /// Several projections of one input (q k v; gate up): its activations are quantized once, per row.
     fn project(&mut self, x: &Self::Tensor, by: &[&Self::Matrix]) -> Vec<Self::Tensor>;
+    /// Adds one vector to every row.
+    fn bias(&mut self, x: Self::Tensor, by: &Self::Vector) -> Self::Tensor;
     /// Rotates q and k, appends k and v to each span's cache, attends: `[rows, heads * head_size]`.
     fn attend(&mut self, qkv: [Self::Tensor; 3], layer: usize, spec: &DecoderSpec, spans: &mut [Span<'_, Self::Cache>]) -> Self::Tensor;
     /// `activation(gate) * up`.

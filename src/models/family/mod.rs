@@ -2,6 +2,7 @@
 
 mod code;
 mod generic;
+mod qwen;
 mod souffleur;
 
 use super::FimOrder;
@@ -29,11 +30,15 @@ pub struct Fim {
     pub file: &'static str,
 }
 
-/// The first rule that fits: the model's name, then the markers in its vocabulary.
-pub fn detect(name: &str, tokenizer: &Tokenizer) -> &'static Family {
-    if name.to_lowercase().contains("souffleur") {
-        return &souffleur::FAMILY;
-    }
+/// The first rule that fits: the model's name or network, then the markers in its vocabulary.
+pub fn detect(name: &str, architecture: &str, tokenizer: &Tokenizer) -> &'static Family {
+    let name = name.to_lowercase();
     let has = |fim: &Fim| [fim.prefix, fim.suffix, fim.middle].iter().all(|marker| tokenizer.control(marker).is_some());
-    if code::FAMILY.fim.as_ref().is_some_and(has) { &code::FAMILY } else { &generic::FAMILY }
+    let marked = |family: &Family| family.fim.as_ref().is_some_and(has);
+    match () {
+        () if name.contains("souffleur") => &souffleur::FAMILY,
+        () if (name.contains("qwen") || architecture == "qwen2") && marked(&qwen::FAMILY) => &qwen::FAMILY,
+        () if marked(&code::FAMILY) => &code::FAMILY,
+        () => &generic::FAMILY,
+    }
 }

@@ -2,12 +2,13 @@
 
 use super::DecoderSpec;
 use crate::models::backend::{Backend, Norm, Span};
-use crate::models::weights::{Parameter, Tensors};
+use crate::models::weights::{Matrix, Parameter, Tensors};
 use crate::models::{Error, Result};
 
 struct Layer<B: Backend> {
     attention_norm: Norm<B>,
     qkv: [B::Matrix; 3],
+    qkv_bias: Option<[B::Vector; 3]>,
     output: B::Matrix,
     mlp_norm: Norm<B>,
     gate: B::Matrix,
@@ -42,10 +43,16 @@ impl<B: Backend> Decoder<B> {
             layers.push(Layer {
                 attention_norm: load.norm(at(names.attention_norm))?,
                 qkv: [
-                    load.matrix(at(names.qkv[0]), q, spec.width)?,
-                    load.matrix(at(names.qkv[1]), kv, spec.width)?,
+                    load.rotated(at(names.qkv[0]), q)?,
+                    load.rotated(at(names.qkv[1]), kv)?,
                     load.matrix(at(names.qkv[2]), kv, spec.width)?,
                 ],
+                qkv_bias: match names.qkv_bias {
+                    Some([q_bias, k_bias, v_bias]) => {
+                        Some([load.vector(at(q_bias), q)?, load.vector(at(k_bias), kv)?, load.vector(at(v_bias), kv)?])
+                    }
+                    None => None,
+                },
                 output: load.matrix(at(names.output), spec.width, q)?,
                 mlp_norm: load.norm(at(names.mlp_norm))?,
                 gate: load.matrix(at(names.gate), spec.hidden, spec.width)?,
@@ -66,7 +73,11 @@ impl<B: Backend> Decoder<B> {
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = backend.norm(&x, &layer.attention_norm);
             let [q, k, v] = &layer.qkv;
-            let qkv = backend.project(&normed, &[q, k, v]).try_into().ok().expect("three in, three out");
+            let mut qkv: [B::Tensor; 3] = backend.project(&normed, &[q, k, v]).try_into().ok().expect("three in, three out");
+            if let Some([q, k, v]) = &layer.qkv_bias {
+                let [x, y, z] = qkv;
+                qkv = [backend.bias(x, q), backend.bias(y, k), backend.bias(z, v)];
+            }
             let attended = backend.attend(qkv, index, &self.spec, spans);
             let y = one(backend.project(&attended, &[&layer.output]));
             x = backend.add(x, y);
@@ -99,8 +110,20 @@ struct Load<'a, B> {
 impl<B: Backend> Load<'_, B> {
     fn matrix(&mut self, base: String, rows: usize, columns: usize) -> Result<B::Matrix> {
         let matrix = self.tensors.matrix(&base, rows, columns, self.spec.quantization(&base))?;
+        self.pack(base, matrix)
+    }
+
+    /// A projection to q or k, whose rows the decoder rotates by halves of a head.
+    fn rotated(&mut self, base: String, rows: usize) -> Result<B::Matrix> {
+        let matrix = self.tensors.matrix(&base, rows, self.spec.width, self.spec.quantization(&base))?;
+        let matrix = if self.spec.paired { matrix.unpaired(self.spec.head_size) } else { matrix };
+        self.pack(base, matrix)
+    }
+
+    fn pack(&mut self, base: String, matrix: Matrix<'_>) -> Result<B::Matrix> {
+        let (rows, columns) = matrix.shape();
         let weight = self.backend.matrix(&matrix).map_err(|e| match e {
-            Error::Unsupported(reason) => Error::file("*.safetensors", format!("{base}.weight"), reason),
+            Error::Unsupported(reason) => self.tensors.error(&format!("{base}.weight"), reason),
             other => other,
         })?;
         self.report((rows * columns) as u64);
@@ -108,9 +131,13 @@ impl<B: Backend> Load<'_, B> {
     }
 
     fn norm(&mut self, name: String) -> Result<Norm<B>> {
-        let weight = self.tensors.vector(&name, self.spec.width)?;
-        self.report(weight.len() as u64);
-        Ok(Norm { weight: self.backend.vector(weight)?, epsilon: self.spec.norm_epsilon })
+        Ok(Norm { weight: self.vector(name, self.spec.width)?, epsilon: self.spec.norm_epsilon })
+    }
+
+    fn vector(&mut self, name: String, length: usize) -> Result<B::Vector> {
+        let vector = self.tensors.vector(&name, length)?;
+        self.report(length as u64);
+        self.backend.vector(vector)
     }
 
     fn report(&mut self, parameters: u64) {

@@ -1,15 +1,19 @@
 //! Llama: RMS norm, rotary positions over half-split pairs, grouped heads, gated SiLU. Llama 1 and 2,
 //! SmolLM2, DeepSeek-Coder and many more have this shape.
 
-use super::{Config, DecoderSpec, Names};
-use crate::models::{Error, Result};
+use super::{
+    CONTEXT_MAX, Config, DecoderSpec, HEAD_SIZE_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, Names, VOCABULARY_MAX, WIDTH_MAX, check_heads, gguf,
+};
+use crate::models::Result;
+use crate::models::weights::Gguf;
 use serde_json::Value;
 
-const NAMES: Names = Names {
+pub(super) const NAMES: Names = Names {
     embedding: "model.embed_tokens",
     layers: "model.layers",
     attention_norm: "input_layernorm.weight",
     qkv: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    qkv_bias: None,
     output: "self_attn.o_proj",
     mlp_norm: "post_attention_layernorm.weight",
     gate: "mlp.gate_proj",
@@ -19,22 +23,12 @@ const NAMES: Names = Names {
     head: "lm_head",
 };
 
-/// Beyond these a size in `config.json` is a mistake or an attack; the largest open models stay well below.
-const WIDTH_MAX: usize = 1 << 16;
-const HIDDEN_MAX: usize = 1 << 18;
-const LAYERS_MAX: usize = 1024;
-const HEADS_MAX: usize = 1024;
-const VOCABULARY_MAX: usize = 1 << 21;
-const CONTEXT_MAX: usize = 1 << 24;
-
-pub(super) fn spec(config: &Config<'_>) -> Result<DecoderSpec> {
+pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
     let width = config.size("hidden_size", WIDTH_MAX)?;
     let heads = config.size("num_attention_heads", HEADS_MAX)?;
     let kv_heads = config.size_or("num_key_value_heads", HEADS_MAX, heads)?;
-    let head_size = config.size_or("head_dim", 1024, width / heads)?;
-    if heads % kv_heads != 0 {
-        return Err(Error::file("config.json", "num_key_value_heads", format!("{heads} heads can't share {kv_heads} evenly")));
-    }
+    let head_size = config.size_or("head_dim", HEAD_SIZE_MAX, width / heads)?;
+    check_heads(heads, kv_heads, head_size).map_err(|reason| config.error("num_key_value_heads", reason))?;
     config.must_be("hidden_act", "silu".into())?;
     config.must_be("attention_bias", false.into())?;
     config.must_be("mlp_bias", false.into())?;
@@ -55,7 +49,13 @@ pub(super) fn spec(config: &Config<'_>) -> Result<DecoderSpec> {
         tied: config.flag_or("tie_word_embeddings", false)?,
         eos: config.eos(),
         names: NAMES,
+        paired: false,
         quantization,
         overrides,
     })
+}
+
+pub(super) fn of_gguf(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
+    // The converter to GGUF pairs the rows that are rotated together, for this architecture and not for others.
+    Ok(DecoderSpec { paired: true, ..gguf::spec(gguf)? })
 }

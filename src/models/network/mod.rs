@@ -1,19 +1,32 @@
 //! A network is data: one `DecoderSpec`, one `Decoder` that runs it, and a small file per `model_type`
-//! that maps `config.json` and weight names onto it.
+//! that maps `config.json`, or GGUF's metadata, and weight names onto it.
 
+mod config;
 mod decoder;
+mod gguf;
 mod llama;
+mod qwen2;
 
+pub use config::eos_ids;
 pub use decoder::Decoder;
 
-use super::weights::{Parameter, Quantization};
-use super::{Error, Result};
-use serde_json::{Map, Value};
+use super::Result;
+use super::weights::{About, Files, Parameter, Quantization};
+use config::Config;
+
+/// Beyond these a size in a file is a mistake or an attack; the largest open models stay well below.
+const WIDTH_MAX: usize = 1 << 16;
+const HIDDEN_MAX: usize = 1 << 18;
+const LAYERS_MAX: usize = 1024;
+const HEADS_MAX: usize = 1024;
+const HEAD_SIZE_MAX: usize = 1024;
+const VOCABULARY_MAX: usize = 1 << 21;
+const CONTEXT_MAX: usize = 1 << 24;
 
 /// A decoder-only network, whole.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderSpec {
-    /// `model_type` of `config.json`.
+    /// `model_type` of `config.json`, `general.architecture` of GGUF.
     pub architecture: String,
     pub layers: usize,
     pub width: usize,
@@ -31,6 +44,8 @@ pub struct DecoderSpec {
     /// Ids that end a text, as the model's own files have them.
     pub eos: Vec<u32>,
     pub names: Names,
+    /// The rows of q and k lie as pairs that are rotated together, not as first halves and second halves.
+    pub paired: bool,
     quantization: Option<Quantization>,
     /// MLX's per-layer overrides by weight name; `None` leaves that weight plain.
     overrides: Vec<(String, Option<Quantization>)>,
@@ -43,6 +58,8 @@ pub struct Names {
     pub layers: &'static str,
     pub attention_norm: &'static str,
     pub qkv: [&'static str; 3],
+    /// Vectors added behind the three, where the network has them.
+    pub qkv_bias: Option<[&'static str; 3]>,
     pub output: &'static str,
     pub mlp_norm: &'static str,
     pub gate: &'static str,
@@ -53,13 +70,27 @@ pub struct Names {
 }
 
 impl DecoderSpec {
-    /// Reads `config.json`, which decides the network by its `model_type`.
-    pub fn parse(config: &[u8]) -> Result<Self> {
-        let value: Map<String, Value> = serde_json::from_slice(config).map_err(|e| Error::file("config.json", "json", e))?;
-        let config = Config(&value);
-        match config.text("model_type")? {
-            "llama" => llama::spec(&config),
-            other => Err(Error::file("config.json", "model_type", format!("{other:?} is not supported; supported are llama"))),
+    /// Reads what the files say of their network; which it is, they say by one word.
+    pub fn parse(files: &Files) -> Result<Self> {
+        let unsupported = |other: &str| format!("{other:?} is not supported; supported are llama and qwen2");
+        match &files.about {
+            About::Json(json) => {
+                let config = Config::parse(&json.config)?;
+                match config.text("model_type")? {
+                    "llama" => llama::spec(&config),
+                    "qwen2" => qwen2::spec(&config),
+                    other => Err(config.error("model_type", unsupported(other))),
+                }
+            }
+            About::Gguf => {
+                let gguf = files.gguf()?;
+                let key = "general.architecture";
+                match gguf.text(key)? {
+                    "llama" => llama::of_gguf(&gguf),
+                    "qwen2" => qwen2::of_gguf(&gguf),
+                    other => Err(gguf.error(key, unsupported(other))),
+                }
+            }
         }
     }
 
@@ -79,7 +110,8 @@ impl DecoderSpec {
 
     /// Everything the network is made of, by name and shape.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let vector = |name: String| Parameter::Vector { name, length: self.width };
+        let sized = |name: String, length| Parameter::Vector { name, length };
+        let vector = |name: String| sized(name, self.width);
         let matrix = |base: String, rows, columns| Parameter::Matrix { base, rows, columns };
         let n = &self.names;
         let mut all = vec![matrix(n.embedding.into(), self.vocabulary, self.width), vector(n.norm.into())];
@@ -89,6 +121,8 @@ impl DecoderSpec {
         for index in 0..self.layers {
             let at = |name: &str| self.layer_name(index, name);
             let (q, kv) = (self.heads * self.head_size, self.kv_heads * self.head_size);
+            let biases = n.qkv_bias.into_iter().flat_map(|names| names.into_iter().zip([q, kv, kv]));
+            all.extend(biases.map(|(name, length)| sized(at(name), length)));
             all.extend([
                 vector(at(n.attention_norm)),
                 matrix(at(n.qkv[0]), q, self.width),
@@ -113,101 +147,12 @@ impl DecoderSpec {
     }
 }
 
-/// `config.json` with errors that name the key.
-struct Config<'a>(&'a Map<String, Value>);
-
-impl Config<'_> {
-    fn error(&self, key: &str, reason: impl ToString) -> Error {
-        Error::file("config.json", key, reason)
+/// Heads must share keys and values evenly, and have a size.
+fn check_heads(heads: usize, kv_heads: usize, head_size: usize) -> std::result::Result<(), String> {
+    match () {
+        () if !heads.is_multiple_of(kv_heads) => Err(format!("{heads} heads can't share {kv_heads} evenly")),
+        () if head_size == 0 => Err(format!("{heads} heads are more than the network is wide")),
+        () if !head_size.is_multiple_of(2) => Err(format!("heads of {head_size} can't be rotated in pairs")),
+        () => Ok(()),
     }
-
-    fn text(&self, key: &str) -> Result<&str> {
-        self.0.get(key).and_then(Value::as_str).ok_or_else(|| self.error(key, "missing or not a text"))
-    }
-
-    /// A size within `1..=max`.
-    fn size(&self, key: &str, max: usize) -> Result<usize> {
-        let value = self.0.get(key).filter(|value| !value.is_null());
-        let value = value.ok_or_else(|| self.error(key, "missing"))?;
-        let size = value.as_u64().filter(|&size| size >= 1 && size <= max as u64);
-        size.map(|size| size as usize).ok_or_else(|| self.error(key, format!("{value} is not a whole number from 1 to {max}")))
-    }
-
-    fn size_or(&self, key: &str, max: usize, default: usize) -> Result<usize> {
-        if self.has(key) { self.size(key, max) } else { Ok(default) }
-    }
-
-    fn number_or(&self, key: &str, default: f32) -> Result<f32> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => {
-                let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
-                number.map(|x| x as f32).ok_or_else(|| self.error(key, format!("{value} is not a positive number")))
-            }
-        }
-    }
-
-    fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.error(key, format!("{value} is neither true nor false"))),
-        }
-    }
-
-    fn has(&self, key: &str) -> bool {
-        self.0.get(key).is_some_and(|value| !value.is_null())
-    }
-
-    /// A key that would change the arithmetic in a way this network does not know.
-    fn must_be(&self, key: &str, expected: Value) -> Result<()> {
-        match self.0.get(key) {
-            None | Some(Value::Null) => Ok(()),
-            Some(value) if *value == expected => Ok(()),
-            Some(value) => Err(self.error(key, format!("{value} is not supported; only {expected} is"))),
-        }
-    }
-
-    /// Ids that end a text: one number or a list.
-    fn eos(&self) -> Vec<u32> {
-        eos_ids(self.0)
-    }
-
-    #[allow(clippy::type_complexity, reason = "two values that are read from one object")]
-    fn quantization(&self) -> Result<(Option<Quantization>, Vec<(String, Option<Quantization>)>)> {
-        let Some(Value::Object(object)) = self.0.get("quantization") else { return Ok((None, Vec::new())) };
-        let whole = quantization(object, "quantization")?;
-        let mut overrides = Vec::new();
-        for (name, value) in object {
-            match value {
-                Value::Object(own) => overrides.push((name.clone(), Some(quantization(own, name)?))),
-                Value::Bool(false) => overrides.push((name.clone(), None)),
-                Value::Bool(true) | Value::Number(_) | Value::String(_) | Value::Null | Value::Array(_) => {}
-            }
-        }
-        Ok((Some(whole), overrides))
-    }
-}
-
-/// `eos_token_id` of `config.json` or `generation_config.json`: one number or a list.
-pub fn eos_ids(object: &Map<String, Value>) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match object.get("eos_token_id") {
-        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
-    }
-}
-
-fn quantization(object: &Map<String, Value>, key: &str) -> Result<Quantization> {
-    let number = |field: &str| object.get(field).and_then(Value::as_u64).unwrap_or(0) as usize;
-    let (bits, group) = (number("bits"), number("group_size"));
-    let mode = object.get("mode").and_then(Value::as_str).unwrap_or("affine");
-    let supported = [2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group) && mode == "affine";
-    if !supported {
-        let reason = format!(
-            "{mode} with {bits} bits in groups of {group}; supported is affine with 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128"
-        );
-        return Err(Error::file("config.json", key, reason));
-    }
-    Ok(Quantization { bits, group })
 }

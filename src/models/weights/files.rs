@@ -1,5 +1,6 @@
-//! Where a model's bytes come from: a folder, memory-mapped, or the binary itself.
+//! Where a model's bytes come from: a folder or a file, memory-mapped, or the binary itself.
 
+use super::Gguf;
 use crate::models::{Embedded, Error, ModelSource, Result};
 use memmap2::Mmap;
 use std::borrow::Cow;
@@ -11,18 +12,31 @@ const JSON_BYTES_MAX: u64 = 64 << 20;
 
 /// The files of one model. Weights are mapped, the others read.
 pub struct Files {
-    pub config: Cow<'static, [u8]>,
-    pub generation_config: Option<Vec<u8>>,
-    pub tokenizer: Cow<'static, [u8]>,
-    pub tokenizer_config: Option<Cow<'static, [u8]>>,
+    pub about: About,
     /// What the model is called where it lies, for finding its family.
     pub name: String,
     weights: Vec<(String, Data)>,
 }
 
+/// Where a model says what it is.
+pub enum About {
+    /// In files beside its safetensors.
+    Json(Json),
+    /// In the metadata of its only file.
+    Gguf,
+}
+
+pub struct Json {
+    pub config: Cow<'static, [u8]>,
+    pub generation_config: Option<Vec<u8>>,
+    pub tokenizer: Cow<'static, [u8]>,
+    pub tokenizer_config: Option<Cow<'static, [u8]>>,
+}
+
 enum Data {
     Mapped(Mmap),
     Static(&'static [u8]),
+    Owned(Vec<u8>),
 }
 
 impl Files {
@@ -30,17 +44,22 @@ impl Files {
         match source {
             ModelSource::Embedded => {
                 let e = embedded.ok_or_else(|| Error::Unsupported("this program carries no embedded model".into()))?;
-                Ok(Self {
+                let about = About::Json(Json {
                     config: Cow::Borrowed(e.config),
                     generation_config: None,
                     tokenizer: Cow::Borrowed(e.tokenizer),
                     tokenizer_config: Some(Cow::Borrowed(e.tokenizer_config)),
-                    name: e.name.into(),
-                    weights: vec![("model.safetensors".into(), Data::Static(e.weights))],
-                })
+                });
+                Ok(Self { about, name: e.name.into(), weights: vec![("model.safetensors".into(), Data::Static(e.weights))] })
             }
             ModelSource::Folder(folder) => open_folder(folder),
+            ModelSource::File(file) => open_file(file),
         }
+    }
+
+    /// A GGUF file that is in memory already, as tests and fuzzers have it.
+    pub fn of_gguf(name: &str, bytes: Vec<u8>) -> Self {
+        Self { about: About::Gguf, name: name.into(), weights: vec![(name.into(), Data::Owned(bytes))] }
     }
 
     /// File name and bytes of every weights file.
@@ -49,9 +68,23 @@ impl Files {
             let bytes: &[u8] = match data {
                 Data::Mapped(map) => map,
                 Data::Static(bytes) => bytes,
+                Data::Owned(bytes) => bytes,
             };
             (name.as_str(), bytes)
         })
+    }
+
+    /// The header of a GGUF model; it views the file, so whoever needs it parses it.
+    pub fn gguf(&self) -> Result<Gguf<'_>> {
+        let (file, bytes) = self.weights().next().ok_or_else(|| Error::file(&*self.name, "file", "no weights"))?;
+        Gguf::parse(file, bytes)
+    }
+
+    /// Such as "gguf Q4_K_M", where a GGUF file says how it was made.
+    pub fn gguf_name(&self) -> Option<String> {
+        let About::Gguf = self.about else { return None };
+        let gguf = self.gguf().ok()?;
+        Some(format!("gguf {}", file_type(gguf.id("general.file_type")?)?))
     }
 
     pub fn weight_bytes(&self) -> u64 {
@@ -61,14 +94,20 @@ impl Files {
 
 fn open_folder(folder: &Path) -> Result<Files> {
     let optional = |name: &str| if folder.join(name).exists() { read(folder, name).map(Some) } else { Ok(None) };
-    Ok(Files {
+    let about = About::Json(Json {
         config: Cow::Owned(read(folder, "config.json")?),
         generation_config: optional("generation_config.json")?,
         tokenizer: Cow::Owned(read(folder, "tokenizer.json")?),
         tokenizer_config: optional("tokenizer_config.json")?.map(Cow::Owned),
-        name: folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
-        weights: map_weights(folder)?,
-    })
+    });
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(Files { about, name, weights: map_weights(folder)? })
+}
+
+fn open_file(path: &Path) -> Result<Files> {
+    let text = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
+    let (name, file) = (text(path.file_stem()), text(path.file_name()));
+    Ok(Files { about: About::Gguf, name, weights: vec![(file.clone(), map(path, &file)?)] })
 }
 
 fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
@@ -94,12 +133,38 @@ fn map_weights(folder: &Path) -> Result<Vec<(String, Data)>> {
         return Err(Error::file("*.safetensors", folder.display().to_string(), "no such file in this folder"));
     }
     names.sort();
-    let map = |name: String| {
-        let file = File::open(folder.join(&name)).map_err(|e| Error::file(&*name, "file", e))?;
-        // SAFETY: the map is read-only. Someone who shortens the file while it is mapped can end this process
-        // by a bus error, which is why model files are opened in a worker process only.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::file(&*name, "file", e))?;
-        Ok((name, Data::Mapped(map)))
-    };
-    names.into_iter().map(map).collect()
+    names.into_iter().map(|name| Ok((name.clone(), map(&folder.join(&name), &name)?))).collect()
+}
+
+fn map(path: &Path, name: &str) -> Result<Data> {
+    let file = File::open(path).map_err(|e| Error::file(name, "file", e))?;
+    // SAFETY: the map is read-only. Someone who shortens the file while it is mapped can end this process
+    // by a bus error, which is why model files are opened in a worker process only.
+    let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::file(name, "file", e))?;
+    Ok(Data::Mapped(map))
+}
+
+/// ggml's numbers of the mixtures that files are quantized to.
+fn file_type(number: u32) -> Option<&'static str> {
+    Some(match number {
+        0 => "F32",
+        1 => "F16",
+        2 => "Q4_0",
+        3 => "Q4_1",
+        7 => "Q8_0",
+        8 => "Q5_0",
+        9 => "Q5_1",
+        10 => "Q2_K",
+        11 => "Q3_K_S",
+        12 => "Q3_K_M",
+        13 => "Q3_K_L",
+        14 => "Q4_K_S",
+        15 => "Q4_K_M",
+        16 => "Q5_K_S",
+        17 => "Q5_K_M",
+        18 => "Q6_K",
+        25 => "IQ4_NL",
+        32 => "BF16",
+        _ => return None,
+    })
 }

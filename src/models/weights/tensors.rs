@@ -1,9 +1,10 @@
-//! The tensors of safetensors files by name: plain f32, f16 and bf16, and MLX's affine quantization.
+//! The tensors of a model's files by name: plain f32, f16 and bf16, MLX's affine quantization, GGUF's blocks.
 
-use super::Files;
+use super::{About, Block, Files, Stored};
 use crate::models::{Error, Result};
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Element type of plain tensors and of a quantized tensor's scales.
@@ -42,8 +43,51 @@ pub struct Quantization {
 
 /// A weight of `rows` outputs and `columns` inputs, as it lies in the file.
 pub enum Matrix<'a> {
-    Plain { rows: usize, columns: usize, element: Element, data: &'a [u8] },
+    Plain {
+        rows: usize,
+        columns: usize,
+        element: Element,
+        data: Cow<'a, [u8]>,
+    },
     Quantized(Quantized<'a>),
+    /// GGUF: each row is whole blocks.
+    Blocks {
+        rows: usize,
+        columns: usize,
+        block: Block,
+        data: Cow<'a, [u8]>,
+    },
+}
+
+impl Matrix<'_> {
+    pub fn shape(&self) -> (usize, usize) {
+        match *self {
+            Self::Plain { rows, columns, .. } | Self::Blocks { rows, columns, .. } => (rows, columns),
+            Self::Quantized(Quantized { rows, columns, .. }) => (rows, columns),
+        }
+    }
+
+    /// Of heads whose rows lie as pairs that are rotated together, one that has first all first halves of the pairs,
+    /// then all second ones, which is how the decoder rotates. A row moves whole, so nothing is rounded.
+    pub fn unpaired(mut self, head_size: usize) -> Self {
+        let (rows, _) = self.shape();
+        match &mut self {
+            Self::Plain { data, .. } | Self::Blocks { data, .. } => *data = Cow::Owned(unpair(data, rows, head_size)),
+            Self::Quantized(_) => unreachable!("only GGUF has pairs, and none of MLX's weights"),
+        }
+        self
+    }
+}
+
+fn unpair(data: &[u8], rows: usize, head_size: usize) -> Vec<u8> {
+    let bytes = data.len() / rows;
+    let mut out = Vec::with_capacity(data.len());
+    for row in 0..rows {
+        let (head, at) = (row / head_size * head_size, row % head_size);
+        let from = head + at % (head_size / 2) * 2 + at / (head_size / 2);
+        out.extend_from_slice(&data[from * bytes..(from + 1) * bytes]);
+    }
+    out
 }
 
 /// MLX affine: each row is a little-endian stream of `bits`-wide integers in 32-bit words.
@@ -58,7 +102,7 @@ pub struct Quantized<'a> {
 }
 
 struct Tensor<'a> {
-    dtype: Dtype,
+    stored: Stored,
     shape: Vec<usize>,
     data: &'a [u8],
     file: String,
@@ -87,11 +131,24 @@ pub struct Tensors<'a> {
 
 impl<'a> Tensors<'a> {
     pub fn open(files: &'a Files) -> Result<Self> {
+        if let About::Gguf = files.about {
+            let gguf = files.gguf()?;
+            let tensor = |info: super::Info<'a>| {
+                let super::Info { name, shape, stored, data } = info;
+                (name.to_owned(), Tensor { stored, shape, data, file: gguf.file.to_owned() })
+            };
+            return Ok(Self { tensors: gguf.tensors.into_iter().map(tensor).collect() });
+        }
         let mut tensors = BTreeMap::new();
         for (file, bytes) in files.weights() {
             let parsed = SafeTensors::deserialize(bytes).map_err(|e| Error::file(file, "header", e))?;
             for (name, view) in parsed.iter() {
-                let tensor = Tensor { dtype: view.dtype(), shape: view.shape().to_vec(), data: view.data(), file: file.to_owned() };
+                let tensor = Tensor {
+                    stored: Stored::of_safetensors(view.dtype()),
+                    shape: view.shape().to_vec(),
+                    data: view.data(),
+                    file: file.to_owned(),
+                };
                 if tensors.insert(name.to_owned(), tensor).is_some() {
                     return Err(Error::file(file, name, "this tensor is in two files"));
                 }
@@ -123,11 +180,11 @@ impl<'a> Tensors<'a> {
         self.tensors.contains_key(name)
     }
 
-    /// The element type of most tensors, in lower case, such as "bf16".
+    /// What most of the weights' bytes are, in lower case, such as "bf16" or "q4_1".
     pub fn element_name(&self) -> String {
-        let mut counts = BTreeMap::new();
-        self.tensors.values().for_each(|tensor| *counts.entry(format!("{:?}", tensor.dtype)).or_insert(0) += 1);
-        counts.into_iter().max_by_key(|(_, count)| *count).map(|(name, _)| name.to_lowercase()).unwrap_or_default()
+        let mut bytes = BTreeMap::new();
+        self.tensors.values().for_each(|tensor| *bytes.entry(tensor.stored.to_string()).or_insert(0) += tensor.data.len());
+        bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name.to_lowercase()).unwrap_or_default()
     }
 
     pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
@@ -140,16 +197,23 @@ impl<'a> Tensors<'a> {
         let weight = format!("{base}.weight");
         let scales = format!("{base}.scales");
         if !self.contains(&scales) {
-            let (element, data) = self.plain(&weight, &[rows, columns])?;
-            return Ok(Matrix::Plain { rows, columns, element, data });
+            let (stored, data) = self.get(&weight, &[rows, columns])?;
+            let data = Cow::Borrowed(data);
+            return match stored {
+                Stored::Plain(element) => Ok(Matrix::Plain { rows, columns, element, data }),
+                Stored::Blocks(block) => Ok(Matrix::Blocks { rows, columns, block, data }),
+                Stored::Words | Stored::Other(_) => Err(self.error(&weight, format!("element type {stored} in a weight"))),
+            };
         }
         let quantization =
             quantization.ok_or_else(|| self.error(&scales, "this tensor is quantized, but config.json has no \"quantization\" for it"))?;
         let Quantization { bits, group } = quantization;
-        if columns % group != 0 || columns * bits % 32 != 0 {
+        if !columns.is_multiple_of(group) || !(columns * bits).is_multiple_of(32) {
             return Err(self.error(&weight, format!("{columns} inputs are not whole groups of {group} and whole words of {bits} bits")));
         }
-        let words = self.get(&weight, &[rows, columns * bits / 32], Dtype::U32)?;
+        let (Stored::Words, words) = self.get(&weight, &[rows, columns * bits / 32])? else {
+            return Err(self.error(&weight, "not of element type U32, which quantized weights have"));
+        };
         let (element, scales) = self.plain(&scales, &[rows, columns / group])?;
         let biases = format!("{base}.biases");
         let (other, bias_data) = self.plain(&biases, &[rows, columns / group])?;
@@ -160,26 +224,21 @@ impl<'a> Tensors<'a> {
     }
 
     fn plain(&self, name: &str, shape: &[usize]) -> Result<(Element, &'a [u8])> {
-        let (element, dtype) = match self.tensors.get(name).map(|tensor| tensor.dtype) {
-            Some(Dtype::F16) => (Element::F16, Dtype::F16),
-            Some(Dtype::BF16) => (Element::Bf16, Dtype::BF16),
-            _ => (Element::F32, Dtype::F32),
-        };
-        Ok((element, self.get(name, shape, dtype)?))
+        match self.get(name, shape)? {
+            (Stored::Plain(element), data) => Ok((element, data)),
+            (stored, _) => Err(self.error(name, format!("element type {stored} where F32, F16 or BF16 is expected"))),
+        }
     }
 
-    fn get(&self, name: &str, shape: &[usize], dtype: Dtype) -> Result<&'a [u8]> {
+    fn get(&self, name: &str, shape: &[usize]) -> Result<(Stored, &'a [u8])> {
         let tensor = self.tensors.get(name).ok_or_else(|| Error::Weights { missing: vec![name.to_owned()], unexpected: vec![] })?;
         if tensor.shape != shape {
             return Err(self.error(name, format!("shape {:?} where {shape:?} is expected", tensor.shape)));
         }
-        if tensor.dtype != dtype {
-            return Err(self.error(name, format!("element type {:?} where {dtype:?} is expected", tensor.dtype)));
-        }
-        Ok(tensor.data)
+        Ok((tensor.stored, tensor.data))
     }
 
-    fn error(&self, name: &str, reason: impl ToString) -> Error {
-        Error::file(self.tensors.get(name).map_or("*.safetensors", |tensor| &tensor.file), name, reason)
+    pub fn error(&self, name: &str, reason: impl ToString) -> Error {
+        Error::file(self.tensors.get(name).map_or("weights", |tensor| &tensor.file), name, reason)
     }
 }

@@ -255,10 +255,10 @@ mod tests {
 
     #[test]
     fn a_line_that_is_too_long_or_not_utf8_costs_only_itself() {
-        let long = [b"{".as_slice(), &vec![b'x'; 200], b"\n{}\n\xff\n{}"].concat();
+        let long = [b"{".as_slice(), &[b'x'; 200], b"\n{}\n\xff\n{}"].concat();
         let too_large = Err(Malformed::TooLarge { limit: LIMIT });
         assert_eq!(block_on(messages(&long)).0, [too_large, Ok("{}".into()), Err(Malformed::NotUtf8), Ok("{}".into())]);
-        let fits = vec![b'7'; LIMIT];
+        let fits = [b'7'; LIMIT];
         assert_eq!(block_on(messages(&[&fits[..], b"\r\n"].concat())).0, [Ok("7".repeat(LIMIT))]);
     }
 

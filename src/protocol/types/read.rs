@@ -17,28 +17,30 @@ pub(crate) fn read<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, Fault>
 fn complaint(error: &serde_json::Error, text: &str) -> Fault {
     let sentence = error.to_string();
     let reason = sentence.rsplit_once(" at line ").map_or(&*sentence, |(reason, _)| reason);
-    match field_in(reason).or_else(|| member_at(error, text)) {
-        Some(name) => Fault::parameter(&name, reason),
-        None => Fault::parameter("params", reason),
-    }
+    let name = parameter(error, reason, text);
+    Fault::parameter(name.as_deref().unwrap_or("params"), reason)
 }
 
-/// serde names the field itself in these three, and stands elsewhere in the text when it does.
-fn field_in(reason: &str) -> Option<String> {
-    ["unknown field `", "missing field `", "duplicate field `"].iter().find_map(|start| {
-        let (name, _) = reason.strip_prefix(start)?.split_once('`')?;
-        Some(name.to_owned())
-    })
-}
-
-/// The member whose value the reader stood in when it complained.
-fn member_at(error: &serde_json::Error, text: &str) -> Option<String> {
+/// The parameter that a complaint is about: the one whose value the reader stood in, else the one that serde names, else
+/// the one just read.
+fn parameter(error: &serde_json::Error, reason: &str, text: &str) -> Option<String> {
     let line_start: usize = text.split_inclusive('\n').take(error.line().checked_sub(1)?).map(str::len).sum();
     let offset = line_start + error.column();
-    let Object(members) = serde_json::from_str(text).ok()?;
-    // Some complaints are made within the value, others just after it, but none reaches into the next one.
-    let begins = |value: &RawValue| value.get().as_ptr().addr() - text.as_ptr().addr() <= offset;
-    members.into_iter().take_while(|(_, value)| begins(value)).last().map(|(name, _)| name)
+    let Object(mut members) = serde_json::from_str(text).ok()?;
+    members.retain(|(_, value)| start(value, text) <= offset);
+    let (name, value) = members.pop().unzip();
+    if value.is_some_and(|value| offset <= start(value, text) + value.get().len()) {
+        return name;
+    }
+    ["unknown field `", "missing field `", "duplicate field `"]
+        .iter()
+        .find_map(|begin| Some(reason.strip_prefix(begin)?.split_once('`')?.0.to_owned()))
+        .or(name)
+}
+
+/// Where a value of `text` starts in it.
+fn start(value: &RawValue, text: &str) -> usize {
+    value.get().as_ptr().addr() - text.as_ptr().addr()
 }
 
 impl<'de> Deserialize<'de> for ProgressToken {
@@ -66,6 +68,8 @@ mod tests {
         assert_eq!(named("{\n \"prefix\": \"a\",\n \"temperature\": {}, \"topK\":1}"), "temperature");
         assert_eq!(named(r#"{"prefix":7,"maxTokens":7}"#), "prefix");
         assert_eq!(named(r#"{"prefix":"é","files":[{"path":"a","text":3}],"topK":1}"#), "files");
+        assert_eq!(named(r#"{"prefix":"a","files":[{"path":"a","test":"b"}]}"#), "files");
+        assert_eq!(named(r#"{"prefix":"a","files":[{"path":"a"}]}"#), "files");
         assert_eq!(named(r#"{"prefix":"a","maxTokens":-1}"#), "maxTokens");
         assert_eq!(named(r#"{"prefix":"a","partialResultToken":1.5}"#), "partialResultToken");
         assert_eq!(named(r#"{"prefix":"a","partialResultToken":[], "topK":1}"#), "partialResultToken");

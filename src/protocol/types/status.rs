@@ -77,7 +77,7 @@ impl ModelResult {
             name: model.name,
             source: match model.source {
                 ModelSource::Embedded => "embedded".to_owned(),
-                ModelSource::Folder(path) => path.display().to_string(),
+                ModelSource::Folder(path) | ModelSource::File(path) => path.display().to_string(),
             },
             state: match model.state {
                 ModelState::Unloaded => "unloaded",

@@ -7,6 +7,7 @@
 //!   quantized:  [8 scales][8 biases][vectors of 32 bytes]
 //!     8 bits:   a vector = inputs 4j..4j+4 of each row
 //!     4 bits:   a vector = inputs 8j..8j+4 of each row in the low, 8j+4..8j+8 in the high four bits
+//!   groups of 16 are units whose second half is not stored and counts as zeros
 //! ```
 //!
 //! A vector times a broadcast of four activations leaves eight sums in eight lanes: no sum across lanes,
@@ -32,7 +33,7 @@ pub(super) trait Form {
 pub(super) trait Quantized: Form {
     const SIGNED: bool;
 
-    /// The 32 inputs of unit `unit` of the block.
+    /// The 32 inputs of unit `unit` of the block; inputs beyond the group are zero.
     ///
     /// # Safety
     /// As `tile`.
@@ -71,6 +72,14 @@ pub(super) const fn header(wide: bool) -> usize {
     LANES * 2 * if wide { 4 } else { 2 }
 }
 
+/// Units of a group; the last may be half filled.
+pub(super) const fn units(group: usize) -> usize {
+    group.div_ceil(UNIT)
+}
+
+/// In place of the vectors that a group of 16 does not have.
+static ZEROS: [u8; 32] = [0; 32];
+
 /// Scales and biases of eight rows.
 #[inline(always)]
 unsafe fn scales<S: Isa, const WIDE: bool>(p: *const u8) -> (S::F, S::F) {
@@ -90,9 +99,9 @@ unsafe fn dequantize<S: Isa, F: Quantized>(p: *const u8, out: *mut f32) {
     // SAFETY: the caller's; indices stay within the block.
     unsafe {
         let (scale, bias) = F::scales::<S>(p);
-        for unit in 0..F::GROUP / UNIT {
+        for unit in 0..units(F::GROUP) {
             let quants = F::quants::<S>(p, unit);
-            for (step, vector) in quants.iter().enumerate() {
+            for (step, vector) in quants.iter().enumerate().take(F::GROUP / 4) {
                 for byte in 0..4 {
                     let q = if F::SIGNED { S::lane_byte::<true>(*vector, byte) } else { S::lane_byte::<false>(*vector, byte) };
                     S::store(out.add((unit * UNIT + step * 4 + byte) * LANES), S::fma(q, scale, bias));
@@ -156,13 +165,13 @@ impl<const G: usize, const WIDE: bool> Quantized for Q8<G, WIDE> {
 
     #[inline(always)]
     unsafe fn quants<S: Isa>(p: *const u8, unit: usize) -> [S::B; 8] {
-        // SAFETY: eight vectors a unit lie behind the header.
+        // SAFETY: eight vectors a unit lie behind the header, or all that a smaller group has.
         unsafe {
             let p = p.add(header(WIDE) + unit * UNIT * LANES);
             let mut all = [S::load_bytes(p); 8];
             let mut step = 1;
             while step < 8 {
-                all[step] = S::load_bytes(p.add(step * 32));
+                all[step] = S::load_bytes(if step < G / 4 { p.add(step * 32) } else { ZEROS.as_ptr() });
                 step += 1;
             }
             all
@@ -206,13 +215,14 @@ macro_rules! with_form {
             Kind::Q4 { group: 64, wide: true } => { type $form = Q4<64, true>; $body }
             Kind::Q4 { group: 128, wide: false } => { type $form = Q4<128, false>; $body }
             Kind::Q4 { group: 128, wide: true } => { type $form = Q4<128, true>; $body }
+            Kind::Q8 { group: 16, wide: true } => { type $form = Q8<16, true>; $body }
             Kind::Q8 { group: 32, wide: false } => { type $form = Q8<32, false>; $body }
             Kind::Q8 { group: 32, wide: true } => { type $form = Q8<32, true>; $body }
             Kind::Q8 { group: 64, wide: false } => { type $form = Q8<64, false>; $body }
             Kind::Q8 { group: 64, wide: true } => { type $form = Q8<64, true>; $body }
             Kind::Q8 { group: 128, wide: false } => { type $form = Q8<128, false>; $body }
             Kind::Q8 { group: 128, wide: true } => { type $form = Q8<128, true>; $body }
-            Kind::Q4 { .. } | Kind::Q8 { .. } => unreachable!("groups are 32, 64 or 128: checked when config.json is read"),
+            Kind::Q4 { .. } | Kind::Q8 { .. } => unreachable!("groups are 16, 32, 64 or 128: decided when a weight is read"),
         }
     };
 }

@@ -29,6 +29,7 @@ pub(super) struct Kernels {
     pub(super) gate_silu: unsafe fn(&mut [f32], &[f32]),
     pub(super) add: unsafe fn(&mut [f32], &[f32]),
     pub(super) rotate: unsafe fn(&mut [f32], &[f32], &[f32], f32),
+    #[allow(clippy::type_complexity, reason = "a kernel's arguments, named where it is defined")]
     pub(super) append: unsafe fn(*mut u8, Shape, usize, usize, usize, &[f32], &[f32]),
     pub(super) attend: unsafe fn(&Job<'_>, &mut Scratch),
 }

@@ -3,14 +3,15 @@
 //! Every output is summed over its inputs in one order, whatever the number of rows: inside a block integers
 //! (exact, so any order) or one fused multiply-add per input, then the blocks from first to last.
 
-use super::forms::{Form, Quantized};
+use super::forms::{Form, Quantized, units};
 use super::isa::{Isa, LANES, UNIT};
 
 /// Rows of activations that stream past one block of weights while it is in registers.
 const ROWS: usize = 128;
 
 /// Activations in eight bits. `q` is `[unit][row][32]`, `scale` and `sum` are `[group][row]`; `sum` is the
-/// scale times the sum of the group's integers, which the weights' biases multiply.
+/// scale times the sum of the group's integers, which the weights' biases multiply. A group of 16 fills half a unit,
+/// and zeros the other half.
 #[derive(Default)]
 pub(super) struct Quants {
     pub(super) rows: usize,
@@ -22,7 +23,7 @@ pub(super) struct Quants {
 impl Quants {
     pub(super) fn resize(&mut self, rows: usize, columns: usize, group: usize) {
         self.rows = rows;
-        self.q.resize(rows * columns, 0);
+        self.q.resize(rows * columns / group * units(group) * UNIT, 0);
         self.scale.resize(rows * columns / group, 0.0);
         self.sum.resize(rows * columns / group, 0.0);
     }
@@ -46,7 +47,7 @@ unsafe impl Sync for QuantsOut {}
 /// `out` has room for `row`; `x` has whole groups.
 #[inline(always)]
 pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, group: usize, out: QuantsOut) {
-    let units = group / UNIT;
+    let units = units(group);
     // SAFETY: indices follow the layout of `Quants`.
     unsafe {
         for (g, x) in x.chunks_exact(group).enumerate() {
@@ -61,9 +62,11 @@ pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, group: usize, out: 
             let mut total = 0i32;
             for unit in 0..units {
                 let q = out.q.add(((g * units + unit) * out.rows + row) * UNIT);
-                for i in (0..UNIT).step_by(LANES) {
+                let filled = UNIT.min(group);
+                for i in (0..filled).step_by(LANES) {
                     S::store_i8(q.add(i), S::mul(factor, S::load(x.as_ptr().add(unit * UNIT + i))));
                 }
+                q.add(filled).write_bytes(0, UNIT - filled);
                 for i in 0..UNIT {
                     total += i32::from(*q.add(i));
                 }
@@ -123,10 +126,10 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
         let (mut q, mut scale, mut sum) = (x.q.as_ptr(), x.scale.as_ptr(), x.sum.as_ptr());
         for _ in 0..blocks {
             let mut integers = [S::zero_i32(); M];
-            for unit in 0..F::GROUP / UNIT {
+            for unit in 0..units(F::GROUP) {
                 let quants = F::quants::<S>(w, unit);
-                for r in 0..M {
-                    integers[r] = S::add_i32(integers[r], dot::<S, F>(&quants, q.add(r * UNIT)));
+                for (r, integers) in integers.iter_mut().enumerate() {
+                    *integers = S::add_i32(*integers, dot::<S, F>(&quants, q.add(r * UNIT)));
                 }
                 q = q.add(M * UNIT);
             }
@@ -155,7 +158,7 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
             S::store(out.add(r * LANES), S::zero());
         }
         let (mut q, mut scale, mut sum) = (x.q.as_ptr().add(first * UNIT), x.scale.as_ptr().add(first), x.sum.as_ptr().add(first));
-        let units = F::GROUP / UNIT;
+        let units = units(F::GROUP);
         for _ in 0..blocks {
             for unit in 0..units - 1 {
                 let quants = F::quants::<S>(w, unit);

@@ -1,6 +1,8 @@
 //! The processor as a backend: packed weights, SIMD kernels, a fixed thread pool.
 
 mod attention;
+#[cfg(test)]
+mod block_tests;
 mod buffer;
 mod cache;
 mod forms;
@@ -57,14 +59,14 @@ impl Cpu {
 
     fn with_kernels(spec: &DecoderSpec, threads: usize, activations: Activations, kernels: &'static Kernels) -> Result<Self> {
         let group = spec.heads / spec.kv_heads;
-        if spec.head_size % 16 != 0 || spec.head_size > attention::HEAD_MAX || group > attention::GROUP_MAX {
+        if !spec.head_size.is_multiple_of(16) || spec.head_size > attention::HEAD_MAX || group > attention::GROUP_MAX {
             let reason = format!(
                 "heads of {} in groups of {group}; supported are multiples of 16 up to {}, in groups up to {}",
                 spec.head_size,
                 attention::HEAD_MAX,
                 attention::GROUP_MAX
             );
-            return Err(Error::file("config.json", "head_dim", reason));
+            return Err(Error::Unsupported(reason));
         }
         let threads = Self::threads_for(threads);
         Ok(Self {
@@ -292,6 +294,15 @@ impl Backend for Cpu {
             unsafe { (kernels.gate_silu)(out.part(row * width, width), up.row(row)) }
         });
         gate
+    }
+
+    fn bias(&mut self, mut x: Tensor, by: &Vec<f32>) -> Tensor {
+        let (kernels, width, rows, out) = (self.kernels, x.width, x.rows, Shared(x.data.as_mut_ptr()));
+        each_row(&mut self.pool, rows, &|row| {
+            // SAFETY: each row is written once; a bias is as long as its weight has rows, whole heads of 16.
+            unsafe { (kernels.add)(out.part(row * width, width), by) }
+        });
+        x
     }
 
     fn add(&mut self, mut x: Tensor, y: Tensor) -> Tensor {

@@ -4,7 +4,7 @@ use super::buffer::Buffer;
 use super::forms::{Bf16, F16, F32, Form, Kind, Q4, Q8, header, with_form};
 use super::isa::{LANES, Scalar, UNIT};
 use super::pool::Pool;
-use crate::models::weights::{Element, Matrix, Quantized};
+use crate::models::weights::{Block, Element, Matrix, Quantized};
 use crate::models::{Error, Result};
 use half::f16;
 
@@ -18,10 +18,7 @@ pub struct Packed {
 
 impl Packed {
     pub(super) fn new(matrix: &Matrix<'_>, pool: &mut Pool) -> Result<Self> {
-        let (rows, columns) = match *matrix {
-            Matrix::Plain { rows, columns, .. } => (rows, columns),
-            Matrix::Quantized(Quantized { rows, columns, .. }) => (rows, columns),
-        };
+        let (rows, columns) = matrix.shape();
         if columns % UNIT != 0 {
             return Err(Error::Unsupported(format!("{columns} inputs are not a multiple of {UNIT}")));
         }
@@ -40,6 +37,9 @@ impl Packed {
                             pack_plain(out, *element, data, (slab * LANES + lane) * columns, block, lane)
                         }
                         Matrix::Quantized(q) => pack_quantized(out, kind, q, slab * LANES + lane, block, lane),
+                        Matrix::Blocks { block: of, data, .. } => {
+                            pack_group(out, kind, *of, data, (slab * LANES + lane) * columns / of.group() + block, lane)
+                        }
                     }
                 }
             }
@@ -81,6 +81,11 @@ impl Packed {
 fn kind(matrix: &Matrix<'_>) -> Kind {
     match matrix {
         Matrix::Plain { element, .. } => Kind::Plain(*element),
+        Matrix::Blocks { block: block @ (Block::Q4_0 | Block::Q4_1), data, .. } => {
+            Kind::Q4 { group: block.group(), wide: *block == Block::Q4_0 && !biases_fit(data) }
+        }
+        // A scale of f16 times one of the format's small integers needs f32, and so does what an odd bias adds.
+        Matrix::Blocks { block, .. } => Kind::Q8 { group: block.group(), wide: true },
         Matrix::Quantized(q) => {
             let group = q.quantization.group;
             match q.quantization.bits {
@@ -91,6 +96,14 @@ fn kind(matrix: &Matrix<'_>) -> Kind {
             }
         }
     }
+}
+
+/// Whether every bias of Q4_0, which is minus eight scales, is an f16: all but the largest are.
+fn biases_fit(data: &[u8]) -> bool {
+    data.chunks_exact(Block::Q4_0.bytes()).all(|block| {
+        let bias = -8.0 * Element::F16.get(block, 0);
+        f16::from_f32(bias).to_f32() == bias
+    })
 }
 
 fn pack_plain(out: &mut [u8], element: Element, data: &[u8], first: usize, block: usize, lane: usize) {
@@ -114,14 +127,7 @@ fn pack_quantized(out: &mut [u8], kind: Kind, q: &Quantized<'_>, row: usize, blo
     if bits == 8 {
         bias += 128.0 * scale;
     }
-    for (which, value) in [scale, bias].into_iter().enumerate() {
-        let at = which * LANES + lane;
-        if wide {
-            out[at * 4..at * 4 + 4].copy_from_slice(&value.to_le_bytes());
-        } else {
-            out[at * 2..at * 2 + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
-        }
-    }
+    pack_scale(out, wide, scale, bias, lane);
     let words = &q.words[row * q.columns * bits / 8..(row + 1) * q.columns * bits / 8];
     let out = &mut out[header(wide)..];
     if four {
@@ -136,6 +142,46 @@ fn pack_quantized(out: &mut [u8], kind: Kind, q: &Quantized<'_>, row: usize, blo
     for i in 0..group {
         let value = unpack(words, bits, block * group + i);
         out[i / 4 * 32 + lane * 4 + i % 4] = if bits == 8 { value.wrapping_sub(128) } else { value };
+    }
+}
+
+/// Group `index` of all the groups of a GGUF weight.
+fn pack_group(out: &mut [u8], kind: Kind, block: Block, data: &[u8], index: usize, lane: usize) {
+    let per_block = block.weights() / block.group();
+    let bytes = &data[index / per_block * block.bytes()..][..block.bytes()];
+    let mut q = [0i8; 32];
+    let q = &mut q[..block.group()];
+    let (scale, bias) = block.decode(bytes, index % per_block, q);
+    let (four, wide) = match kind {
+        Kind::Q4 { wide, .. } => (true, wide),
+        Kind::Q8 { wide, .. } => (false, wide),
+        Kind::Plain(_) => unreachable!("the kind was made from this matrix"),
+    };
+    pack_scale(out, wide, scale, bias, lane);
+    let vectors = out[header(wide)..].chunks_exact_mut(32);
+    if four {
+        for (vector, q) in vectors.zip(q.chunks_exact(8)) {
+            for i in 0..4 {
+                vector[lane * 4 + i] = (q[i] | q[4 + i] << 4) as u8;
+            }
+        }
+    } else {
+        for (vector, q) in vectors.zip(q.chunks_exact(4)) {
+            for i in 0..4 {
+                vector[lane * 4 + i] = q[i] as u8;
+            }
+        }
+    }
+}
+
+fn pack_scale(out: &mut [u8], wide: bool, scale: f32, bias: f32, lane: usize) {
+    for (which, value) in [scale, bias].into_iter().enumerate() {
+        let at = which * LANES + lane;
+        if wide {
+            out[at * 4..at * 4 + 4].copy_from_slice(&value.to_le_bytes());
+        } else {
+            out[at * 2..at * 2 + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+        }
     }
 }
 

@@ -11,20 +11,20 @@ use crate::models::weights::{Element, Matrix, Quantization, Quantized};
 use half::{bf16, f16};
 
 /// xorshift64: numbers that are the same in every run.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
     /// In -1..1.
-    fn float(&mut self) -> f32 {
+    pub(super) fn float(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
-    fn floats(&mut self, count: usize) -> Vec<f32> {
+    pub(super) fn floats(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.float()).collect()
     }
 }
@@ -79,7 +79,7 @@ impl Source {
     fn packed(&self) -> Packed {
         let (rows, columns, element) = (self.rows, self.columns, self.element);
         let matrix = match self.quantization {
-            None => Matrix::Plain { rows, columns, element, data: &self.words },
+            None => Matrix::Plain { rows, columns, element, data: (&*self.words).into() },
             Some(quantization) => {
                 let (words, scales, biases) = (&self.words[..], &self.scales[..], &self.biases[..]);
                 Matrix::Quantized(Quantized { rows, columns, quantization, words, element, scales, biases })
@@ -103,7 +103,7 @@ impl Source {
     }
 }
 
-fn quantize(kernels: &Kernels, x: &[f32], rows: usize, group: usize) -> Quants {
+pub(super) fn quantize(kernels: &Kernels, x: &[f32], rows: usize, group: usize) -> Quants {
     let columns = x.len() / rows;
     let mut quants = Quants::default();
     quants.resize(rows, columns, group);
@@ -116,7 +116,7 @@ fn quantize(kernels: &Kernels, x: &[f32], rows: usize, group: usize) -> Quants {
 }
 
 /// `[rows][outputs]`.
-fn product(kernels: &Kernels, weight: &Packed, input: Input<'_>, rows: usize) -> Vec<f32> {
+pub(super) fn product(kernels: &Kernels, weight: &Packed, input: Input<'_>, rows: usize) -> Vec<f32> {
     let mut y = vec![0.0; rows * weight.rows];
     let mut sums = vec![0.0; rows * LANES];
     for slab in 0..weight.slabs() {
@@ -259,7 +259,7 @@ fn attention_is_the_definition_and_the_same_on_every_instruction_set() {
             }
         }
     }
-    assert!(attention::ROWS >= 4, "the shapes above go with four rows");
+    const { assert!(attention::ROWS >= 4, "the shapes above go with four rows") };
 }
 
 #[test]

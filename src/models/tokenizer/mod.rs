@@ -1,5 +1,9 @@
 //! Text to tokens and back. Text can never become a control token: those come from the prompt's structure only.
 
+mod gguf;
+mod split;
+
+use super::weights::{About, Files};
 use super::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::catch_unwind;
@@ -24,6 +28,13 @@ pub struct Decoding {
 }
 
 impl Tokenizer {
+    pub fn open(files: &Files) -> Result<Self> {
+        match &files.about {
+            About::Json(json) => Self::parse(&json.tokenizer, json.tokenizer_config.as_deref()),
+            About::Gguf => Self::of_gguf(&files.gguf()?),
+        }
+    }
+
     /// `config` is `tokenizer_config.json`, for its beginning and end of text.
     pub fn parse(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self> {
         let fail = |reason: String| Error::file("tokenizer.json", "json", reason);

@@ -1,0 +1,26 @@
+//! A whole GGUF model: its tokenizer reads, its weights are packed.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::language::Language;
+use souffleur::models::network::{Decoder, DecoderSpec};
+use souffleur::models::weights::{Files, Tensors};
+use souffleur::models::{Activations, Prompt, Result};
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = load(bytes);
+});
+
+fn load(bytes: &[u8]) -> Result<()> {
+    let files = Files::of_gguf("a.gguf", bytes.to_vec());
+    let spec = DecoderSpec::parse(&files)?;
+    let tensors = Tensors::open(&files)?;
+    tensors.expect(&spec.parameters())?;
+    let backend = Cpu::new(&spec, 1, Activations::Int8)?;
+    Decoder::load(spec.clone(), &tensors, backend, &mut |_, _| {})?;
+    let language = Language::open(&files, &spec)?;
+    language.encode(&Prompt::Text("while lo in (7, 8): é\r\n\tin".into()))?;
+    Ok(())
+}

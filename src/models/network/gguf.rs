@@ -1,0 +1,104 @@
+//! What GGUF's metadata say of a network, by keys that all architectures share.
+
+use super::{CONTEXT_MAX, DecoderSpec, HEAD_SIZE_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, Names, VOCABULARY_MAX, WIDTH_MAX, check_heads};
+use crate::models::Result;
+use crate::models::weights::{Gguf, Value};
+
+pub(super) const NAMES: Names = Names {
+    embedding: "token_embd",
+    layers: "blk",
+    attention_norm: "attn_norm.weight",
+    qkv: ["attn_q", "attn_k", "attn_v"],
+    qkv_bias: None,
+    output: "attn_output",
+    mlp_norm: "ffn_norm.weight",
+    gate: "ffn_gate",
+    up: "ffn_up",
+    down: "ffn_down",
+    norm: "output_norm.weight",
+    head: "output",
+};
+
+/// Keys that change the arithmetic in a way this network does not know, unless they have this value.
+const UNSUPPORTED: &[(&str, f64)] = &[
+    ("expert_count", 0.0),
+    ("attention.scale", 0.0),
+    ("attention.max_alibi_bias", 0.0),
+    ("attention.clamp_kqv", 0.0),
+    ("attention.sliding_window", 0.0),
+    ("attn_logit_softcapping", 0.0),
+    ("final_logit_softcapping", 0.0),
+    ("logit_scale", 0.0),
+    ("residual_scale", 0.0),
+    ("embedding_scale", 0.0),
+    ("rope.scaling.factor", 1.0),
+    ("rope.scale_linear", 1.0),
+];
+
+/// The whole spec but for what an architecture has of its own.
+pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
+    let architecture = gguf.text("general.architecture")?;
+    let key = |name: &str| format!("{architecture}.{name}");
+    let size = |name: &str, max| gguf.size(&key(name), max);
+    if gguf.size_or("split.count", usize::from(u16::MAX), 1)? > 1 {
+        return Err(gguf.error("split.count", "this model is split over several files; supported is one"));
+    }
+    let scaling = key("rope.scaling.type");
+    if let Some(kind) = gguf.text_or(&scaling)?.filter(|kind| *kind != "none") {
+        return Err(gguf.error(&scaling, format!("{kind:?} is not supported; only \"none\" is")));
+    }
+    for (name, neutral) in UNSUPPORTED {
+        let value = gguf.get(&key(name));
+        let is_neutral = match value {
+            None => true,
+            Some(Value::Whole(number)) => number as f64 == *neutral,
+            Some(Value::Float(number)) => number == *neutral,
+            Some(Value::Bool(_) | Value::Text(_) | Value::List(_)) => false,
+        };
+        if !is_neutral {
+            return Err(gguf.error(&key(name), format!("is not supported; only {neutral} is")));
+        }
+    }
+    if gguf.tensors.iter().any(|tensor| tensor.name == "rope_freqs.weight") {
+        return Err(gguf.error("rope_freqs.weight", "rotary frequencies of a model's own are not supported"));
+    }
+    let width = size("embedding_length", WIDTH_MAX)?;
+    let heads = size("attention.head_count", HEADS_MAX)?;
+    let kv_heads = gguf.size_or(&key("attention.head_count_kv"), HEADS_MAX, heads)?;
+    let head_size = gguf.size_or(&key("attention.key_length"), HEAD_SIZE_MAX, width / heads)?;
+    check_heads(heads, kv_heads, head_size).map_err(|reason| gguf.error(&key("attention.head_count_kv"), reason))?;
+    for name in ["attention.value_length", "rope.dimension_count"] {
+        if gguf.size_or(&key(name), HEAD_SIZE_MAX, head_size)? != head_size {
+            return Err(gguf.error(&key(name), format!("is not supported; only {head_size} is, the size of a head")));
+        }
+    }
+    Ok(DecoderSpec {
+        architecture: architecture.into(),
+        layers: size("block_count", LAYERS_MAX)?,
+        width,
+        hidden: size("feed_forward_length", HIDDEN_MAX)?,
+        heads,
+        kv_heads,
+        head_size,
+        vocabulary: vocabulary(gguf)?,
+        context: size("context_length", CONTEXT_MAX)?,
+        norm_epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)?,
+        rope_base: gguf.number_or(&key("rope.freq_base"), 10_000.0)?,
+        tied: gguf.tensors.iter().all(|tensor| tensor.name != "output.weight"),
+        eos: ["eos", "eot", "eom"].iter().filter_map(|end| gguf.id(&format!("tokenizer.ggml.{end}_token_id"))).collect(),
+        names: NAMES,
+        paired: false,
+        quantization: None,
+        overrides: Vec::new(),
+    })
+}
+
+/// The embedding's rows: the metadata often leave them out.
+fn vocabulary(gguf: &Gguf<'_>) -> Result<usize> {
+    let name = "token_embd.weight";
+    let embedding = gguf.tensors.iter().find(|tensor| tensor.name == name).ok_or_else(|| gguf.error(name, "missing"))?;
+    match *embedding.shape {
+        [rows, _] if rows <= VOCABULARY_MAX => Ok(rows),
+        _ => Err(gguf.error(name, format!("shape {:?}; supported are up to {VOCABULARY_MAX} rows", embedding.shape))),
+    }
+}

@@ -1,0 +1,110 @@
+//! A tokenizer from GGUF's metadata: byte-level BPE with the file's vocabulary, merges and kinds of tokens.
+
+use super::{Tokenizer, split};
+use crate::models::Result;
+use crate::models::weights::Gguf;
+use std::collections::{BTreeMap, BTreeSet};
+use tokenizers::AddedToken;
+use tokenizers::decoders::byte_level::ByteLevel;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::normalizers::unicode::NFC;
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const MERGES: &str = "tokenizer.ggml.merges";
+const KINDS: &str = "tokenizer.ggml.token_type";
+/// Kinds of tokens, as ggml numbers them.
+const CONTROL: i128 = 3;
+const USER_DEFINED: i128 = 4;
+/// Tokens that are searched in texts or guarded against: the largest vocabularies have some six thousand.
+const ADDED_MAX: usize = 1 << 14;
+
+impl Tokenizer {
+    pub(super) fn of_gguf(gguf: &Gguf<'_>) -> Result<Self> {
+        match gguf.text(MODEL)? {
+            "gpt2" => {}
+            other => return Err(gguf.error(MODEL, format!("{other:?} is not supported; only \"gpt2\" is, byte-level BPE"))),
+        }
+        let name = gguf.text_or(PRE)?.unwrap_or("default");
+        let reading =
+            split::named(name).ok_or_else(|| gguf.error(PRE, format!("{name:?} is not supported; supported are {}", split::names())))?;
+
+        let tokens = tokens(gguf)?;
+        let bpe = BPE::builder().vocab_and_merges(vocabulary(gguf, &tokens)?, merges(gguf, &tokens)?).ignore_merges(reading.words_first);
+        let fail = |e: tokenizers::Error| gguf.error(MERGES, e);
+        let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(fail)?);
+        inner.with_pre_tokenizer(Some(reading.splitter().map_err(fail)?)).with_decoder(Some(ByteLevel::default()));
+        if reading.composes {
+            inner.with_normalizer(Some(NFC)).map_err(fail)?;
+        }
+        let (control, ordinary) = added(gguf, &tokens)?;
+        let special = |special| move |text: &str| AddedToken::from(text, special).normalized(false);
+        inner.add_special_tokens(control.keys().map(|text| special(true)(text))).map_err(fail)?;
+        inner.add_tokens(ordinary.into_iter().map(special(false))).map_err(fail)?;
+        inner.set_encode_special_tokens(true);
+
+        let control_ids = control.values().copied().collect();
+        let begins = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(reading.begins);
+        let bos = gguf.id("tokenizer.ggml.bos_token_id").filter(|&id| begins && (id as usize) < tokens.len());
+        Ok(Self { inner, control, control_ids, eos: BTreeSet::new(), bos })
+    }
+}
+
+fn tokens<'a>(gguf: &Gguf<'a>) -> Result<Vec<&'a str>> {
+    let list = gguf.list(TOKENS)?;
+    let text = |(id, text): (usize, Option<&'a str>)| text.ok_or_else(|| gguf.error(TOKENS, format!("token {id} is not UTF-8")));
+    let tokens: Vec<_> = list.texts().enumerate().map(text).collect::<Result<_>>()?;
+    if tokens.is_empty() { Err(gguf.error(TOKENS, "no texts are in this list")) } else { Ok(tokens) }
+}
+
+fn vocabulary(gguf: &Gguf<'_>, tokens: &[&str]) -> Result<Vocab> {
+    let mut vocabulary = Vocab::with_capacity(tokens.len());
+    for (id, token) in (0..).zip(tokens) {
+        if let Some(other) = vocabulary.insert((*token).to_owned(), id) {
+            return Err(gguf.error(TOKENS, format!("tokens {other} and {id} are both {token:?}")));
+        }
+    }
+    Ok(vocabulary)
+}
+
+/// Two tokens each, a space between them.
+fn merges(gguf: &Gguf<'_>, tokens: &[&str]) -> Result<Merges> {
+    let list = gguf.list(MERGES)?;
+    let longest = tokens.iter().map(|token| token.len()).max().unwrap_or(0);
+    let merge = |(index, text): (usize, Option<&str>)| {
+        let (left, right) = text.and_then(|text| text.split_once(' ')).unwrap_or_default();
+        // The crate takes for granted that a merge is no longer than the longest token.
+        if left.is_empty() || right.is_empty() || left.len() + right.len() > longest {
+            return Err(gguf.error(MERGES, format!("merge {index} is not two tokens that make a third")));
+        }
+        Ok((left.to_owned(), right.to_owned()))
+    };
+    list.texts().enumerate().map(merge).collect()
+}
+
+/// Control tokens, and those that a text may spell. As in tokenizer.json, a marker is control whatever its kind.
+#[allow(clippy::type_complexity, reason = "two sets that are read from one list")]
+fn added<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<String, u32>, Vec<&'a str>)> {
+    let kinds = gguf.list(KINDS)?;
+    if kinds.len() != tokens.len() {
+        return Err(gguf.error(KINDS, format!("{} kinds of {} tokens", kinds.len(), tokens.len())));
+    }
+    let (mut control, mut ordinary) = (BTreeMap::new(), Vec::new());
+    for ((id, token), kind) in (0..).zip(tokens).zip(kinds.wholes()) {
+        let is_marker = token.starts_with('<') && token.ends_with('>');
+        match kind {
+            Some(CONTROL) => _ = control.insert((*token).to_owned(), id),
+            Some(USER_DEFINED) if is_marker => _ = control.insert((*token).to_owned(), id),
+            Some(USER_DEFINED) => ordinary.push(*token),
+            Some(_) => {}
+            None => return Err(gguf.error(KINDS, format!("the kind of token {id} is not a whole number"))),
+        }
+    }
+    match control.len() + ordinary.len() {
+        count if count > ADDED_MAX => {
+            Err(gguf.error(KINDS, format!("{count} control tokens, more than the {ADDED_MAX} that are supported")))
+        }
+        _ => Ok((control, ordinary)),
+    }
+}

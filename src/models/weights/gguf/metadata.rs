@@ -1,0 +1,78 @@
+//! Metadata by key, with errors that name the key and its byte.
+
+use super::{Gguf, List, Value, error};
+use crate::models::{Error, Result};
+
+impl<'a> Gguf<'a> {
+    pub fn get(&self, key: &str) -> Option<Value<'a>> {
+        self.values.get(key).map(|(_, value)| *value)
+    }
+
+    pub fn error(&self, key: &str, reason: impl ToString) -> Error {
+        match self.values.get(key) {
+            Some((at, _)) => error(self.file, key, *at, reason),
+            None => Error::file(self.file, key, reason),
+        }
+    }
+
+    pub fn text(&self, key: &str) -> Result<&'a str> {
+        self.text_or(key)?.ok_or_else(|| self.error(key, "missing"))
+    }
+
+    pub fn text_or(&self, key: &str) -> Result<Option<&'a str>> {
+        match self.get(key) {
+            Some(Value::Text(text)) => Ok(Some(text)),
+            Some(_) => Err(self.error(key, "is not a text")),
+            None => Ok(None),
+        }
+    }
+
+    /// A size within `1..=max`.
+    pub fn size(&self, key: &str, max: usize) -> Result<usize> {
+        match self.get(key) {
+            Some(Value::Whole(size)) if (1..=max as i128).contains(&size) => Ok(size as usize),
+            Some(Value::List(_)) => Err(self.error(key, "is a list; supported is one number for all layers")),
+            Some(_) => Err(self.error(key, format!("is not a whole number from 1 to {max}"))),
+            None => Err(self.error(key, "missing")),
+        }
+    }
+
+    pub fn size_or(&self, key: &str, max: usize, default: usize) -> Result<usize> {
+        if self.values.contains_key(key) { self.size(key, max) } else { Ok(default) }
+    }
+
+    pub fn number_or(&self, key: &str, default: f32) -> Result<f32> {
+        let number = match self.get(key) {
+            Some(Value::Float(number)) => number,
+            Some(Value::Whole(number)) => number as f64,
+            Some(Value::Bool(_) | Value::Text(_) | Value::List(_)) => f64::NAN,
+            None => return Ok(default),
+        };
+        let narrow = number as f32;
+        if narrow.is_finite() && narrow > 0.0 { Ok(narrow) } else { Err(self.error(key, "is not a positive number")) }
+    }
+
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(_) => Err(self.error(key, "is neither true nor false")),
+            None => Ok(None),
+        }
+    }
+
+    pub fn list(&self, key: &str) -> Result<List<'a>> {
+        match self.get(key) {
+            Some(Value::List(list)) => Ok(list),
+            Some(_) => Err(self.error(key, "is not a list")),
+            None => Err(self.error(key, "missing")),
+        }
+    }
+
+    /// A token's id. Files say -1 or `u32::MAX` where there is none.
+    pub fn id(&self, key: &str) -> Option<u32> {
+        match self.get(key) {
+            Some(Value::Whole(id)) => u32::try_from(id).ok().filter(|&id| id != u32::MAX),
+            _ => None,
+        }
+    }
+}

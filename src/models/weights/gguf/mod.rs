@@ -1,0 +1,175 @@
+//! GGUF, versions 2 and 3: metadata, tensor infos, then the tensors' bytes, all in one file.
+//!
+//! Everything here is a view of the mapped file. A size, offset, count or type that the file says is checked before
+//! it is used, so a hostile file costs an error that names the field and its byte, and never memory or time beyond
+//! what its own length pays for.
+
+mod metadata;
+mod reader;
+mod value;
+
+pub use value::{List, Value};
+
+use super::Stored;
+use crate::models::Result;
+use reader::{Reader, error};
+use std::collections::BTreeMap;
+
+/// Keys beyond this count or length are no model's: the largest known files have some sixty.
+const KEYS_MAX: u64 = 1 << 16;
+const KEY_BYTES_MAX: u64 = 1 << 16;
+/// Tensors of one file: a thousand layers of thirty.
+const TENSORS_MAX: u64 = 1 << 16;
+/// Bytes of a tensor's name; ggml itself stops at 64.
+const NAME_BYTES_MAX: u64 = 1 << 10;
+const DIMENSIONS_MAX: u32 = 4;
+/// Where a file does not say how its tensors are aligned.
+const ALIGNMENT: u64 = 32;
+const ALIGNMENT_MAX: u64 = 1 << 16;
+
+/// A parsed file. Keys and tensors are unique, tensors lie within the file and none shares a byte with another.
+#[derive(Debug)]
+pub struct Gguf<'a> {
+    pub(super) file: &'a str,
+    values: BTreeMap<&'a str, (usize, Value<'a>)>,
+    pub tensors: Vec<Info<'a>>,
+}
+
+/// One tensor: rows last, as every other format has them; the file has columns first.
+#[derive(Debug)]
+pub struct Info<'a> {
+    pub name: &'a str,
+    pub shape: Vec<usize>,
+    pub stored: Stored,
+    pub data: &'a [u8],
+}
+
+impl<'a> Gguf<'a> {
+    pub fn parse(file: &'a str, bytes: &'a [u8]) -> Result<Self> {
+        let reader = &mut Reader::new(file, bytes);
+        if reader.take(4, "magic")? != b"GGUF" {
+            return Err(error(file, "magic", 0, "this is not a GGUF file"));
+        }
+        match reader.u32("version")? {
+            2 | 3 => {}
+            version if matches!(version.swap_bytes(), 1..=3) => {
+                return Err(error(file, "version", 4, "big-endian files are not supported"));
+            }
+            version => return Err(error(file, "version", 4, format!("{version}; supported are 2 and 3"))),
+        }
+        let tensors = limited(reader, "tensor count", TENSORS_MAX)?;
+        let keys = limited(reader, "metadata count", KEYS_MAX)?;
+        let mut values = BTreeMap::new();
+        for index in 0..keys {
+            let (at, key) = name(reader, || format!("key {index}"), KEY_BYTES_MAX)?;
+            let start = reader.at();
+            if values.insert(key, (start, value::value(reader, key)?)).is_some() {
+                return Err(error(file, key, at, "this key is there twice"));
+            }
+        }
+        let mut gguf = Self { file, values, tensors: Vec::new() };
+        gguf.tensors = gguf.infos(reader, bytes, tensors)?;
+        Ok(gguf)
+    }
+
+    fn infos(&self, reader: &mut Reader<'a>, bytes: &'a [u8], count: u64) -> Result<Vec<Info<'a>>> {
+        let alignment = self.alignment()?;
+        let mut heads = Vec::new();
+        for index in 0..count {
+            let (at, name) = name(reader, || format!("name of tensor {index}"), NAME_BYTES_MAX)?;
+            heads.push(head(reader, at, name)?);
+        }
+        let start = (reader.at() as u64).next_multiple_of(alignment);
+        let infos = heads.iter().map(|head| head.info(self.file, bytes, start, alignment)).collect::<Result<Vec<_>>>()?;
+        self.no_two_overlap(&heads, &infos)?;
+        Ok(infos)
+    }
+
+    fn alignment(&self) -> Result<u64> {
+        let key = "general.alignment";
+        let alignment = self.size_or(key, ALIGNMENT_MAX as usize, ALIGNMENT as usize)? as u64;
+        if alignment.is_power_of_two() { Ok(alignment) } else { Err(self.error(key, format!("{alignment} is not a power of two"))) }
+    }
+
+    /// A byte that is in two tensors would be packed twice: a small file could then ask for any amount of memory.
+    fn no_two_overlap(&self, heads: &[Head<'a>], infos: &[Info<'a>]) -> Result<()> {
+        let mut order: Vec<usize> = (0..heads.len()).collect();
+        order.sort_unstable_by_key(|&i| (heads[i].offset, infos[i].data.len(), i));
+        for pair in order.windows(2) {
+            let (first, second) = (&heads[pair[0]], &heads[pair[1]]);
+            if first.offset + infos[pair[0]].data.len() as u64 > second.offset {
+                return Err(error(self.file, second.name, second.at, format!("its bytes are also those of {}", first.name)));
+            }
+        }
+        let mut names: Vec<_> = heads.iter().map(|head| (head.name, head.at)).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            Some(pair) => Err(error(self.file, pair[1].0, pair[1].1, "this tensor is there twice")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A count of things that take some bytes each.
+fn limited(reader: &mut Reader<'_>, field: &str, max: u64) -> Result<u64> {
+    let at = reader.at();
+    let count = reader.u64(field)?;
+    if count <= max { Ok(count) } else { Err(error(reader.file, field, at, format!("{count} is more than the {max} that are supported"))) }
+}
+
+/// A short text and where it begins.
+fn name<'a>(reader: &mut Reader<'a>, field: impl Fn() -> String, max: u64) -> Result<(usize, &'a str)> {
+    let at = reader.at();
+    let mut ahead = reader.clone();
+    // Looked at first, so that no message quotes a name of megabytes.
+    match ahead.u64("") {
+        Ok(length) if length > max => {
+            return Err(reader.error(&field(), format!("{length} bytes, more than the {max} that are supported")));
+        }
+        Ok(_) | Err(_) => {}
+    }
+    reader.text(&field()).map(|text| (at, text))
+}
+
+/// A tensor info as the file has it.
+struct Head<'a> {
+    at: usize,
+    name: &'a str,
+    dimensions: Vec<u64>,
+    kind: u32,
+    offset: u64,
+}
+
+fn head<'a>(reader: &mut Reader<'a>, at: usize, name: &'a str) -> Result<Head<'a>> {
+    let count = reader.u32(name)?;
+    if count == 0 || count > DIMENSIONS_MAX {
+        return Err(error(reader.file, name, at, format!("{count} dimensions; supported are 1 to {DIMENSIONS_MAX}")));
+    }
+    let dimensions = (0..count).map(|_| reader.u64(name)).collect::<Result<Vec<_>>>()?;
+    Ok(Head { at, name, dimensions, kind: reader.u32(name)?, offset: reader.u64(name)? })
+}
+
+impl<'a> Head<'a> {
+    fn info(&self, file: &str, bytes: &'a [u8], start: u64, alignment: u64) -> Result<Info<'a>> {
+        let fail = |reason: String| error(file, self.name, self.at, reason);
+        let stored =
+            Stored::of_ggml(self.kind).ok_or_else(|| fail(format!("ggml type {}; supported are {}", self.kind, Stored::GGML_NAMES)))?;
+        let (per_block, block_bytes) = stored.block();
+        if !self.dimensions[0].is_multiple_of(per_block as u64) {
+            return Err(fail(format!("rows of {} are not whole blocks of {per_block}", self.dimensions[0])));
+        }
+        let elements = self.dimensions.iter().try_fold(1u64, |all, &d| all.checked_mul(d));
+        let size = elements.and_then(|all| (all / per_block as u64).checked_mul(block_bytes as u64));
+        let size = size.filter(|&size| size > 0).ok_or_else(|| fail(format!("shape {:?} has no size", self.dimensions)))?;
+        if !self.offset.is_multiple_of(alignment) {
+            return Err(fail(format!("offset {} is not aligned to {alignment}", self.offset)));
+        }
+        let begin = start.checked_add(self.offset);
+        let end = begin.and_then(|begin| begin.checked_add(size)).filter(|&end| end <= bytes.len() as u64);
+        let (Some(begin), Some(end)) = (begin, end) else {
+            return Err(fail(format!("{size} bytes at offset {} of the data, but the file has {} bytes", self.offset, bytes.len())));
+        };
+        let shape = self.dimensions.iter().rev().map(|&d| d as usize).collect();
+        Ok(Info { name: self.name, shape, stored, data: &bytes[begin as usize..end as usize] })
+    }
+}

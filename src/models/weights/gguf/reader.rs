@@ -1,0 +1,67 @@
+//! A cursor over bytes that nobody vouches for: every read is checked against what is left.
+
+use crate::models::{Error, Result};
+
+/// Error messages name the field and the byte where it begins.
+#[derive(Clone)]
+pub(super) struct Reader<'a> {
+    pub(super) file: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(file: &'a str, bytes: &'a [u8]) -> Self {
+        Self { file, bytes, at: 0 }
+    }
+
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    pub(super) fn left(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    /// `count` is as the file says it: it may be anything.
+    pub(super) fn take(&mut self, count: u64, field: &str) -> Result<&'a [u8]> {
+        if count > self.left() as u64 {
+            return Err(self.error(field, format!("{count} bytes, but the file ends after {} more", self.left())));
+        }
+        let bytes = &self.bytes[self.at..self.at + count as usize];
+        self.at += count as usize;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
+        Ok(self.take(N as u64, field)?.try_into().expect("N bytes were taken"))
+    }
+
+    pub(super) fn u32(&mut self, field: &str) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array(field)?))
+    }
+
+    pub(super) fn u64(&mut self, field: &str) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array(field)?))
+    }
+
+    /// A length and that many bytes.
+    pub(super) fn string(&mut self, field: &str) -> Result<&'a [u8]> {
+        let length = self.u64(field)?;
+        self.take(length, field)
+    }
+
+    pub(super) fn text(&mut self, field: &str) -> Result<&'a str> {
+        let at = self.at;
+        let bytes = self.string(field)?;
+        std::str::from_utf8(bytes).map_err(|e| error(self.file, field, at, e))
+    }
+
+    pub(super) fn error(&self, field: &str, reason: impl ToString) -> Error {
+        error(self.file, field, self.at, reason)
+    }
+}
+
+pub(super) fn error(file: &str, field: &str, at: usize, reason: impl ToString) -> Error {
+    Error::file(file, format!("{field} at byte {at}"), reason)
+}

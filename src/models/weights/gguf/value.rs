@@ -1,0 +1,122 @@
+//! Metadata values: numbers and texts by value, lists as views of the file.
+
+use super::reader::Reader;
+use crate::models::Result;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value<'a> {
+    Whole(i128),
+    Float(f64),
+    Bool(bool),
+    Text(&'a str),
+    List(List<'a>),
+}
+
+/// Values of one kind, as they lie in the file. Its extent is checked, its elements when they are read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct List<'a> {
+    kind: u32,
+    count: usize,
+    bytes: &'a [u8],
+}
+
+const STRING: u32 = 8;
+const ARRAY: u32 = 9;
+
+/// Bytes of one value of a kind that has a fixed size.
+fn size(kind: u32) -> Option<u64> {
+    match kind {
+        0 | 1 | 7 => Some(1),
+        2 | 3 => Some(2),
+        4..=6 => Some(4),
+        10..=12 => Some(8),
+        _ => None,
+    }
+}
+
+/// The value of a kind that has a fixed size; `None` for a bool that is neither.
+fn fixed<'a>(kind: u32, bytes: &[u8]) -> Option<Value<'a>> {
+    let mut wide = [0u8; 8];
+    wide[..bytes.len()].copy_from_slice(bytes);
+    let unsigned = u64::from_le_bytes(wide);
+    let shift = 64 - 8 * bytes.len() as u32;
+    let signed = (unsigned << shift) as i64 >> shift;
+    Some(match kind {
+        0 | 2 | 4 | 10 => Value::Whole(unsigned.into()),
+        1 | 3 | 5 | 11 => Value::Whole(signed.into()),
+        6 => Value::Float(f32::from_bits(unsigned as u32).into()),
+        12 => Value::Float(f64::from_bits(unsigned)),
+        7 if unsigned <= 1 => Value::Bool(unsigned == 1),
+        _ => return None,
+    })
+}
+
+/// A kind and a value of it; `key` is for messages.
+pub(super) fn value<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Value<'a>> {
+    let kind = reader.u32(key)?;
+    match (kind, size(kind)) {
+        (_, Some(size)) => {
+            let bytes = reader.take(size, key)?;
+            fixed(kind, bytes).ok_or_else(|| reader.error(key, format!("{} is neither true nor false", bytes[0])))
+        }
+        (STRING, _) => Ok(Value::Text(reader.text(key)?)),
+        (ARRAY, _) => list(reader, key).map(Value::List),
+        _ => Err(reader.error(key, format!("value type {kind}; supported are 0 to 12"))),
+    }
+}
+
+fn list<'a>(reader: &mut Reader<'a>, key: &str) -> Result<List<'a>> {
+    let kind = reader.u32(key)?;
+    let count = reader.u64(key)?;
+    let too_many = |reader: &Reader<'_>| reader.error(key, format!("a list of {count}, but the file ends after {} bytes", reader.left()));
+    if let Some(size) = size(kind) {
+        let bytes = count.checked_mul(size).ok_or_else(|| too_many(reader))?;
+        let bytes = reader.take(bytes, key)?;
+        return Ok(List { kind, count: count as usize, bytes });
+    }
+    if kind != STRING {
+        return Err(reader.error(key, format!("a list of value type {kind}; supported are numbers, bools and texts")));
+    }
+    // Each text takes eight bytes at least, so a wrong count is known before the walk.
+    if count > reader.left() as u64 / 8 {
+        return Err(too_many(reader));
+    }
+    let mut walk = reader.clone();
+    for _ in 0..count {
+        walk.string(key)?;
+    }
+    let bytes = reader.take((walk.at() - reader.at()) as u64, key)?;
+    Ok(List { kind, count: count as usize, bytes })
+}
+
+impl<'a> List<'a> {
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The texts; `None` in place of one that is not UTF-8. A list of anything else has none.
+    pub fn texts(&self) -> impl Iterator<Item = Option<&'a str>> + use<'a> {
+        let mut rest = if self.kind == STRING { self.bytes } else { &[] };
+        std::iter::from_fn(move || {
+            let (length, tail) = rest.split_first_chunk::<8>()?;
+            let (text, tail) = tail.split_at_checked(u64::from_le_bytes(*length) as usize)?;
+            rest = tail;
+            Some(std::str::from_utf8(text).ok())
+        })
+    }
+
+    /// The whole numbers; `None` in place of one that is something else.
+    pub fn wholes(&self) -> impl Iterator<Item = Option<i128>> + use<'a> {
+        let kind = self.kind;
+        let size = size(kind).unwrap_or(0) as usize;
+        let bytes = if size == 0 { &[] } else { self.bytes };
+        bytes.chunks_exact(size.max(1)).map(move |bytes| match fixed(kind, bytes) {
+            Some(Value::Whole(number)) => Some(number),
+            _ => None,
+        })
+    }
+}

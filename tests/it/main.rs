@@ -1,0 +1,8 @@
+//! The program from outside: the real binary, its worker a process of its own.
+
+mod bad_input;
+mod clients;
+mod guard;
+mod rooms;
+mod support;
+mod transcripts;

@@ -1,0 +1,336 @@
+//! The real program, and a client for each way to reach it. Everything waits for an event, and at most so long.
+
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader, Lines, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    sync::mpsc::{Receiver, sync_channel},
+    thread,
+    time::{Duration, Instant},
+};
+use tokio_tungstenite::tungstenite::{
+    self, Message, WebSocket,
+    client::{IntoClientRequest, client_with_config},
+    protocol::WebSocketConfig,
+};
+
+/// Long enough for a cold start on a busy machine; a test that needs it has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Every way to carry messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Lines,
+    Headers,
+    Socket,
+}
+
+pub(crate) const WIRES: [Wire; 3] = [Wire::Lines, Wire::Headers, Wire::Socket];
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Received {
+    Message(Value),
+    /// With the code, where the wire has codes.
+    Closed(Option<u16>),
+}
+
+/// One peer of a program of its own.
+pub(crate) struct Client {
+    inner: Inner,
+}
+
+enum Inner {
+    Pipes(Box<Pipes>),
+    Socket { socket: Box<Socket>, _server: Server },
+}
+
+impl Client {
+    pub(crate) fn new(wire: Wire) -> Self {
+        Self::with(wire, &[])
+    }
+
+    pub(crate) fn with(wire: Wire, arguments: &[&str]) -> Self {
+        let inner = match wire {
+            Wire::Lines | Wire::Headers => Inner::Pipes(Box::new(Pipes::new(wire, arguments))),
+            Wire::Socket => {
+                let server = Server::with(arguments);
+                Inner::Socket { socket: Box::new(server.connect()), _server: server }
+            }
+        };
+        Self { inner }
+    }
+
+    pub(crate) fn send(&mut self, text: impl ToString) {
+        let text = text.to_string();
+        match &mut self.inner {
+            Inner::Pipes(pipes) => {
+                let framed = pipes.frame(&text);
+                pipes.write(&framed);
+            }
+            Inner::Socket { socket, .. } => socket.send(Message::text(text)).expect("a socket that takes text"),
+        }
+    }
+
+    pub(crate) fn receive(&mut self) -> Received {
+        match &mut self.inner {
+            Inner::Pipes(pipes) => pipes.receive(),
+            Inner::Socket { socket, .. } => receive(socket),
+        }
+    }
+
+    /// The next message, which must come.
+    #[track_caller]
+    pub(crate) fn message(&mut self) -> Value {
+        match self.receive() {
+            Received::Message(message) => message,
+            Received::Closed(code) => panic!("closed ({code:?}) where a message was expected"),
+        }
+    }
+
+    /// The next message that is no notification.
+    #[track_caller]
+    pub(crate) fn answer(&mut self) -> Value {
+        loop {
+            let message = self.message();
+            if message.get("method").is_none() {
+                return message;
+            }
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn ask(&mut self, text: impl ToString) -> Value {
+        self.send(text);
+        self.answer()
+    }
+
+    /// How the program ended, where it is this client's own.
+    pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
+        match &mut self.inner {
+            Inner::Pipes(pipes) => Some(pipes.program.ended()),
+            Inner::Socket { .. } => None,
+        }
+    }
+}
+
+/// A process that ends with its owner.
+pub(crate) struct Program {
+    pub(crate) child: Child,
+    /// Where its token's file is.
+    _home: tempfile::TempDir,
+}
+
+impl Program {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        // Of this test alone, and entered by nobody else.
+        let child = command.env("XDG_RUNTIME_DIR", home.path()).spawn().expect("the program starts");
+        Self { child, _home: home }
+    }
+
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the program does not end");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Resident memory in MiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Linux says");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running process has some");
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") >> 10
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn souffleur(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_souffleur"));
+    command.args(arguments);
+    command
+}
+
+/// `souffleur stdio`, with a thread that reads what it says.
+pub(crate) struct Pipes {
+    pub(crate) program: Program,
+    wire: Wire,
+    input: Option<ChildStdin>,
+    output: Receiver<Value>,
+}
+
+impl Pipes {
+    pub(crate) fn new(wire: Wire, arguments: &[&str]) -> Self {
+        let mut command = souffleur(&[&["stdio"], arguments].concat());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut program = Program::start(command);
+        let input = program.child.stdin.take();
+        let mut reader = BufReader::new(program.child.stdout.take().expect("piped"));
+        let (sender, output) = sync_channel(16);
+        thread::spawn(move || {
+            while let Some(text) = read_frame(&mut reader, wire) {
+                let message = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+                if sender.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { program, wire, input, output }
+    }
+
+    pub(crate) fn frame(&self, text: &str) -> Vec<u8> {
+        match self.wire {
+            Wire::Headers => format!("Content-Length: {}\r\n\r\n{text}", text.len()).into_bytes(),
+            Wire::Lines | Wire::Socket => format!("{text}\n").into_bytes(),
+        }
+    }
+
+    /// A program that has closed may not take it all.
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        let input = self.input.as_mut().expect("not closed yet");
+        let _ = input.write_all(bytes).and_then(|()| input.flush());
+    }
+
+    pub(crate) fn close(&mut self) {
+        self.input = None;
+    }
+
+    pub(crate) fn receive(&mut self) -> Received {
+        use std::sync::mpsc::RecvTimeoutError as Silence;
+        match self.output.recv_timeout(PATIENCE) {
+            Ok(message) => Received::Message(message),
+            Err(Silence::Disconnected) => Received::Closed(None),
+            Err(Silence::Timeout) => panic!("nothing was said for {PATIENCE:?}"),
+        }
+    }
+}
+
+/// `None` at the end. Whatever is not framed fails the test: standard output is the protocol's alone.
+fn read_frame(reader: &mut impl BufRead, wire: Wire) -> Option<String> {
+    let mut line = String::new();
+    if reader.read_line(&mut line).expect("UTF-8") == 0 {
+        return None;
+    }
+    if wire != Wire::Headers {
+        return Some(line.strip_suffix('\n').expect("a whole line").to_owned());
+    }
+    let length = line.strip_prefix("Content-Length: ").and_then(|text| text.trim_end().parse().ok());
+    let mut body = vec![0; length.unwrap_or_else(|| panic!("not a header: {line:?}"))];
+    line.clear();
+    reader.read_line(&mut line).expect("UTF-8");
+    assert_eq!(line, "\r\n");
+    reader.read_exact(&mut body).expect("a whole body");
+    Some(String::from_utf8(body).expect("UTF-8"))
+}
+
+/// `souffleur serve` on a free port.
+pub(crate) struct Server {
+    pub(crate) program: Program,
+    pub(crate) address: SocketAddr,
+    pub(crate) token: String,
+    pub(crate) token_file: PathBuf,
+    /// What it says further; unread, but not refused.
+    _lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Server {
+    pub(crate) fn new() -> Self {
+        Self::with(&[])
+    }
+
+    pub(crate) fn with(arguments: &[&str]) -> Self {
+        let mut command = souffleur(&[&["serve", "--port", "0"], arguments].concat());
+        command.stdout(Stdio::piped());
+        let mut program = Program::start(command);
+        let mut lines = BufReader::new(program.child.stdout.take().expect("piped")).lines();
+        let mut line = |start: &str| {
+            let line = lines.next().expect("it says where it listens").expect("UTF-8");
+            line.strip_prefix(start).unwrap_or_else(|| panic!("{line:?} does not start with {start:?}")).to_owned()
+        };
+        let address = line("listening on ws://").trim_end_matches("/rpc").parse().expect("an address");
+        let token_file = PathBuf::from(line("token in "));
+        let token = std::fs::read_to_string(&token_file).expect("the token's file").trim().to_owned();
+        Self { program, address, token, token_file, _lines: lines }
+    }
+
+    pub(crate) fn connect(&self) -> Socket {
+        let mut request = format!("ws://{}/rpc", self.address).into_client_request().expect("an address");
+        let bearer = format!("Bearer {}", self.token).parse().expect("hexadecimal");
+        request.headers_mut().insert("authorization", bearer);
+        let config = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
+        client_with_config(request, self.dial(), Some(config)).expect("a handshake").0
+    }
+
+    pub(crate) fn dial(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        stream.set_nodelay(true).expect("a socket");
+        stream
+    }
+
+    /// A socket after its handshake, to write any bytes to.
+    pub(crate) fn raw(&self) -> TcpStream {
+        let mut stream = self.dial();
+        let (address, token) = (self.address, &self.token);
+        let handshake = format!(
+            "GET /rpc?token={token} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\n\r\n"
+        );
+        stream.write_all(handshake.as_bytes()).expect("room");
+        let head = read_head(&mut stream);
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        stream
+    }
+}
+
+/// A response's head, and not a byte more.
+pub(crate) fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("an answer in time") == 1 {
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).expect("ASCII")
+}
+
+pub(crate) type Socket = WebSocket<TcpStream>;
+
+pub(crate) fn receive(socket: &mut Socket) -> Received {
+    loop {
+        return match socket.read() {
+            Ok(Message::Text(text)) => Received::Message(serde_json::from_str(&text).expect("JSON")),
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
+            Ok(Message::Binary(_)) => panic!("we never send those"),
+            Ok(Message::Close(frame)) => Received::Closed(frame.map(|frame| frame.code.into())),
+            Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                panic!("nothing was said for {PATIENCE:?}")
+            }
+            Err(_) => Received::Closed(None),
+        };
+    }
+}
+
+pub(crate) fn call(id: &str, method: &str, params: impl ToString) -> String {
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{}}}"#, params.to_string())
+}
+
+/// The embedded model's files in a folder of their own, to break one of them.
+pub(crate) fn model_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(assets.join(file), folder.path().join(file)).expect("room for a copy");
+    }
+    folder
+}
