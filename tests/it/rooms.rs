@@ -91,8 +91,6 @@ fn unsafe_code_lives_in_two_places() {
 fn every_file_says_what_it_is_and_stays_readable() {
     for (path, text) in source("") {
         assert!(text.starts_with("//!"), "src/{} opens by saying what it is", path.display());
-        // A file of tests is a table of cases: one may be longer.
-        let most = if path.ends_with("tests.rs") { 600 } else { 400 };
-        assert!(text.lines().count() <= most, "src/{} is over {most} lines: which second thing moved in?", path.display());
+        assert!(text.lines().count() <= 400, "src/{} is over 400 lines: which second thing moved in?", path.display());
     }
 }
