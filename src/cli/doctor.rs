@@ -3,6 +3,7 @@
 use super::Models;
 use clap::Args;
 use souffleur::actors::{Embedded, FimOrder, ModelSource, Runtime};
+use souffleur::models::backend::cpu::Cpu;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -112,12 +113,10 @@ fn memory() -> Option<(f64, f64)> {
 }
 
 fn wrong_with_machine() -> Vec<String> {
-    let mut wrong = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")) {
-        wrong.push("this processor lacks AVX2, FMA or F16C, so the slow reference kernels run.".to_owned());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    wrong.push("there are no fast kernels for this processor yet, so the slow reference kernels run.".to_owned());
-    wrong
+    let why = match () {
+        () if !Cpu::is_reference() => return Vec::new(),
+        () if cfg!(target_arch = "x86_64") => "this processor lacks AVX2, FMA or F16C",
+        () => "there are no fast kernels for this processor yet",
+    };
+    vec![format!("{why}, so the slow reference kernels run.")]
 }

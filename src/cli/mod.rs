@@ -7,7 +7,7 @@ pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use souffleur::actors::{Activations, Embedded, ModelSource, Settings};
+use souffleur::actors::{Activations, Embedded, ModelSource, Runtime, Settings};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -146,7 +146,14 @@ fn program() -> anyhow::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe().context("where this program is") }
 }
 
-/// Resolves at the first signal that asks us to go.
+/// Resolves at the first signal that asks us to go, or when there is nothing left to serve with.
+async fn over(runtime: &Runtime) {
+    tokio::select! {
+        () = asked_to_stop() => {}
+        () = runtime.ended() => tracing::error!("nothing is supervised any more"),
+    }
+}
+
 async fn asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };

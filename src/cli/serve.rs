@@ -1,6 +1,6 @@
 //! `serve`: JSON-RPC on a WebSocket, for pages and tools.
 
-use super::{Models, asked_to_stop};
+use super::{Models, over};
 use clap::Args;
 use souffleur::actors::{Embedded, Runtime};
 use souffleur::protocol::transport::http::{Listen, Server, bind};
@@ -46,13 +46,7 @@ pub(crate) fn run(arguments: Serve, embedded: Embedded) -> anyhow::Result<ExitCo
                 // Whoever started us may read the first line only.
                 tracing::warn!(%error, "can't say where the server listens");
             }
-            let until = async {
-                tokio::select! {
-                    () = asked_to_stop() => {}
-                    () = runtime.ended() => tracing::error!("nothing is supervised any more"),
-                }
-            };
-            anyhow::Ok(server.run(until).await?)
+            anyhow::Ok(server.run(over(&runtime)).await?)
         }
         .await;
         runtime.shutdown(Duration::ZERO).await;

@@ -1,6 +1,6 @@
 //! `stdio`: JSON-RPC on stdin and stdout, as an editor's child process.
 
-use super::{Models, asked_to_stop};
+use super::{Models, over};
 use anyhow::Context;
 use clap::Args;
 use souffleur::actors::{Embedded, Runtime};
@@ -23,10 +23,7 @@ pub(crate) fn run(arguments: Stdio, embedded: Embedded) -> anyhow::Result<ExitCo
         let stop = CancellationToken::new();
         let peer = stdio::serve_stdio(runtime.clone(), input, output, stop.clone());
         let end = async {
-            tokio::select! {
-                () = asked_to_stop() => {}
-                () = runtime.ended() => tracing::error!("nothing is supervised any more"),
-            }
+            over(&runtime).await;
             stop.cancel();
             std::future::pending::<Closed>().await
         };

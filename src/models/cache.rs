@@ -62,10 +62,6 @@ impl<C> PrefixCache<C> {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
-
-    pub fn budget(&self) -> usize {
-        self.budget
-    }
 }
 
 /// Length of the common beginning.

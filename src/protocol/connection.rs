@@ -1,7 +1,8 @@
 //! One JSON-RPC peer, over any transport that carries whole messages as text, until it goes.
 //!
 //! Outgoing before internal before incoming: what is ready leaves first, and a new message is read only when the last one
-//! that was answered on the spot has had its answer taken. A peer that does not read can so still cancel, but not flood. Calls run side by side inside this one future; dropping it drops their readers, which cancels them.
+//! that was answered on the spot has had its answer taken. A peer that does not read can so still cancel, but not flood.
+//! Calls run side by side inside this one future; dropping it drops their readers, which cancels them.
 
 use super::{api::Api, peer::Peer};
 use futures_util::{Sink, SinkExt, Stream, StreamExt};

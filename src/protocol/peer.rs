@@ -138,9 +138,8 @@ impl<'a> Peer<'a> {
         match method {
             "exit" => return ControlFlow::Break(Closed::Exit { after_shutdown: self.lifecycle.is_shut_down() }),
             "$/cancelRequest" => {
-                let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get()));
                 // Nobody waits for an answer to this, and an id that is not in flight has just been answered.
-                if let Some(handle) = read::<CancelParams>(&params).ok().and_then(|params| self.calls.get(&params.id)) {
+                if let Some(handle) = target(&params).ok().and_then(|id| self.calls.get(&id)) {
                     handle.cancel();
                 }
             }
@@ -176,8 +175,7 @@ impl<'a> Peer<'a> {
 
     /// Answers after compute has stopped.
     fn cancel(&self, id: CallId, params: Params, call: Call) -> Result<BoxFuture<'static, String>, Fault> {
-        let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get()));
-        let target = read::<CancelParams>(&params)?.id;
+        let target = target(&params)?;
         let Some(handle) = self.calls.get(&target).cloned() else {
             return Err(Fault::new(Kind::UnknownCall, format!("no call with id {target} is in flight")));
         };
@@ -215,4 +213,10 @@ impl<'a> Peer<'a> {
         self.reply = Some(respond::failure(None, Fault::new(kind, malformed.to_string())));
         next
     }
+}
+
+/// Which call is to be cancelled.
+fn target(params: &Params) -> Result<CallId, Fault> {
+    let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get()));
+    Ok(read::<CancelParams>(&params)?.id)
 }

@@ -16,7 +16,6 @@ use crate::models::stop::Stopper;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Sequences that share a step: more rows cost more than they bring on the few cores of a laptop.
@@ -48,12 +47,6 @@ struct Running<C> {
     recovered: String,
     /// Prompt tokens in this step.
     chunk: usize,
-}
-
-impl<C> Running<C> {
-    fn is_cancelled(&self) -> bool {
-        self.prepared.job.cancelled.load(Ordering::Relaxed)
-    }
 }
 
 impl<B: Backend> Batch<B> {
@@ -105,15 +98,14 @@ impl<B: Backend> Batch<B> {
     }
 
     fn end_cancelled(&mut self) -> Result<(), Gone> {
-        let cancelled = |prepared: &Prepared| prepared.job.cancelled.load(Ordering::Relaxed);
-        while let Some(index) = self.waiting.iter().position(cancelled) {
+        while let Some(index) = self.waiting.iter().position(|prepared| prepared.job.is_cancelled()) {
             let prepared = self.waiting.remove(index).expect("an index that was just found");
             let queue_us = micros(prepared.job.arrived.elapsed());
             let usage = Usage { prompt_tokens: prepared.prompt.len() as u32, queue_us, ..Usage::default() };
             let end = End::Done { reason: FinishReason::Cancelled, usage, applied: prepared.job.request.sampling };
             self.outbox.send(FromWorker::End { id: prepared.job.id, end })?;
         }
-        while let Some(index) = self.running.iter().position(Running::is_cancelled) {
+        while let Some(index) = self.running.iter().position(|running| running.prepared.job.is_cancelled()) {
             let running = self.running.remove(index);
             self.end(running, FinishReason::Cancelled)?;
         }
@@ -162,7 +154,7 @@ impl<B: Backend> Batch<B> {
 
     /// Takes in the tokens of a life before this one, and says how the text ended if it did.
     fn recover(&self, running: &mut Running<B::Cache>) -> Result<Option<FinishReason>, Error> {
-        for sampled in running.prepared.job.replay.tokens.clone() {
+        for sampled in std::mem::take(&mut running.prepared.job.replay.tokens) {
             let Grown { text, end } = self.grow(running, sampled.token)?;
             running.recovered += &text;
             if end.is_some() {

@@ -8,7 +8,6 @@ use crate::models::weights::Files;
 use crate::models::{self, Embedded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 
 pub(super) fn run(inbox: Receiver<ToPrompter>, to_decoder: SyncSender<ToDecoder>, outbox: Outbox, embedded: Option<Embedded>) {
@@ -37,7 +36,7 @@ fn open(source: &ModelSource, embedded: Option<Embedded>) -> models::Result<Lang
 }
 
 fn generate(job: Job, language: &Result<Arc<Language>>, to_decoder: &SyncSender<ToDecoder>, outbox: &Outbox) {
-    if job.cancelled.load(Ordering::Relaxed) {
+    if job.is_cancelled() {
         let queue_us = job.arrived.elapsed().as_micros() as u64;
         let usage = Usage { queue_us, ..Usage::default() };
         let end = End::Done { reason: FinishReason::Cancelled, usage, applied: job.request.sampling };

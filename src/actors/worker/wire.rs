@@ -130,7 +130,7 @@ mod tests {
             wire.pass_on(message);
         }
         let flags = prompter.try_iter().map(|message| match message {
-            ToPrompter::Generate(job) => job.cancelled.load(Ordering::Relaxed),
+            ToPrompter::Generate(job) => job.is_cancelled(),
             ToPrompter::Load { .. } | ToPrompter::Ask { .. } => unreachable!("only requests were sent"),
         });
         assert_eq!(flags.collect::<Vec<_>>(), [true, false]);
@@ -144,7 +144,7 @@ mod tests {
     fn the_end_of_the_link_cancels_everything() {
         let (_, prompter, _) = passed(vec![generate(1)], 8);
         let Ok(ToPrompter::Generate(job)) = prompter.recv() else { panic!("a request was sent") };
-        assert!(job.cancelled.load(Ordering::Relaxed));
+        assert!(job.is_cancelled());
     }
 
     #[test]

@@ -64,8 +64,4 @@ pub trait Backend: Sized {
     fn sample(&mut self, logits: Self::Tensor, draws: &mut [Draw<'_>]) -> Vec<Result<Sampled>>;
     /// Rows of a tensor, for tests and tools.
     fn read(&mut self, x: &Self::Tensor) -> Vec<Vec<f32>>;
-
-    /// Such as "cpu (avx2)".
-    fn name(&self) -> String;
-    fn threads(&self) -> usize;
 }

@@ -30,6 +30,18 @@ pub struct Fim {
     pub file: &'static str,
 }
 
+/// The markers that Qwen2.5-Coder brought and most code models share by now.
+const fn common_fim(order: FimOrder) -> Fim {
+    Fim {
+        order,
+        prefix: "<|fim_prefix|>",
+        suffix: "<|fim_suffix|>",
+        middle: "<|fim_middle|>",
+        repository: "<|repo_name|>",
+        file: "<|file_sep|>",
+    }
+}
+
 /// The first rule that fits: the model's name or network, then the markers in its vocabulary.
 pub fn detect(name: &str, architecture: &str, tokenizer: &Tokenizer) -> &'static Family {
     let name = name.to_lowercase();

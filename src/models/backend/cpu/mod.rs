@@ -88,6 +88,11 @@ impl Cpu {
         format!("cpu ({})", Kernels::detect().name)
     }
 
+    /// Whether only the slow reference kernels run on this processor.
+    pub fn is_reference() -> bool {
+        Kernels::detect().is_reference()
+    }
+
     fn quantize(&mut self, x: &Tensor, group: usize) -> Quants {
         let mut quants = Quants::default();
         quants.resize(x.rows, x.width, group);
@@ -212,9 +217,8 @@ impl Backend for Cpu {
         ys
     }
 
-    fn attend(&mut self, [mut q, k, v]: [Tensor; 3], layer: usize, spec: &DecoderSpec, spans: &mut [Span<'_, Cache>]) -> Tensor {
+    fn attend(&mut self, [mut q, mut k, v]: [Tensor; 3], layer: usize, spec: &DecoderSpec, spans: &mut [Span<'_, Cache>]) -> Tensor {
         let (size, group) = (spec.head_size, spec.heads / spec.kv_heads);
-        let mut k = k;
         // Where every row stands: its span and its position.
         let mut places: Vec<(usize, usize)> = Vec::new();
         let mut chunks: Vec<Vec<*mut u8>> = Vec::new();
@@ -337,14 +341,6 @@ impl Backend for Cpu {
 
     fn read(&mut self, x: &Tensor) -> Vec<Vec<f32>> {
         (0..x.rows).map(|row| x.row(row).to_vec()).collect()
-    }
-
-    fn name(&self) -> String {
-        format!("cpu ({})", self.kernels.name)
-    }
-
-    fn threads(&self) -> usize {
-        self.pool.threads()
     }
 }
 
