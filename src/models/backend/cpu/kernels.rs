@@ -5,7 +5,9 @@
 
 use super::attention::{self, Job, Scratch};
 use super::cache::Shape;
-use super::forms::{Bf16, F16, F32, Kind, Q4, Q8, with_form};
+use super::forms::{
+    Bf16, Bytes, F16, F32, Factors, Fives, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
+};
 use super::isa::Isa;
 use super::matmul::{self, Quants, QuantsOut};
 use super::pack::Packed;

@@ -3,15 +3,18 @@
 //! Every output is summed over its inputs in one order, whatever the number of rows: inside a block integers
 //! (exact, so any order) or one fused multiply-add per input, then the blocks from first to last.
 
-use super::forms::{Form, Quantized, units};
+use super::forms::{Bits, Form, Quantized};
 use super::isa::{Isa, LANES, UNIT};
 
-/// Rows of activations that stream past one block of weights while it is in registers.
+/// Rows of activations that stream past one unit of weights while it is in registers.
 const ROWS: usize = 128;
+/// How far ahead of the weights' stream to fetch, in bytes, when several rows leave time for it. One row reads as fast
+/// as memory gives, and fetching ahead only costs it.
+const AHEAD: usize = 1024;
 
-/// Activations in eight bits. `q` is `[unit][row][32]`, `scale` and `sum` are `[group][row]`; `sum` is the
-/// scale times the sum of the group's integers, which the weights' biases multiply. A group of 16 fills half a unit,
-/// and zeros the other half.
+/// Activations in eight bits. `q` is `[unit][row][32]`, `scale` is `[span][row]` and `sum` is `[group][row]`: the scale
+/// times the sum of the group's integers, which the weights' biases multiply. A span shares a scale: it is a group,
+/// or two groups of 16.
 #[derive(Default)]
 pub(super) struct Quants {
     pub(super) rows: usize,
@@ -23,10 +26,14 @@ pub(super) struct Quants {
 impl Quants {
     pub(super) fn resize(&mut self, rows: usize, columns: usize, group: usize) {
         self.rows = rows;
-        self.q.resize(rows * columns / group * units(group) * UNIT, 0);
-        self.scale.resize(rows * columns / group, 0.0);
+        self.q.resize(rows * columns, 0);
+        self.scale.resize(rows * columns / span(group), 0.0);
         self.sum.resize(rows * columns / group, 0.0);
     }
+}
+
+const fn span(group: usize) -> usize {
+    if group < UNIT { UNIT } else { group }
 }
 
 /// Where `quantize` writes: `Quants` by pointer, because several threads fill rows of one.
@@ -41,38 +48,35 @@ pub(super) struct QuantsOut {
 // SAFETY: rows are disjoint; each is written by one thread.
 unsafe impl Sync for QuantsOut {}
 
-/// Row `row` in eight bits: scale = largest / 127 per group, rounded to nearest even.
+/// Row `row` in eight bits: scale = largest / 127 per span, rounded to nearest even.
 ///
 /// # Safety
-/// `out` has room for `row`; `x` has whole groups.
+/// `out` has room for `row`; `x` has whole spans.
 #[inline(always)]
 pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, group: usize, out: QuantsOut) {
-    let units = units(group);
+    let (span, rows) = (span(group), out.rows);
     // SAFETY: indices follow the layout of `Quants`.
     unsafe {
-        for (g, x) in x.chunks_exact(group).enumerate() {
+        for (index, x) in x.chunks_exact(span).enumerate() {
             let mut top = S::zero();
-            for i in (0..group).step_by(LANES) {
+            for i in (0..span).step_by(LANES) {
                 top = S::max(S::abs(S::load(x.as_ptr().add(i))), top);
             }
             let top = super::isa::largest::<S>(top);
-            // A group of zeros or denormals must not divide.
+            // A span of zeros or denormals must not divide.
             let (inverse, scale) = if top > 1e-30 { (127.0 / top, top / 127.0) } else { (0.0, 0.0) };
+            *out.scale.add(index * rows + row) = scale;
             let factor = S::splat(inverse);
             let mut total = 0i32;
-            for unit in 0..units {
-                let q = out.q.add(((g * units + unit) * out.rows + row) * UNIT);
-                let filled = UNIT.min(group);
-                for i in (0..filled).step_by(LANES) {
-                    S::store_i8(q.add(i), S::mul(factor, S::load(x.as_ptr().add(unit * UNIT + i))));
-                }
-                q.add(filled).write_bytes(0, UNIT - filled);
-                for i in 0..UNIT {
-                    total += i32::from(*q.add(i));
+            for i in (0..span).step_by(LANES) {
+                let at = index * span + i;
+                let q = out.q.add((at / UNIT * rows + row) * UNIT + at % UNIT);
+                total += S::store_i8(q, S::mul(factor, S::load(x.as_ptr().add(i))));
+                if (at + LANES) % group == 0 {
+                    *out.sum.add(at / group * rows + row) = scale * total as f32;
+                    total = 0;
                 }
             }
-            *out.scale.add(g * out.rows + row) = scale;
-            *out.sum.add(g * out.rows + row) = scale * total as f32;
         }
     }
 }
@@ -101,12 +105,6 @@ pub(super) unsafe fn slab_int8<S: Isa, F: Quantized>(w: *const u8, blocks: usize
     }
 }
 
-#[inline(always)]
-unsafe fn dot<S: Isa, F: Quantized>(w: &[S::B; 8], x: *const i8) -> S::I {
-    // SAFETY: the caller's.
-    unsafe { if F::SIGNED { S::dot::<true>(w, x) } else { S::dot::<false>(w, x) } }
-}
-
 /// `sums + integers * (weight scale * row scale) + weight bias * row sum`.
 #[inline(always)]
 unsafe fn flush<S: Isa>(sums: S::F, integers: S::I, w: (S::F, S::F), scale: f32, sum: f32) -> S::F {
@@ -126,23 +124,60 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
         let (mut q, mut scale, mut sum) = (x.q.as_ptr(), x.scale.as_ptr(), x.sum.as_ptr());
         for _ in 0..blocks {
             let mut integers = [S::zero_i32(); M];
-            for unit in 0..units(F::GROUP) {
+            for unit in 0..F::BLOCK / UNIT {
                 let quants = F::quants::<S>(w, unit);
-                for (r, integers) in integers.iter_mut().enumerate() {
-                    *integers = S::add_i32(*integers, dot::<S, F>(&quants, q.add(r * UNIT)));
+                if F::GROUP < UNIT {
+                    for half in 0..2 {
+                        let scales = F::scales::<S>(w, unit * 2 + half);
+                        for r in 0..M {
+                            let integers = half_dot::<S, F>(&quants, half, q.add(r * UNIT));
+                            sums[r] = flush::<S>(sums[r], integers, scales, *scale.add(r), *sum.add(r));
+                        }
+                        sum = sum.add(M);
+                    }
+                    scale = scale.add(M);
+                } else {
+                    for (r, integers) in integers.iter_mut().enumerate() {
+                        *integers = S::add_i32(*integers, dot::<S, F>(&quants, q.add(r * UNIT)));
+                    }
+                    if (unit + 1) * UNIT % F::GROUP == 0 {
+                        let scales = F::scales::<S>(w, unit * UNIT / F::GROUP);
+                        for r in 0..M {
+                            sums[r] = flush::<S>(sums[r], integers[r], scales, *scale.add(r), *sum.add(r));
+                        }
+                        integers = [S::zero_i32(); M];
+                        (scale, sum) = (scale.add(M), sum.add(M));
+                    }
                 }
                 q = q.add(M * UNIT);
             }
-            let scales = F::scales::<S>(w);
-            for r in 0..M {
-                sums[r] = flush::<S>(sums[r], integers[r], scales, *scale.add(r), *sum.add(r));
-            }
-            (scale, sum) = (scale.add(M), sum.add(M));
             w = w.add(F::BYTES);
         }
         for (r, sums) in sums.iter().enumerate() {
             S::store(out.add(r * LANES), *sums);
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn dot<S: Isa, F: Quantized>(w: &[S::B; 8], x: *const i8) -> S::I {
+    // SAFETY: the caller's: a unit of activations. The branch is decided when this is compiled.
+    unsafe {
+        match F::Bits::SUMS {
+            0 => S::dot::<0>(w, x),
+            2 => S::dot::<2>(w, x),
+            4 => S::dot::<4>(w, x),
+            _ => S::dot::<8>(w, x),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn half_dot<S: Isa, F: Quantized>(w: &[S::B; 8], half: usize, x: *const i8) -> S::I {
+    // SAFETY: the caller's: a unit of activations.
+    unsafe {
+        let (w, x) = (&w[half * 4..half * 4 + 4], x.add(half * UNIT / 2));
+        if F::Bits::SUMS < 4 { S::dot::<2>(w, x) } else { S::dot::<4>(w, x) }
     }
 }
 
@@ -158,31 +193,46 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
             S::store(out.add(r * LANES), S::zero());
         }
         let (mut q, mut scale, mut sum) = (x.q.as_ptr().add(first * UNIT), x.scale.as_ptr().add(first), x.sum.as_ptr().add(first));
-        let units = units(F::GROUP);
         for _ in 0..blocks {
-            for unit in 0..units - 1 {
+            for line in (0..F::BYTES).step_by(64) {
+                S::prefetch(w.wrapping_add(AHEAD + line));
+            }
+            for unit in 0..F::BLOCK / UNIT {
                 let quants = F::quants::<S>(w, unit);
-                for r in 0..rows {
-                    let new = dot::<S, F>(&quants, q.add(r * UNIT));
-                    let slot = integers.get_unchecked_mut(r);
-                    *slot = if unit == 0 { new } else { S::add_i32(*slot, new) };
+                if F::GROUP < UNIT {
+                    let (low, high) = (F::scales::<S>(w, unit * 2), F::scales::<S>(w, unit * 2 + 1));
+                    for r in 0..rows {
+                        let (to, q) = (out.add(r * LANES), q.add(r * UNIT));
+                        let (a, b) = (half_dot::<S, F>(&quants, 0, q), half_dot::<S, F>(&quants, 1, q));
+                        let sums = flush::<S>(S::load(to), a, low, *scale.add(r), *sum.add(r));
+                        S::store(to, flush::<S>(sums, b, high, *scale.add(r), *sum.add(x.rows + r)));
+                    }
+                    (scale, sum) = (scale.add(x.rows), sum.add(2 * x.rows));
+                } else if (unit + 1) * UNIT % F::GROUP == 0 {
+                    let scales = F::scales::<S>(w, unit * UNIT / F::GROUP);
+                    for r in 0..rows {
+                        let new = dot::<S, F>(&quants, q.add(r * UNIT));
+                        let all = if F::GROUP == UNIT { new } else { S::add_i32(*integers.get_unchecked(r), new) };
+                        let to = out.add(r * LANES);
+                        S::store(to, flush::<S>(S::load(to), all, scales, *scale.add(r), *sum.add(r)));
+                    }
+                    (scale, sum) = (scale.add(x.rows), sum.add(x.rows));
+                } else {
+                    for r in 0..rows {
+                        let new = dot::<S, F>(&quants, q.add(r * UNIT));
+                        let slot = integers.get_unchecked_mut(r);
+                        *slot = if unit == 0 { new } else { S::add_i32(*slot, new) };
+                    }
                 }
                 q = q.add(x.rows * UNIT);
             }
-            let quants = F::quants::<S>(w, units - 1);
-            let scales = F::scales::<S>(w);
-            for r in 0..rows {
-                let new = dot::<S, F>(&quants, q.add(r * UNIT));
-                let all = if units == 1 { new } else { S::add_i32(*integers.get_unchecked(r), new) };
-                let to = out.add(r * LANES);
-                S::store(to, flush::<S>(S::load(to), all, scales, *scale.add(r), *sum.add(r)));
-            }
-            q = q.add(x.rows * UNIT);
-            (scale, sum) = (scale.add(x.rows), sum.add(x.rows));
             w = w.add(F::BYTES);
         }
     }
 }
+
+/// Inputs of the largest block.
+pub(super) const TILE: usize = 256;
 
 /// One slab times all rows of f32 activations, `[rows][columns]`; `out` is `[row][8]`.
 ///
@@ -190,16 +240,16 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
 /// As `slab_int8`; `x` has `rows * columns` floats.
 #[inline(always)]
 pub(super) unsafe fn slab_f32<S: Isa, F: Form>(w: *const u8, blocks: usize, x: &[f32], rows: usize, out: *mut f32) {
-    let columns = blocks * F::GROUP;
-    let mut tile = [0f32; 128 * LANES];
-    // SAFETY: the largest group has 128 inputs; the rest is the caller's promise.
+    let columns = blocks * F::BLOCK;
+    let mut tile = [0f32; TILE * LANES];
+    // SAFETY: the largest block has `TILE` inputs; the rest is the caller's promise.
     unsafe {
         for r in 0..rows {
             S::store(out.add(r * LANES), S::zero());
         }
         for block in 0..blocks {
             F::tile::<S>(w.add(block * F::BYTES), tile.as_mut_ptr());
-            let x = x.as_ptr().add(block * F::GROUP);
+            let x = x.as_ptr().add(block * F::BLOCK);
             let mut r = 0;
             while r < rows {
                 let (x, out) = (x.add(r * columns), out.add(r * LANES));
@@ -215,14 +265,14 @@ pub(super) unsafe fn slab_f32<S: Isa, F: Form>(w: *const u8, blocks: usize, x: &
 }
 
 #[inline(always)]
-unsafe fn tile_f32<S: Isa, F: Form, const M: usize>(tile: &[f32; 128 * LANES], x: *const f32, columns: usize, out: *mut f32) -> usize {
-    // SAFETY: the caller's: M rows of x and out, GROUP inputs of the tile.
+unsafe fn tile_f32<S: Isa, F: Form, const M: usize>(tile: &[f32; TILE * LANES], x: *const f32, columns: usize, out: *mut f32) -> usize {
+    // SAFETY: the caller's: M rows of x and out, BLOCK inputs of the tile.
     unsafe {
         let mut sums = [S::zero(); M];
         for (r, sums) in sums.iter_mut().enumerate() {
             *sums = S::load(out.add(r * LANES));
         }
-        for i in 0..F::GROUP {
+        for i in 0..F::BLOCK {
             let w = S::load(tile.as_ptr().add(i * LANES));
             for (r, sums) in sums.iter_mut().enumerate() {
                 *sums = S::fma(w, S::splat(*x.add(r * columns + i)), *sums);

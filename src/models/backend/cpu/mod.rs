@@ -174,21 +174,17 @@ impl Backend for Cpu {
             return ys;
         }
         // One quantization for each group size among the weights: nearly always one in all.
-        let mut quants: Vec<(usize, Quants)> = Vec::new();
-        for weight in by {
-            let group = weight.kind.group();
-            let int8 = self.activations == Activations::Int8 && weight.kind.is_quantized();
-            if int8 && quants.iter().all(|(have, _)| *have != group) {
-                quants.push((group, self.quantize(x, group)));
-            }
-        }
-        let inputs: Vec<Input<'_>> = by
-            .iter()
-            .map(|weight| match quants.iter().find(|(group, _)| weight.kind.is_quantized() && *group == weight.kind.group()) {
-                Some((_, quants)) => Input::Int8(quants),
-                None => Input::F32 { x: &x.data, rows: x.rows },
-            })
-            .collect();
+        let activations = self.activations;
+        let int8 = |weight: &Packed| weight.kind.group().filter(|_| activations == Activations::Int8);
+        let mut groups: Vec<usize> = by.iter().copied().filter_map(int8).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let quants: Vec<(usize, Quants)> = groups.into_iter().map(|group| (group, self.quantize(x, group))).collect();
+        let input = |weight: &&Packed| match quants.iter().find(|(group, _)| int8(weight) == Some(*group)) {
+            Some((_, quants)) => Input::Int8(quants),
+            None => Input::F32 { x: &x.data, rows: x.rows },
+        };
+        let inputs: Vec<Input<'_>> = by.iter().map(input).collect();
         // The pieces of all weights in one row, so that one operation has them all.
         let mut pieces: Vec<(usize, usize, usize)> = Vec::new();
         for (index, weight) in by.iter().enumerate() {

@@ -165,7 +165,7 @@ fn products_are_the_definitions_and_the_same_on_every_instruction_set() {
             for kernels in Kernels::all() {
                 results[0].1.push(product(kernels, &weight, Input::F32 { x: &x, rows }, rows));
                 if source.quantization.is_some() {
-                    let quants = quantize(kernels, &x, rows, weight.kind.group());
+                    let quants = quantize(kernels, &x, rows, weight.kind.group().expect("integers"));
                     results[1].1.push(product(kernels, &weight, Input::Int8(&quants), rows));
                 }
             }

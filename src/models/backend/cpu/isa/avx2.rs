@@ -38,6 +38,14 @@ impl Isa for Avx2 {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
     }
     #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
     unsafe fn store_f16(p: *mut u16, x: __m256) {
         unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
     }
@@ -117,35 +125,62 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot<const SIGNED: bool>(w: &[__m256i; 8], x: *const i8) -> __m256i {
+    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: __m256i, planes: __m256i) -> __m256i {
+        // Words are shifted: what crosses from one byte into the other is outside the mask.
         unsafe {
-            let ones = _mm256_set1_epi16(1);
-            if SIGNED {
-                // |w| <= 128 and |x| <= 127: a pair is at most 32512, so maddubs can't saturate.
-                let mut sums = _mm256_setzero_si256();
-                for (step, w) in w.iter().enumerate() {
-                    let x = _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned());
-                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w));
-                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
-                }
-                sums
+            let shifted = if SHIFT < 0 {
+                _mm256_srl_epi16(planes, _mm_cvtsi32_si128(-SHIFT))
             } else {
-                // Eight pairs of at most 2 * 15 * 127 stay below 32767.
-                let mut pairs = _mm256_setzero_si256();
-                for (step, w) in w.iter().enumerate() {
-                    let x = _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned());
-                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, x));
-                }
-                _mm256_madd_epi16(pairs, ones)
-            }
+                _mm256_sll_epi16(planes, _mm_cvtsi32_si128(SHIFT))
+            };
+            _mm256_or_si256(x, _mm256_and_si256(shifted, _mm256_set1_epi8(MASK)))
         }
     }
     #[inline(always)]
-    unsafe fn store_i8(p: *mut i8, x: __m256) {
+    unsafe fn dot<const SUMS: usize>(w: &[__m256i], x: *const i8) -> __m256i {
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = _mm256_setzero_si256();
+            if SUMS == 0 {
+                // |w| <= 128 and |x| <= 127: a pair is at most 32512, so maddubs can't saturate.
+                for (step, w) in w.iter().enumerate() {
+                    let x = four(x, step);
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w));
+                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
+                }
+            } else {
+                for (part, w) in w.chunks(SUMS).enumerate() {
+                    let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * SUMS));
+                    for (step, w) in w.iter().enumerate().skip(1) {
+                        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * SUMS + step)));
+                    }
+                    let new = _mm256_madd_epi16(pairs, ones);
+                    sums = if part == 0 { new } else { _mm256_add_epi32(sums, new) };
+                }
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: __m256) -> i32 {
         unsafe {
             let words = _mm256_cvtps_epi32(x);
             let halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
             _mm_storel_epi64(p.cast(), _mm_packs_epi16(halves, halves));
+            let pairs = _mm_madd_epi16(halves, _mm_set1_epi16(1));
+            let twos = _mm_add_epi32(pairs, _mm_shuffle_epi32::<0b01_00_11_10>(pairs));
+            _mm_cvtsi128_si32(_mm_add_epi32(twos, _mm_shuffle_epi32::<0b10_11_00_01>(twos)))
         }
     }
+}
+
+/// Four activations to every row.
+#[inline(always)]
+unsafe fn four(x: *const i8, step: usize) -> __m256i {
+    // SAFETY: the caller's: `x` reaches that far, and the processor has AVX2.
+    unsafe { _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned()) }
 }

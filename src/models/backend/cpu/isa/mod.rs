@@ -34,6 +34,9 @@ pub(super) trait Isa {
     unsafe fn store(p: *mut f32, x: Self::F);
     unsafe fn load_f16(p: *const u16) -> Self::F;
     unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// Eight bytes as whole numbers.
+    unsafe fn load_u8(p: *const u8) -> Self::F;
+    unsafe fn load_i8(p: *const u8) -> Self::F;
     /// Rounds to nearest even.
     unsafe fn store_f16(p: *mut u16, x: Self::F);
     unsafe fn add(x: Self::F, y: Self::F) -> Self::F;
@@ -59,11 +62,15 @@ pub(super) trait Isa {
     unsafe fn nibbles(x: Self::B) -> (Self::B, Self::B);
     /// Byte `which` (0..4) of every row's four, as a whole number: unsigned, or signed.
     unsafe fn lane_byte<const SIGNED: bool>(x: Self::B, which: usize) -> Self::F;
-    /// Row by row the dot product of eight vectors with 32 activations in -127..=127.
-    /// Unsigned bytes are at most 15, so that eight products fit 16 bits; signed ones are any.
-    unsafe fn dot<const SIGNED: bool>(w: &[Self::B; 8], x: *const i8) -> Self::I;
-    /// Eight f32 as whole numbers (nearest even) in eight bytes; they are within -127..=127.
-    unsafe fn store_i8(p: *mut i8, x: Self::F);
+    /// `x` and, in the bits of MASK (of every byte), `planes` shifted left by SHIFT, right if negative.
+    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: Self::B, planes: Self::B) -> Self::B;
+    /// Row by row the dot product of some vectors with four activations each, in -127..=127.
+    /// SUMS: how many sums of two products sixteen bits can add up; 0: bytes are signed, and any.
+    unsafe fn dot<const SUMS: usize>(w: &[Self::B], x: *const i8) -> Self::I;
+    /// Brings a cache line near that is read soon; any address will do.
+    unsafe fn prefetch(p: *const u8);
+    /// Eight f32 as whole numbers (nearest even) in eight bytes; they are within -127..=127. Returns their sum.
+    unsafe fn store_i8(p: *mut i8, x: Self::F) -> i32;
 }
 
 /// The sum of eight lanes in one fixed order.

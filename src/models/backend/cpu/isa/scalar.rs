@@ -43,6 +43,14 @@ impl Isa for Scalar {
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
         each(|i| bf16::from_bits(bits[i]).to_f32())
     }
+    unsafe fn load_u8(p: *const u8) -> F {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+    unsafe fn load_i8(p: *const u8) -> F {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
     unsafe fn store_f16(p: *mut u16, x: F) {
         // SAFETY: the trait's contract.
         unsafe { p.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits())) }
@@ -98,23 +106,30 @@ impl Isa for Scalar {
     unsafe fn lane_byte<const SIGNED: bool>(x: B, which: usize) -> F {
         each(|i| if SIGNED { f32::from(x[i * 4 + which] as i8) } else { f32::from(x[i * 4 + which]) })
     }
-    unsafe fn dot<const SIGNED: bool>(w: &[B; 8], x: *const i8) -> I {
+    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
+        let shifted = planes.map(|b| if SHIFT < 0 { b >> -SHIFT } else { b << SHIFT });
+        std::array::from_fn(|i| x[i] | shifted[i] & MASK as u8)
+    }
+    unsafe fn dot<const SUMS: usize>(w: &[B], x: *const i8) -> I {
         let mut sums = [0i32; LANES];
         for (step, bytes) in w.iter().enumerate() {
-            // SAFETY: the trait's contract: 32 activations.
+            // SAFETY: the trait's contract: four activations a vector.
             let x = unsafe { x.add(step * 4).cast::<[i8; 4]>().read_unaligned() };
             for (row, sum) in sums.iter_mut().enumerate() {
                 for input in 0..4 {
                     let byte = bytes[row * 4 + input];
-                    let weight = if SIGNED { i32::from(byte as i8) } else { i32::from(byte) };
+                    let weight = if SUMS == 0 { i32::from(byte as i8) } else { i32::from(byte) };
                     *sum += weight * i32::from(x[input]);
                 }
             }
         }
         sums
     }
-    unsafe fn store_i8(p: *mut i8, x: F) {
+    unsafe fn prefetch(_: *const u8) {}
+    unsafe fn store_i8(p: *mut i8, x: F) -> i32 {
+        let whole = x.map(|x| x.round_ties_even() as i8);
         // SAFETY: the trait's contract.
-        unsafe { p.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x.round_ties_even() as i8)) }
+        unsafe { p.cast::<[i8; LANES]>().write_unaligned(whole) };
+        whole.into_iter().map(i32::from).sum()
     }
 }
