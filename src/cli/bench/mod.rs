@@ -28,7 +28,7 @@ pub(crate) fn run(arguments: Bench, embedded: Embedded) -> anyhow::Result<ExitCo
     let wants = |part: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == part);
     for model in &config.models {
         let mut rig = Rig::load(&model.source, embedded, threads, config.settings.activations)?;
-        println(&format!("{}: {} on {threads} threads; loaded in {:.0} ms", model.name, Cpu::describe(), rig.load.as_secs_f64() * 1e3))?;
+        println(&format!("{}: {} on {threads} threads; loaded in {:.0} ms", model.name, Cpu::describe()?, rig.load.as_secs_f64() * 1e3))?;
         let mut part = |name: &str, unit: &str, measure: &mut dyn FnMut(&mut Rig) -> f64| {
             let mut all: Vec<f64> = (0..arguments.rounds).map(|_| measure(&mut rig)).collect();
             all.sort_by(f64::total_cmp);

@@ -43,7 +43,7 @@ impl Affine {
 }
 
 /// Inputs that `Block::integers` gives at a time.
-pub const UNIT: usize = 32;
+const UNIT: usize = 32;
 
 /// What the four bits of IQ4_NL stand for.
 const NONLINEAR: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];

@@ -28,7 +28,7 @@ use crate::models::{Activations, Error, Result, Sampled};
 use attention::{Job, Scratch};
 use cache::{CHUNK, Shape};
 use isa::LANES;
-use kernels::{Input, Kernels};
+use kernels::Kernels;
 use matmul::{Quants, QuantsOut};
 
 use pool::Pool;
@@ -54,7 +54,7 @@ pub struct Cpu {
 impl Cpu {
     /// `threads: 0` takes one for each processor this process may use.
     pub fn new(spec: &DecoderSpec, threads: usize, activations: Activations) -> Result<Self> {
-        Self::with_kernels(spec, threads, activations, Kernels::detect())
+        Self::with_kernels(spec, threads, activations, Kernels::choose()?)
     }
 
     fn with_kernels(spec: &DecoderSpec, threads: usize, activations: Activations, kernels: &'static Kernels) -> Result<Self> {
@@ -84,13 +84,13 @@ impl Cpu {
     }
 
     /// What `doctor` and `status` call this backend, without making one.
-    pub fn describe() -> String {
-        format!("cpu ({})", Kernels::detect().name)
+    pub fn describe() -> Result<String> {
+        Ok(format!("cpu ({})", Kernels::choose()?.name))
     }
 
-    /// Whether only the slow reference kernels run on this processor.
+    /// Whether the slow reference kernels run.
     pub fn is_reference() -> bool {
-        Kernels::detect().is_reference()
+        Kernels::choose().is_ok_and(Kernels::is_reference)
     }
 
     fn quantize(&mut self, x: &Tensor, group: usize) -> Quants {
@@ -125,6 +125,10 @@ impl Backend for Cpu {
         Packed::new(from, &mut self.pool)
     }
 
+    fn matrix_bytes(from: &Matrix<'_>) -> usize {
+        Packed::bytes(from)
+    }
+
     fn vector(&mut self, from: Vec<f32>) -> Result<Vec<f32>> {
         Ok(from)
     }
@@ -149,10 +153,10 @@ impl Backend for Cpu {
     fn embed(&mut self, table: &Packed, spans: &[Span<'_, Cache>]) -> Tensor {
         let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
         let mut x = Tensor::new(tokens.len(), table.columns);
-        let out = Shared(x.data.as_mut_ptr());
+        let (kernels, out) = (self.kernels, Shared(x.data.as_mut_ptr()));
         each_row(&mut self.pool, tokens.len(), &|row| {
             // SAFETY: each row is written once.
-            table.row(tokens[row] as usize, unsafe { out.part(row * table.columns, table.columns) });
+            unsafe { (kernels.row)(table, tokens[row] as usize, out.part(row * table.columns, table.columns)) };
         });
         x
     }
@@ -180,11 +184,9 @@ impl Backend for Cpu {
         groups.sort_unstable();
         groups.dedup();
         let quants: Vec<(usize, Quants)> = groups.into_iter().map(|group| (group, self.quantize(x, group))).collect();
-        let input = |weight: &&Packed| match quants.iter().find(|(group, _)| int8(weight) == Some(*group)) {
-            Some((_, quants)) => Input::Int8(quants),
-            None => Input::F32 { x: &x.data, rows: x.rows },
-        };
-        let inputs: Vec<Input<'_>> = by.iter().map(input).collect();
+        // `None` is the f32 activations themselves.
+        let input = |weight: &&Packed| quants.iter().find(|(group, _)| int8(weight) == Some(*group)).map(|(_, quants)| quants);
+        let inputs: Vec<Option<&Quants>> = by.iter().map(input).collect();
         // The pieces of all weights in one row, so that one operation has them all.
         let mut pieces: Vec<(usize, usize, usize)> = Vec::new();
         for (index, weight) in by.iter().enumerate() {
@@ -201,7 +203,12 @@ impl Backend for Cpu {
             sums.resize(rows * LANES, 0.0);
             for slab in first..end {
                 // SAFETY: `sums` has eight floats a row.
-                unsafe { (kernels.slab)(weight, slab, inputs[index], sums.as_mut_ptr()) };
+                unsafe {
+                    match inputs[index] {
+                        Some(quants) => (kernels.slab_int8)(weight, slab, quants, sums.as_mut_ptr()),
+                        None => (kernels.slab_f32)(weight, slab, &x.data, rows, sums.as_mut_ptr()),
+                    }
+                }
                 let width = LANES.min(weight.rows - slab * LANES);
                 for row in 0..rows {
                     // SAFETY: this slab's outputs of every row are this piece's.
@@ -315,8 +322,8 @@ impl Backend for Cpu {
     }
 
     fn select(&mut self, x: Tensor, rows: &[usize]) -> Tensor {
-        let mut y = Tensor { rows: rows.len(), width: x.width, data: Vec::with_capacity(rows.len() * x.width) };
-        rows.iter().for_each(|&row| y.data.extend_from_slice(x.row(row)));
+        let mut y = Tensor::new(rows.len(), x.width);
+        y.data.chunks_exact_mut(x.width).zip(rows).for_each(|(to, &row)| to.copy_from_slice(x.row(row)));
         y
     }
 

@@ -2,7 +2,7 @@
 
 use super::buffer::Buffer;
 use super::forms::{Bf16, Bytes, F16, F32, Factors, Fives, Form, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form};
-use super::isa::{LANES, Scalar, UNIT};
+use super::isa::{Isa, LANES, UNIT};
 use super::matmul::TILE;
 use super::pool::Pool;
 use crate::models::weights::{Affine, Block, Element, Matrix, Quantized};
@@ -59,12 +59,16 @@ impl Packed {
     }
 
     /// One row as floats: an embedding.
-    pub(super) fn row(&self, row: usize, out: &mut [f32]) {
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    #[inline(always)]
+    pub(super) unsafe fn row<S: Isa>(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.columns);
         let mut tile = [0f32; TILE * LANES];
         for (block, out) in out.chunks_exact_mut(self.kind.block()).enumerate() {
             // SAFETY: the block is inside the row's slab, and the largest has `TILE` inputs.
-            unsafe { with_form!(self.kind, F => F::tile::<Scalar>(self.slab(row / LANES).add(block * F::BYTES), tile.as_mut_ptr())) };
+            unsafe { with_form!(self.kind, F => F::tile::<S>(self.slab(row / LANES).add(block * F::BYTES), tile.as_mut_ptr())) };
             for (i, x) in out.iter_mut().enumerate() {
                 *x = tile[i * LANES + row % LANES];
             }

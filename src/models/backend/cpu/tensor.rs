@@ -1,5 +1,16 @@
 //! Activations between two operations.
 
+use std::cell::RefCell;
+
+thread_local! {
+    /// Memory of tensors that were dropped, for the next ones: a step needs the same few sizes in every layer, and
+    /// fresh memory would be cleared and mapped each time.
+    static SPARE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Tensors that live at one time, and some more.
+const SPARE_MAX: usize = 16;
+
 /// Rows of activations, row by row.
 pub struct Tensor {
     pub(super) rows: usize,
@@ -8,12 +19,34 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// For who writes every element: what is in it is some earlier tensor's.
     pub(super) fn new(rows: usize, width: usize) -> Self {
-        Self { rows, width, data: vec![0.0; rows * width] }
+        let length = rows * width;
+        let mut data = SPARE.with_borrow_mut(|spare| {
+            let fitting = (0..spare.len()).filter(|&i| spare[i].capacity() >= length).min_by_key(|&i| spare[i].capacity());
+            fitting.map(|index| spare.swap_remove(index)).unwrap_or_default()
+        });
+        data.resize(length, 0.0);
+        Self { rows, width, data }
     }
 
     pub(super) fn row(&self, row: usize) -> &[f32] {
         &self.data[row * self.width..(row + 1) * self.width]
+    }
+}
+
+impl Drop for Tensor {
+    fn drop(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        // A thread that ends has no use for it.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() == SPARE_MAX {
+                let smallest = (0..SPARE_MAX).min_by_key(|&i| spare[i].capacity()).expect("some");
+                spare.swap_remove(smallest);
+            }
+            spare.push(data);
+        });
     }
 }
 

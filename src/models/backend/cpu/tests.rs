@@ -3,7 +3,7 @@
 use super::attention::{self, Job, Scratch};
 use super::cache::{Cache, Shape};
 use super::isa::LANES;
-use super::kernels::{Input, Kernels};
+use super::kernels::Kernels;
 use super::matmul::{Quants, QuantsOut};
 use super::pack::Packed;
 use super::pool::Pool;
@@ -115,13 +115,25 @@ pub(super) fn quantize(kernels: &Kernels, x: &[f32], rows: usize, group: usize) 
     quants
 }
 
+/// What multiplies a weight.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
+    F32(&'a [f32]),
+    Int8(&'a Quants),
+}
+
 /// `[rows][outputs]`.
 pub(super) fn product(kernels: &Kernels, weight: &Packed, input: Input<'_>, rows: usize) -> Vec<f32> {
     let mut y = vec![0.0; rows * weight.rows];
     let mut sums = vec![0.0; rows * LANES];
     for slab in 0..weight.slabs() {
         // SAFETY: made for this processor; eight sums a row.
-        unsafe { (kernels.slab)(weight, slab, input, sums.as_mut_ptr()) };
+        unsafe {
+            match input {
+                Input::F32(x) => (kernels.slab_f32)(weight, slab, x, rows, sums.as_mut_ptr()),
+                Input::Int8(x) => (kernels.slab_int8)(weight, slab, x, sums.as_mut_ptr()),
+            }
+        }
         for row in 0..rows {
             for lane in 0..LANES.min(weight.rows - slab * LANES) {
                 y[row * weight.rows + slab * LANES + lane] = sums[row * LANES + lane];
@@ -137,7 +149,8 @@ fn a_packed_weight_is_the_files_weight() {
         let packed = source.packed();
         let mut row = vec![0.0; source.columns];
         for r in 0..source.rows {
-            packed.row(r, &mut row);
+            // SAFETY: made for this processor.
+            unsafe { (Kernels::all()[0].row)(&packed, r, &mut row) };
             for (got, want) in row.iter().zip(&source.values[r * source.columns..]) {
                 assert!(
                     (got - want).abs() <= 1e-6 * want.abs().max(1.0),
@@ -163,7 +176,7 @@ fn products_are_the_definitions_and_the_same_on_every_instruction_set() {
             };
             let mut results: Vec<(f32, Vec<Vec<f32>>)> = vec![(1e-4, Vec::new()), (0.25, Vec::new())];
             for kernels in Kernels::all() {
-                results[0].1.push(product(kernels, &weight, Input::F32 { x: &x, rows }, rows));
+                results[0].1.push(product(kernels, &weight, Input::F32(&x), rows));
                 if source.quantization.is_some() {
                     let quants = quantize(kernels, &x, rows, weight.kind.group().expect("integers"));
                     results[1].1.push(product(kernels, &weight, Input::Int8(&quants), rows));

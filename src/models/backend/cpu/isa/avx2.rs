@@ -1,14 +1,20 @@
-//! AVX2 with FMA and F16C: every x86-64 processor since 2013 (Haswell) and 2015 (Excavator).
+//! AVX2 with FMA and F16C: every x86-64 processor since 2013 (Haswell) and 2015 (Excavator). With VNNI, where a
+//! processor has it (Zen 4, Ice Lake; Alder Lake in its AVX-VNNI encoding), a dot product is one instruction for three.
 
 use super::Isa;
 use std::arch::x86_64::*;
 
+/// `DOT`: what multiplies bytes; one of the three below.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx2;
+pub(in super::super) struct Avx2<const DOT: u8>;
 
-// SAFETY of every block: the trait's contract — the processor has AVX2, FMA and F16C, pointers reach their lanes.
+pub(in super::super) const MADDUBS: u8 = 0;
+pub(in super::super) const AVX512_VNNI: u8 = 1;
+pub(in super::super) const AVX_VNNI: u8 = 2;
+
+// SAFETY of every block: the trait's contract: the processor has AVX2, FMA, F16C and what `DOT` names, pointers reach their lanes.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
-impl Isa for Avx2 {
+impl<const DOT: u8> Isa for Avx2<DOT> {
     type F = __m256;
     type I = __m256i;
     type B = __m256i;
@@ -141,7 +147,13 @@ impl Isa for Avx2 {
         unsafe {
             let ones = _mm256_set1_epi16(1);
             let mut sums = _mm256_setzero_si256();
-            if SUMS == 0 {
+            if DOT != MADDUBS {
+                for (step, w) in w.iter().enumerate() {
+                    let x = four(x, step);
+                    let (w, x) = if SUMS == 0 { (_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w)) } else { (*w, x) };
+                    sums = if DOT == AVX512_VNNI { _mm256_dpbusd_epi32(sums, w, x) } else { _mm256_dpbusd_avx_epi32(sums, w, x) };
+                }
+            } else if SUMS == 0 {
                 // |w| <= 128 and |x| <= 127: a pair is at most 32512, so maddubs can't saturate.
                 for (step, w) in w.iter().enumerate() {
                     let x = four(x, step);

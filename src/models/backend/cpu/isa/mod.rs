@@ -9,7 +9,7 @@ mod avx2;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::Avx2;
+pub(super) use avx2::{AVX_VNNI, AVX512_VNNI, Avx2, MADDUBS};
 pub(super) use scalar::Scalar;
 
 /// Lanes of `F` and `I`: the rows of a slab.
