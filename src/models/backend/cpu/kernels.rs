@@ -5,9 +5,7 @@
 
 use super::attention::{self, Job, Scratch};
 use super::cache::Shape;
-use super::forms::{
-    Bf16, Bytes, F16, F32, Factors, Fives, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
-};
+use super::forms::{Bf16, Bytes, F16, F32, Factors, Fives, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form};
 use super::isa::{self, Isa};
 use super::matmul::{self, Quants, QuantsOut};
 use super::pack::Packed;
@@ -128,4 +126,10 @@ table!(avx2, isa::Avx2<{ isa::MADDUBS }>, "avx2", target_feature(enable = "avx2,
 #[cfg(target_arch = "x86_64")]
 table!(avx_vnni, isa::Avx2<{ isa::AVX_VNNI }>, "avxvnni", target_feature(enable = "avx2,fma,f16c,avxvnni"), ..avx2::KERNELS);
 #[cfg(target_arch = "x86_64")]
-table!(avx512_vnni, isa::Avx2<{ isa::AVX512_VNNI }>, "avx512vnni", target_feature(enable = "avx2,fma,f16c,avx512vnni,avx512vl"), ..avx2::KERNELS);
+table!(
+    avx512_vnni,
+    isa::Avx2<{ isa::AVX512_VNNI }>,
+    "avx512vnni",
+    target_feature(enable = "avx2,fma,f16c,avx512vnni,avx512vl"),
+    ..avx2::KERNELS
+);

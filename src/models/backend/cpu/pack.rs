@@ -1,7 +1,9 @@
 //! From a file's rows to slabs of eight: exact, so that a packed weight is the file's weight to the bit.
 
 use super::buffer::Buffer;
-use super::forms::{Bf16, Bytes, F16, F32, Factors, Fives, Form, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form};
+use super::forms::{
+    Bf16, Bytes, F16, F32, Factors, Fives, Form, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
+};
 use super::isa::{Isa, LANES, UNIT};
 use super::matmul::TILE;
 use super::pool::Pool;
@@ -128,7 +130,9 @@ fn pack(out: &mut [u8], kind: Kind, matrix: &Matrix<'_>, first: usize, block: us
     for lane in 0..lanes {
         match matrix {
             Matrix::Quantized(q) => pack_pair(header, q, (first + lane) * (columns / q.quantization.group) + block, lane),
-            Matrix::Blocks { block: of, data, .. } => pack_scales(header, kind, *of, data, (first + lane) * columns + block * kind.block(), lane),
+            Matrix::Blocks { block: of, data, .. } => {
+                pack_scales(header, kind, *of, data, (first + lane) * columns + block * kind.block(), lane)
+            }
             Matrix::Plain { .. } => unreachable!("packed above"),
         }
     }
