@@ -107,9 +107,6 @@ impl Runtime {
     }
 
     pub async fn ask(&self, model: &str, question: Question) -> Result<Answer> {
-        if question == Question::Show {
-            return self.show(model).await.map(Answer::Card);
-        }
         let actor = self.inner.find(model).await?;
         let (to, answer) = oneshot::channel();
         let reply = Reply { to, ticket: self.inner.ticket()? };
