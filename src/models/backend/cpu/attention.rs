@@ -4,7 +4,7 @@
 //! chunks (not threads, not tiles) cut the context, and their partial results are merged in chunk order.
 
 use super::cache::{CHUNK, Shape};
-use super::isa::{Isa, LANES, exp, largest, sum};
+use super::isa::{Isa, LANES, exp, sum};
 
 /// Rows of one span that share a pass over the keys and values.
 pub(super) const ROWS: usize = 4;
@@ -228,7 +228,7 @@ unsafe fn softmax<S: Isa>(p: *mut f32, length: usize) -> (f32, f32) {
         for i in (0..length).step_by(LANES) {
             top = S::max(S::load(p.add(i)), top);
         }
-        let top = largest::<S>(top);
+        let top = S::largest(top);
         let mut total = S::zero();
         for i in (0..length).step_by(LANES) {
             let e = exp::<S>(S::sub(S::load(p.add(i)), S::splat(top)));

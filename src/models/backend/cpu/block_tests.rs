@@ -1,6 +1,7 @@
 //! Every GGUF block type, packed, against the format's definition: written here from ggml's loops, value by value,
 //! and not from `Block::decode`.
 
+use super::buffer::Arena;
 use super::kernels::Kernels;
 use super::pack::Packed;
 use super::pool::Pool;
@@ -177,7 +178,8 @@ fn blocks(random: &mut Random, block: Block, count: usize) -> Vec<u8> {
 }
 
 fn packed(block: Block, rows: usize, columns: usize, data: &[u8]) -> Packed {
-    Packed::new(&Matrix::Blocks { rows, columns, block, data: data.into() }, &mut Pool::new(1)).expect("a supported shape")
+    Packed::new(&Matrix::Blocks { rows, columns, block, data: data.into() }, &mut Arena::default(), &mut Pool::new(1))
+        .expect("a supported shape")
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use super::forms::{Bits, Form, Quantized};
 use super::isa::{Isa, LANES, UNIT};
+use std::mem::MaybeUninit;
 
 /// Rows of activations that stream past one unit of weights while it is in registers.
 const ROWS: usize = 128;
@@ -62,19 +63,19 @@ pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, group: usize, out: 
             for i in (0..span).step_by(LANES) {
                 top = S::max(S::abs(S::load(x.as_ptr().add(i))), top);
             }
-            let top = super::isa::largest::<S>(top);
+            let top = S::largest(top);
             // A span of zeros or denormals must not divide.
             let (inverse, scale) = if top > 1e-30 { (127.0 / top, top / 127.0) } else { (0.0, 0.0) };
             *out.scale.add(index * rows + row) = scale;
             let factor = S::splat(inverse);
-            let mut total = 0i32;
+            let mut total = S::zero_i32();
             for i in (0..span).step_by(LANES) {
                 let at = index * span + i;
                 let q = out.q.add((at / UNIT * rows + row) * UNIT + at % UNIT);
-                total += S::store_i8(q, S::mul(factor, S::load(x.as_ptr().add(i))));
+                total = S::add_i32(total, S::store_i8(q, S::mul(factor, S::load(x.as_ptr().add(i)))));
                 if (at + LANES) % group == 0 {
-                    *out.sum.add(at / group * rows + row) = scale * total as f32;
-                    total = 0;
+                    *out.sum.add(at / group * rows + row) = scale * S::sum_i32(total) as f32;
+                    total = S::zero_i32();
                 }
             }
         }
@@ -188,7 +189,8 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
     // SAFETY: the layout of `Quants` and the caller's promise.
     unsafe {
         let out = out.add(first * LANES);
-        let mut integers = [S::zero_i32(); ROWS];
+        // Written by a group's first unit before its later ones read it.
+        let mut integers = [const { MaybeUninit::uninit() }; ROWS];
         for r in 0..rows {
             S::store(out.add(r * LANES), S::zero());
         }
@@ -212,7 +214,7 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
                     let scales = F::scales::<S>(w, unit * UNIT / F::GROUP);
                     for r in 0..rows {
                         let new = dot::<S, F>(&quants, q.add(r * UNIT));
-                        let all = if F::GROUP == UNIT { new } else { S::add_i32(*integers.get_unchecked(r), new) };
+                        let all = if F::GROUP == UNIT { new } else { S::add_i32(integers.get_unchecked(r).assume_init(), new) };
                         let to = out.add(r * LANES);
                         S::store(to, flush::<S>(S::load(to), all, scales, *scale.add(r), *sum.add(r)));
                     }
@@ -221,7 +223,7 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
                     for r in 0..rows {
                         let new = dot::<S, F>(&quants, q.add(r * UNIT));
                         let slot = integers.get_unchecked_mut(r);
-                        *slot = if unit == 0 { new } else { S::add_i32(*slot, new) };
+                        slot.write(if unit == 0 { new } else { S::add_i32(slot.assume_init(), new) });
                     }
                 }
                 q = q.add(x.rows * UNIT);

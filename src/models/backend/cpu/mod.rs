@@ -26,6 +26,7 @@ use crate::models::network::DecoderSpec;
 use crate::models::weights::Matrix;
 use crate::models::{Activations, Error, Result, Sampled};
 use attention::{Job, Scratch};
+use buffer::Arena;
 use cache::{CHUNK, Shape};
 use isa::LANES;
 use kernels::Kernels;
@@ -47,6 +48,9 @@ pub struct Cpu {
     pool: Pool,
     activations: Activations,
     rope: Rope,
+    weights: Arena,
+    /// Activations in eight bits, kept for the next product's.
+    quants: Vec<Quants>,
     /// One for each thread.
     scratch: Vec<Mutex<(Scratch, Vec<f32>)>>,
 }
@@ -74,6 +78,8 @@ impl Cpu {
             pool: Pool::new(threads),
             activations,
             rope: Rope::new(spec.rope_base, spec.head_size),
+            weights: Arena::default(),
+            quants: Vec::new(),
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
         })
     }
@@ -94,7 +100,7 @@ impl Cpu {
     }
 
     fn quantize(&mut self, x: &Tensor, group: usize) -> Quants {
-        let mut quants = Quants::default();
+        let mut quants = self.quants.pop().unwrap_or_default();
         quants.resize(x.rows, x.width, group);
         let out = QuantsOut { rows: x.rows, q: quants.q.as_mut_ptr(), scale: quants.scale.as_mut_ptr(), sum: quants.sum.as_mut_ptr() };
         let kernels = self.kernels;
@@ -122,7 +128,7 @@ impl Backend for Cpu {
     type Cache = Cache;
 
     fn matrix(&mut self, from: &Matrix<'_>) -> Result<Packed> {
-        Packed::new(from, &mut self.pool)
+        Packed::new(from, &mut self.weights, &mut self.pool)
     }
 
     fn matrix_bytes(from: &Matrix<'_>) -> usize {
@@ -210,13 +216,17 @@ impl Backend for Cpu {
                     }
                 }
                 let width = LANES.min(weight.rows - slab * LANES);
-                for row in 0..rows {
+                for (row, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
                     // SAFETY: this slab's outputs of every row are this piece's.
                     let out = unsafe { outs[index].part(row * weight.rows + slab * LANES, width) };
-                    out.copy_from_slice(&sums[row * LANES..row * LANES + width]);
+                    match <&mut [f32; LANES]>::try_from(&mut *out) {
+                        Ok(out) => *out = *sums,
+                        Err(_) => out.copy_from_slice(&sums[..width]),
+                    }
                 }
             }
         });
+        self.quants.extend(quants.into_iter().map(|(_, quants)| quants));
         ys
     }
 

@@ -1,6 +1,6 @@
 //! From a file's rows to slabs of eight: exact, so that a packed weight is the file's weight to the bit.
 
-use super::buffer::Buffer;
+use super::buffer::{Arena, Buffer};
 use super::forms::{
     Bf16, Bytes, F16, F32, Factors, Fives, Form, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
 };
@@ -20,13 +20,13 @@ pub struct Packed {
 }
 
 impl Packed {
-    pub(super) fn new(matrix: &Matrix<'_>, pool: &mut Pool) -> Result<Self> {
+    pub(super) fn new(matrix: &Matrix<'_>, arena: &mut Arena, pool: &mut Pool) -> Result<Self> {
         let (rows, columns) = matrix.shape();
         if columns % UNIT != 0 {
             return Err(Error::Unsupported(format!("{columns} inputs are not a multiple of {UNIT}")));
         }
         let kind = Kind::of(matrix);
-        let packed = Self { kind, rows, columns, data: Buffer::zeroed(Self::bytes(matrix)) };
+        let packed = Self { kind, rows, columns, data: arena.zeroed(Self::bytes(matrix)) };
         pool.run(packed.slabs(), &|slab, _| {
             // SAFETY: each piece has its own slab, so no two threads share a byte of this exclusive slice.
             let out = unsafe { std::slice::from_raw_parts_mut(packed.slab(slab).cast_mut(), packed.slab_bytes()) };

@@ -1,6 +1,7 @@
 //! Kernels against the definition of what they compute, and every instruction set against the reference, bit for bit.
 
 use super::attention::{self, Job, Scratch};
+use super::buffer::Arena;
 use super::cache::{Cache, Shape};
 use super::isa::LANES;
 use super::kernels::Kernels;
@@ -85,7 +86,7 @@ impl Source {
                 Matrix::Quantized(Quantized { rows, columns, quantization, words, element, scales, biases })
             }
         };
-        Packed::new(&matrix, &mut Pool::new(1)).expect("a supported shape")
+        Packed::new(&matrix, &mut Arena::default(), &mut Pool::new(1)).expect("a supported shape")
     }
 
     fn all(random: &mut Random) -> Vec<Self> {

@@ -178,14 +178,28 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn store_i8(p: *mut i8, x: __m256) -> i32 {
+    unsafe fn store_i8(p: *mut i8, x: __m256) -> __m256i {
         unsafe {
             let words = _mm256_cvtps_epi32(x);
             let halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
             _mm_storel_epi64(p.cast(), _mm_packs_epi16(halves, halves));
-            let pairs = _mm_madd_epi16(halves, _mm_set1_epi16(1));
-            let twos = _mm_add_epi32(pairs, _mm_shuffle_epi32::<0b01_00_11_10>(pairs));
+            words
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum_i32(x: __m256i) -> i32 {
+        unsafe {
+            let fours = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let twos = _mm_add_epi32(fours, _mm_shuffle_epi32::<0b01_00_11_10>(fours));
             _mm_cvtsi128_si32(_mm_add_epi32(twos, _mm_shuffle_epi32::<0b10_11_00_01>(twos)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(x: __m256) -> f32 {
+        unsafe {
+            let fours = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let twos = _mm_max_ps(fours, _mm_movehl_ps(fours, fours));
+            _mm_cvtss_f32(_mm_max_ss(twos, _mm_movehdup_ps(twos)))
         }
     }
 }

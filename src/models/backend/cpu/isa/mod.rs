@@ -69,8 +69,11 @@ pub(super) trait Isa {
     unsafe fn dot<const SUMS: usize>(w: &[Self::B], x: *const i8) -> Self::I;
     /// Brings a cache line near that is read soon; any address will do.
     unsafe fn prefetch(p: *const u8);
-    /// Eight f32 as whole numbers (nearest even) in eight bytes; they are within -127..=127. Returns their sum.
-    unsafe fn store_i8(p: *mut i8, x: Self::F) -> i32;
+    /// Eight f32 as whole numbers (nearest even) in eight bytes; they are within -127..=127. Returns them.
+    unsafe fn store_i8(p: *mut i8, x: Self::F) -> Self::I;
+    unsafe fn sum_i32(x: Self::I) -> i32;
+    /// The largest of eight lanes.
+    unsafe fn largest(x: Self::F) -> f32;
 }
 
 /// The sum of eight lanes in one fixed order.
@@ -80,15 +83,6 @@ pub(super) unsafe fn sum<S: Isa>(x: S::F) -> f32 {
     // SAFETY: eight lanes are written to eight floats.
     unsafe { S::store(l.as_mut_ptr(), x) };
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
-}
-
-/// The largest of eight lanes.
-#[inline(always)]
-pub(super) unsafe fn largest<S: Isa>(x: S::F) -> f32 {
-    let mut l = [0f32; LANES];
-    // SAFETY: eight lanes are written to eight floats.
-    unsafe { S::store(l.as_mut_ptr(), x) };
-    l.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
 }
 
 /// `e^x` for `x <= 0`, within about 2 units in the last place; 0 below -87, so no denormals.

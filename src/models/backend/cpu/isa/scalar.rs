@@ -126,10 +126,16 @@ impl Isa for Scalar {
         sums
     }
     unsafe fn prefetch(_: *const u8) {}
-    unsafe fn store_i8(p: *mut i8, x: F) -> i32 {
+    unsafe fn store_i8(p: *mut i8, x: F) -> I {
         let whole = x.map(|x| x.round_ties_even() as i8);
         // SAFETY: the trait's contract.
         unsafe { p.cast::<[i8; LANES]>().write_unaligned(whole) };
-        whole.into_iter().map(i32::from).sum()
+        whole.map(i32::from)
+    }
+    unsafe fn sum_i32(x: I) -> i32 {
+        x.into_iter().sum()
+    }
+    unsafe fn largest(x: F) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
     }
 }
