@@ -239,10 +239,10 @@ fn attention_is_the_definition_and_the_same_on_every_instruction_set() {
                 .map(|kernels| {
                     let mut cache = Cache::new(shape);
                     cache.reserve(0, length);
-                    let chunks = cache.pointers();
+                    let chunks = cache.chunks();
                     for t in 0..length {
                         // SAFETY: reserved above, written by this thread alone.
-                        unsafe { (kernels.append)(chunks[t / super::cache::CHUNK], shape, 1, 1, t, &keys[t], &values[t]) };
+                        unsafe { (kernels.append)(cache.pointer(t / super::cache::CHUNK), shape, 1, 1, t, &keys[t], &values[t]) };
                     }
                     let mut out = vec![0.0; q.len()];
                     let job = Job {
@@ -253,9 +253,10 @@ fn attention_is_the_definition_and_the_same_on_every_instruction_set() {
                         group,
                         position,
                         rows,
-                        q: q.as_ptr(),
+                        q: &q,
+                        q_stride: group * size,
                         out: out.as_mut_ptr(),
-                        stride: group * size,
+                        out_stride: group * size,
                     };
                     // SAFETY: made for this processor; `q` and `out` have the job's rows.
                     unsafe { (kernels.attend)(&job, &mut Scratch::default()) };
