@@ -139,6 +139,7 @@ impl<B: Backend> Load<'_, B> {
             Error::Unsupported(reason) => self.tensors.error(&format!("{base}.weight"), reason),
             other => other,
         })?;
+        self.tensors.forget(&base);
         self.report((rows * columns) as u64);
         Ok(weight)
     }
