@@ -1,7 +1,8 @@
 //! Weights times the rows of a step, by all threads.
 
+use super::forms::Grouping;
 use super::isa::LANES;
-use super::matmul::{Quants, QuantsOut};
+use super::matmul::Quants;
 use super::pack::Packed;
 use super::tensor::{Shared, Tensor};
 use super::{Cpu, Scratch, each_row};
@@ -72,13 +73,13 @@ impl Cpu {
         if x.rows == 0 {
             return ys;
         }
-        // One quantization for each group size among the weights: nearly always one in all.
+        // One quantization for each grouping among the weights: nearly always one in all.
         let activations = self.activations;
-        let int8 = |weight: &Packed| weight.kind.group().filter(|_| activations == Activations::Int8);
-        let mut groups: Vec<usize> = by.iter().filter_map(|weight| int8(weight)).collect();
+        let int8 = |weight: &Packed| weight.kind.grouping().filter(|_| activations == Activations::Int8);
+        let mut groups: Vec<Grouping> = by.iter().filter_map(|weight| int8(weight)).collect();
         groups.sort_unstable();
         groups.dedup();
-        let quants: Vec<(usize, Arc<Quants>)> = groups.into_iter().map(|group| (group, self.quantize(x, group))).collect();
+        let quants: Vec<(Grouping, Arc<Quants>)> = groups.into_iter().map(|group| (group, self.quantize(x, group))).collect();
         let of = |weight: &&Arc<Packed>| quants.iter().find(|(group, _)| int8(weight) == Some(*group)).map(|(_, quants)| quants.clone());
         let product = Arc::new(Product {
             weights: by.iter().map(|&weight| weight.clone()).collect(),
@@ -122,17 +123,17 @@ impl Cpu {
         ys
     }
 
-    fn quantize(&mut self, x: &Tensor, group: usize) -> Arc<Quants> {
+    fn quantize(&mut self, x: &Tensor, grouping: Grouping) -> Arc<Quants> {
         // One that no late thread still reads.
         let free = self.quants.iter().position(|quants| Arc::strong_count(quants) == 1);
         let mut quants = free.map(|index| self.quants.swap_remove(index)).unwrap_or_default();
         let into = Arc::get_mut(&mut quants).expect("nobody else's");
-        into.resize(x.rows, x.width, group);
-        let out = QuantsOut { rows: x.rows, q: into.q.as_mut_ptr(), scale: into.scale.as_mut_ptr(), sum: into.sum.as_mut_ptr() };
+        into.resize(x.rows, x.width, grouping);
+        let out = into.out();
         let kernels = self.kernels;
         each_row(&mut self.pool, x.rows, &|row| {
             // SAFETY: `quants` has room for every row, and each row is written once.
-            unsafe { (kernels.quantize)(x.row(row), row, group, out) }
+            unsafe { (kernels.quantize)(x.row(row), row, grouping, out) }
         });
         quants
     }
