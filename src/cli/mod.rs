@@ -47,8 +47,9 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct Log {
+    // A stranger's bad request is an error to actix_http; anybody on this machine could fill the log with those.
     /// What to log to stderr: error, warn, info, debug, or a filter such as souffleur=debug; prompts never are
-    #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", default_value = "warn", global = true)]
+    #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", default_value = "warn,actix_http=off", global = true)]
     filter: String,
     /// How to write the log
     #[arg(long = "log-format", value_enum, default_value_t = LogFormat::Text, global = true)]
@@ -80,7 +81,7 @@ pub(crate) struct Models {
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
     /// Threads that compute; 0 takes one for each processor
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024))]
     threads: u32,
     /// What activations are while they meet quantized weights: f32 is slower and exact
     #[arg(long, value_enum, default_value_t = Precision::Int8)]

@@ -144,6 +144,7 @@ fn what_is_no_request_gets_one_typed_answer() {
             r#"{"jsonrpc":"2.0","id":"\udc00","method":"answer"}"#,
             "{\"a\":\"\u{1}\"}",
             "[01]",
+            r#"{"jsonrpc":"2.0","id":1,"method":"answer","params":{"temperature":1e400}}"#,
         ] {
             refused(&remote.ask(text).await, Value::Null, -32700, Kind::ParseError);
         }
