@@ -7,7 +7,7 @@ pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use souffleur::actors::{Activations, Embedded, ModelSource, Runtime, Settings};
+use souffleur::actors::{Activations, Embedded, ModelSource, Runtime, Settings, worker};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -62,8 +62,9 @@ enum LogFormat {
     Json,
 }
 
-/// Logs go to stderr, because stdout is the protocol's.
+/// Logs go to stderr, because stdout is the protocol's; also what panics, in front and worker.
 pub(crate) fn log(log: &Log) {
+    worker::tell_panics_without_prompts();
     let filter = tracing_subscriber::EnvFilter::try_new(&log.filter).unwrap_or_else(|error| {
         eprintln!("souffleur: --log {:?} is not a filter ({error}); logging warnings", log.filter);
         tracing_subscriber::EnvFilter::new("warn")

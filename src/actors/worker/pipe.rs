@@ -15,7 +15,6 @@ use std::{
 
 /// The process of a worker. It ends with its stdin, which is when the front has closed it or is gone.
 pub fn over_pipe(embedded: Option<Embedded>) -> ! {
-    tell_panics_without_prompts();
     let (stdin, stdout) = match private_descriptors() {
         Ok(files) => files,
         Err(error) => {
@@ -73,8 +72,8 @@ fn outbox(output: impl Write + Send + 'static) -> Outbox {
     })
 }
 
-/// The default hook prints the message, and a formatted one may quote a prompt.
-fn tell_panics_without_prompts() {
+/// For the whole process: the default hook prints the message, and a formatted one may quote a prompt.
+pub fn tell_panics_without_prompts() {
     panic::set_hook(Box::new(|info| {
         let thread = thread::current();
         let (name, said) = (thread.name().unwrap_or("a thread"), said(info.payload()));

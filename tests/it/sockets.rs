@@ -1,0 +1,109 @@
+//! Sockets as they are: some stop reading, some are too many.
+
+use crate::support::{PATIENCE, Received, Server, Socket, call, receive, souffleur};
+use serde_json::{Value, json};
+use std::{collections::HashMap, net::TcpStream, time::Instant};
+use tokio::net::TcpSocket;
+
+fn answer(socket: &mut Socket) -> Value {
+    loop {
+        match receive(socket) {
+            Received::Message(message) if message.get("method").is_none() => return message,
+            Received::Message(_) => {}
+            Received::Closed(code) => panic!("closed ({code:?}) where an answer was expected"),
+        }
+    }
+}
+
+fn ask(socket: &mut Socket, text: String) -> Value {
+    socket.send(text.into()).unwrap();
+    answer(socket)
+}
+
+/// With every alternative of every token, streams of these are more than the system keeps for a socket that nobody reads.
+const STREAMS: usize = 8;
+const TOKENS: usize = 500;
+
+fn stream(id: usize, more: Value) -> String {
+    let mut params = json!({ "prompt": format!("x{id} ="), "maxTokens": TOKENS, "logitBias": { "0": -100 } });
+    params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    call(&id.to_string(), "complete", params)
+}
+
+/// A connection of which the system keeps as little as it can.
+fn narrow(server: &Server) -> TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let socket = runtime.block_on(async {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(1)?;
+        socket.connect(server.address).await?.into_std()
+    });
+    let socket = socket.unwrap();
+    socket.set_nonblocking(false).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+#[test]
+fn a_reader_that_stops_keeps_its_whole_text_and_nobody_waits_for_it() {
+    let server = Server::new();
+    let (mut stalled, mut neighbour) = (server.connect_over(narrow(&server)), server.connect());
+    let token = |id: usize| format!("{id}{}", "-".repeat(200));
+    for id in 0..STREAMS {
+        stalled.send(stream(id, json!({ "logprobs": 20, "partialResultToken": token(id) })).into()).unwrap();
+    }
+    // All is computed although nothing is read, and the neighbour hears at once what it asks.
+    let start = Instant::now();
+    loop {
+        let status = ask(&mut neighbour, call("\"s\"", "status", "{}"));
+        if status["result"]["requestsInFlight"] == 0 && status["result"]["models"][0]["decoder"]["rows"].as_u64() > Some(1000) {
+            break;
+        }
+        assert!(start.elapsed() < 2 * PATIENCE, "{status}");
+    }
+    let whole: Vec<_> = (0..STREAMS).map(|id| ask(&mut neighbour, stream(id, json!({})))["result"]["text"].clone()).collect();
+
+    let mut pieces: HashMap<Value, (String, u64, usize)> = HashMap::new();
+    let mut ended = 0;
+    while ended < STREAMS {
+        let Received::Message(message) = receive(&mut stalled) else { panic!("closed") };
+        if message.get("method").is_none() {
+            assert_eq!(message["result"]["usage"]["completionTokens"], TOKENS, "{message}");
+            ended += 1;
+            continue;
+        }
+        let value = &message["params"]["value"];
+        let (text, last, count) = pieces.entry(message["params"]["token"].clone()).or_default();
+        text.push_str(value["text"].as_str().unwrap());
+        *last = value["seq"].as_u64().unwrap();
+        *count += 1;
+    }
+    for (id, whole) in whole.iter().enumerate() {
+        assert_eq!(*whole, pieces[&json!(token(id))].0);
+    }
+    let joined = pieces.values().any(|(_, last, count)| *last as usize > *count + 50);
+    assert!(joined, "the system kept it all, so nobody stopped: {:?}", pieces.values().map(|piece| piece.2).collect::<Vec<_>>());
+}
+
+#[test]
+fn sockets_leave_room_for_a_worker() {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -Sn 64; exec \"$0\" \"$@\""]).arg(souffleur(&[]).get_program()).args(["serve", "--port", "0"]);
+    let server = Server::start(command);
+    let mut sockets: Vec<_> = (0..100).map(|_| server.connect()).collect();
+    let answer = ask(sockets.last_mut().unwrap(), call("1", "complete", r#"{"prompt":"def add(a, b):","maxTokens":1}"#));
+    assert_eq!(answer["result"]["text"], " return", "{answer}");
+}
+
+#[test]
+fn what_strangers_send_is_not_logged() {
+    let mut command = souffleur(&["serve", "--port", "0"]);
+    command.stderr(std::process::Stdio::piped());
+    let mut server = Server::start(command);
+    let mut stream = server.dial();
+    std::io::Write::write_all(&mut stream, b"no HTTP at all\r\n\r\n").unwrap();
+    assert!(crate::support::read_head(&mut stream).starts_with("HTTP/1.1 400"));
+    server.program.child.kill().unwrap();
+    let logged = std::io::read_to_string(server.program.child.stderr.take().unwrap()).unwrap();
+    assert_eq!(logged, "");
+}
