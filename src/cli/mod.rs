@@ -8,7 +8,7 @@ pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use souffleur::actors::{Activations, Card, Embedded, Error, ModelSource, Runtime, Settings};
+use souffleur::actors::{Activations, Card, Embedded, Error, ModelSource, Runtime, Settings, worker};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
 use std::io::IsTerminal;
@@ -54,8 +54,9 @@ pub(crate) enum Command {
 #[derive(Args)]
 #[command(next_help_heading = "Log, on stderr")]
 pub(crate) struct Log {
+    // A stranger's bad request is an error to actix_http; anybody on this machine could fill the log with those.
     /// What to log: error, warn, info, debug, or a filter such as souffleur=debug; never prompts
-    #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", default_value = "warn", global = true)]
+    #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", default_value = "warn,actix_http=off", global = true)]
     filter: String,
     /// How to write the log
     #[arg(long = "log-format", value_enum, default_value_t = LogFormat::Text, global = true)]
@@ -68,8 +69,9 @@ enum LogFormat {
     Json,
 }
 
-/// Logs go to stderr, because stdout is the protocol's.
+/// Logs go to stderr, because stdout is the protocol's; also what panics, in front and worker.
 pub(crate) fn log(log: &Log) {
+    worker::tell_panics_without_prompts();
     let filter = tracing_subscriber::EnvFilter::try_new(&log.filter).unwrap_or_else(|error| {
         eprintln!("souffleur: --log {:?} is not a filter ({error}); logging warnings", log.filter);
         tracing_subscriber::EnvFilter::new("warn")
@@ -88,7 +90,7 @@ pub(crate) struct Models {
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
     /// Threads that compute; 0 takes one for each processor
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024))]
     threads: u32,
     /// How exact the products with quantized weights are: int8 is faster, f32 is what the reference computes
     #[arg(long, value_enum, default_value_t = Precision::Int8)]

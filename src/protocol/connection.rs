@@ -54,7 +54,8 @@ pub enum Closed {
 /// What differs between transports.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// After the peer's last message its calls may go on this long: a pipe can end while its reader still waits.
+    /// After the peer's last message its calls may go on this long, and are then cancelled: a pipe can end while its reader
+    /// still waits.
     pub linger: Duration,
     /// Close when the process that `initialize` names is gone.
     pub watch_parent: bool,
@@ -82,21 +83,25 @@ where
             },
         }
     };
-    let Peer { mut running, mut reply, sender, .. } = peer;
-    drop(sender);
     if closed == Closed::ByPeer && !rules.linger.is_zero() {
         let finish = async {
-            while !running.is_empty() {
+            let (mut linger, mut is_over) = (std::pin::pin!(tokio::time::sleep(rules.linger)), false);
+            while !peer.running.is_empty() {
                 tokio::select! {
                     biased;
-                    written = write_one(&mut reply, &mut outbox, &mut outgoing) => if written.is_err() { break },
-                    _ = running.next() => {}
+                    written = write_one(&mut peer.reply, &mut outbox, &mut outgoing) => if written.is_err() { break },
+                    Some(ended) = peer.running.next() => peer.forget(ended),
+                    () = &mut linger, if !is_over => {
+                        is_over = true;
+                        peer.cancel_all();
+                    }
                 }
             }
         };
-        let _ = tokio::time::timeout(rules.linger, finish).await;
+        let _ = tokio::time::timeout(rules.linger + FLUSH_TIME, finish).await;
     }
-    drop(running);
+    let Peer { running, mut reply, sender, .. } = peer;
+    drop((running, sender));
     let flush = async { while let Ok(()) = write_one(&mut reply, &mut outbox, &mut outgoing).await {} };
     if closed != Closed::Broken {
         let _ = tokio::time::timeout(FLUSH_TIME, flush).await;

@@ -4,5 +4,6 @@ mod bad_input;
 mod clients;
 mod guard;
 mod rooms;
+mod sockets;
 mod support;
 mod transcripts;

@@ -250,7 +250,10 @@ impl Server {
     }
 
     pub(crate) fn with(arguments: &[&str]) -> Self {
-        let mut command = souffleur(&[&["serve", "--port", "0"], arguments].concat());
+        Self::start(souffleur(&[&["serve", "--port", "0"], arguments].concat()))
+    }
+
+    pub(crate) fn start(mut command: Command) -> Self {
         command.stdout(Stdio::piped());
         let mut program = Program::start(command);
         let mut lines = BufReader::new(program.child.stdout.take().expect("piped")).lines();
@@ -265,11 +268,15 @@ impl Server {
     }
 
     pub(crate) fn connect(&self) -> Socket {
+        self.connect_over(self.dial())
+    }
+
+    pub(crate) fn connect_over(&self, stream: TcpStream) -> Socket {
         let mut request = format!("ws://{}/rpc", self.address).into_client_request().expect("an address");
         let bearer = format!("Bearer {}", self.token).parse().expect("hexadecimal");
         request.headers_mut().insert("authorization", bearer);
         let config = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
-        client_with_config(request, self.dial(), Some(config)).expect("a handshake").0
+        client_with_config(request, stream, Some(config)).expect("a handshake").0
     }
 
     pub(crate) fn dial(&self) -> TcpStream {

@@ -9,7 +9,7 @@ mod pipe;
 mod prompter;
 mod wire;
 
-pub use pipe::over_pipe;
+pub use pipe::{over_pipe, tell_panics_without_prompts};
 
 use super::{FromWorker, ModelSource, Question, Replay, Request, Settings, ToWorker};
 use crate::models::{Embedded, language::Language};

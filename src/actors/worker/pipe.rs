@@ -1,7 +1,7 @@
 //! A worker as a process: frames come from its stdin and go to a private copy of its stdout.
 
 use super::{Gone, Outbox, run, said};
-use crate::actors::{FromWorker, ToWorker, frame};
+use crate::actors::{FromWorker, ModelError, ToWorker, frame};
 use crate::models::Embedded;
 use std::{
     fs::File,
@@ -15,7 +15,6 @@ use std::{
 
 /// The process of a worker. It ends with its stdin, which is when the front has closed it or is gone.
 pub fn over_pipe(embedded: Option<Embedded>) -> ! {
-    tell_panics_without_prompts();
     let (stdin, stdout) = match private_descriptors() {
         Ok(files) => files,
         Err(error) => {
@@ -56,7 +55,15 @@ fn frames(mut input: impl Read, end: impl Fn(i32)) -> impl Iterator<Item = ToWor
 fn outbox(output: impl Write + Send + 'static) -> Outbox {
     let output = Mutex::new(output);
     Outbox::new(move |message: FromWorker| {
-        let frame = frame::encode(&message).map_err(|error| {
+        let frame = frame::encode(&message).or_else(|error| match message {
+            // Many tokens have a long text; who asked for it must hear something.
+            FromWorker::Answer { id, .. } => {
+                let why = ModelError::Unsupported(format!("the answer is too long: {error}"));
+                frame::encode(&FromWorker::Answer { id, answer: Err(why.into()) })
+            }
+            _ => Err(error),
+        });
+        let frame = frame.map_err(|error| {
             tracing::error!(%error, "a message that can't be sent");
             Gone
         })?;
@@ -65,8 +72,8 @@ fn outbox(output: impl Write + Send + 'static) -> Outbox {
     })
 }
 
-/// The default hook prints the message, and a formatted one may quote a prompt.
-fn tell_panics_without_prompts() {
+/// For the whole process: the default hook prints the message, and a formatted one may quote a prompt.
+pub fn tell_panics_without_prompts() {
     panic::set_hook(Box::new(|info| {
         let thread = thread::current();
         let (name, said) = (thread.name().unwrap_or("a thread"), said(info.payload()));
@@ -78,6 +85,7 @@ fn tell_panics_without_prompts() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actors::Answer;
     use std::{cell::Cell, io::pipe};
 
     #[test]
@@ -106,6 +114,10 @@ mod tests {
                 assert!(cause.len() == 200_000 && cause.bytes().all(|byte| byte == cause.as_bytes()[0]));
             }
         });
+        let long = Answer::Text("a".repeat(frame::FRAME_BYTES));
+        assert_eq!(outbox.send(FromWorker::Answer { id: 7, answer: Ok(long) }), Ok(()));
+        let Ok(Some(FromWorker::Answer { id: 7, answer: Err(error) })) = frame::read(&mut reader) else { panic!("it is answered") };
+        assert!(error.to_string().starts_with("the answer is too long"), "{error}");
         drop(reader);
         assert_eq!(outbox.send(FromWorker::Hello { wire: 1 }), Err(Gone));
     }
