@@ -91,6 +91,12 @@ pub(crate) struct Models {
     /// End a model's worker when it was idle for this many minutes; 0 keeps it
     #[arg(long, value_name = "MINUTES", default_value_t = 0)]
     keep_alive: u32,
+    /// Give a model up when its worker died more often than this within 30 seconds; `models/load` then tries again
+    #[arg(long, value_name = "N", default_value_t = RestartLimit::default().deaths)]
+    restarts: u32,
+    /// Replace a worker that has work and gave no sign for this many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    silence: u32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -118,8 +124,8 @@ impl Models {
             embedded: Some(embedded),
             isolation: Isolation::Process { program: program()? },
             settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
-            limits: Limits::default(),
-            restarts: RestartLimit::default(),
+            limits: Limits { decoder_silence: Duration::from_secs(self.silence.into()), ..Limits::default() },
+            restarts: RestartLimit { deaths: self.restarts, ..RestartLimit::default() },
             keep_alive: (self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)),
         })
     }

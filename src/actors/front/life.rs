@@ -14,8 +14,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// How often a decoder with work in hand is asked for a sign: several times within the silence that it is allowed.
-const PING_EVERY: Duration = Duration::from_secs(5);
+/// How often a decoder with work in hand is asked for a sign, within the silence that it is allowed: a sign that is late
+/// is then no stall.
+const PINGS_PER_SILENCE: u32 = 6;
 
 /// What a life starts from.
 pub(super) struct Birth {
@@ -130,7 +131,15 @@ impl<F: Fn(Sign)> Life<F> {
     }
 
     fn silence_ends(&self) -> Instant {
-        self.heard_at + self.birth.house.config.limits.decoder_silence
+        self.heard_at + self.silence()
+    }
+
+    fn silence(&self) -> Duration {
+        self.birth.house.config.limits.decoder_silence
+    }
+
+    fn next_ping(&self) -> Instant {
+        Instant::now() + self.silence() / PINGS_PER_SILENCE
     }
 
     /// When something is due without anybody saying a word; an idle life without a keep-alive has no timer at all.
@@ -154,7 +163,7 @@ impl<F: Fn(Sign)> Life<F> {
             return Next::Break(Fate::Close(Cause::Idle));
         }
         if Instant::now() >= self.silence_ends() {
-            let silence = self.birth.house.config.limits.decoder_silence.as_secs();
+            let silence = self.silence().as_secs();
             return Next::Break(Fate::Kill(format!("its decoder gave no sign for {silence} s")));
         }
         self.ping();
@@ -175,7 +184,7 @@ impl<F: Fn(Sign)> Life<F> {
 
     fn ping(&mut self) -> u64 {
         self.pings_sent += 1;
-        self.ping_at = Instant::now() + PING_EVERY;
+        self.ping_at = self.next_ping();
         let id = self.pings_sent;
         if let Some(link) = &mut self.link {
             // A ping always fits a frame.
@@ -188,7 +197,7 @@ impl<F: Fn(Sign)> Life<F> {
         let Some(errand) = errand else { return Next::Break(Fate::Close(Cause::Dismissed)) };
         if !self.has_work() {
             self.heard_at = Instant::now();
-            self.ping_at = self.heard_at + PING_EVERY;
+            self.ping_at = self.next_ping();
         }
         match errand {
             Errand::Complete(complete, in_hand) => self.hand.complete(complete, in_hand),
@@ -241,7 +250,7 @@ impl<F: Fn(Sign)> Life<F> {
             FromWorker::Loaded(Ok(card)) => {
                 self.ready = true;
                 self.heard_at = Instant::now();
-                self.ping_at = self.heard_at + PING_EVERY;
+                self.ping_at = self.next_ping();
                 self.idle_since = self.heard_at;
                 (self.told)(Sign::Ready(card));
                 self.send();
