@@ -152,20 +152,32 @@ fn program() -> anyhow::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe().context("where this program is") }
 }
 
-/// Resolves at the first signal that asks us to go, or when there is nothing left to serve with.
+/// What is in hand at a signal may go on this long: a line is nearly done, and who stopped us waits.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Resolves when every request has ended: after the first signal that asks us to go, or because there is nothing left
+/// to serve with.
 async fn over(runtime: &Runtime) {
     tokio::select! {
         () = asked_to_stop() => {}
         () = runtime.ended() => tracing::error!("nothing is supervised any more"),
     }
+    runtime.shutdown(GRACE).await;
 }
 
 async fn asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    let stop = |kind| async move {
+        match signal(kind) {
+            Ok(mut signals) => drop(signals.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+        () = stop(SignalKind::interrupt()) => {}
+        () = stop(SignalKind::terminate()) => {}
+        // The terminal is gone.
+        () = stop(SignalKind::hangup()) => {}
     }
 }
 

@@ -58,6 +58,10 @@ impl<'a> Peer<'a> {
         }
     }
 
+    pub(super) fn cancel_all(&self) {
+        self.calls.values().for_each(Handle::cancel);
+    }
+
     pub(super) fn take(&mut self, message: Result<String, Malformed>) -> ControlFlow<Closed> {
         let text = match message {
             Ok(text) => text,

@@ -2,7 +2,7 @@
 
 use crate::{
     house::{House, MODEL, Told, ask, endless, text},
-    support::{Dice, HANG, count, runs, signal, spread},
+    support::{Dice, HANG, alone, count, runs, signal, spread},
 };
 use futures_util::{FutureExt, future::join_all};
 use rustix::process::Signal;
@@ -30,7 +30,7 @@ fn request(number: usize, card: &Card) -> Request {
     Request {
         sampling: Sampling { logit_bias: bias, ..sampling },
         stop,
-        logprobs: (number % 5 == 0).then_some(2),
+        logprobs: (number.is_multiple_of(5)).then_some(2),
         ..ask(text(prompt), tokens_max)
     }
 }
@@ -71,6 +71,7 @@ async fn load_time(house: &House) -> Duration {
 
 #[test]
 fn a_worker_killed_at_any_moment_of_any_stream_costs_no_byte() {
+    let _alone = alone();
     let (kills, mut dice) = (count("SOUFFLEUR_KILLS", 15), Dice::new());
     let clock = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     clock.block_on(async {

@@ -1,8 +1,11 @@
 //! No crash, kill or stall loses a byte or hangs a request: the real program and real workers, killed, stopped and
 //! left alone. `cargo test` runs a few of each; docs/reliability.md has the commands of the full runs.
 
+mod ends;
+mod idle;
 mod kills;
 mod soak;
+mod stall;
 mod support;
 
 // Not everything in them is used here.

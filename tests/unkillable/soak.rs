@@ -3,7 +3,7 @@
 
 use crate::{
     program::{Received, Server, Socket, call, receive},
-    support::{Dice, HANG, count, signal, status},
+    support::{Dice, HANG, alone, count, signal, status},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -161,6 +161,7 @@ fn ask(socket: &mut Socket, method: &str) -> Value {
 
 #[test]
 fn a_long_and_bumpy_ride_leaves_nothing_behind() {
+    let _alone = alone();
     let (requests, mut dice) = (count("SOUFFLEUR_SOAK", 2500), Dice::new());
     let server = Server::with(&["--restarts", "1000000", "--cache", "16"]);
     let front = server.program.child.id();

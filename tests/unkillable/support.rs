@@ -3,11 +3,19 @@
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// What only a hang takes.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
+
+/// These tests are about time as well, so each has the machine to itself.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A count from the environment: the full runs take minutes.
 pub(crate) fn count(name: &str, default: usize) -> usize {
@@ -57,6 +65,15 @@ pub(crate) fn status(pid: u32, field: &str) -> Option<u64> {
 /// Whether it still runs: what its parent has not yet fetched has ended.
 pub(crate) fn runs(pid: u32) -> bool {
     status(pid, "VmRSS").is_some()
+}
+
+/// Waits for a process's end, which must come this soon after `since`.
+#[track_caller]
+pub(crate) fn ended_within(pid: u32, since: Instant, limit: Duration) {
+    while runs(pid) {
+        assert!(since.elapsed() < limit, "process {pid} still runs after {:?}", since.elapsed());
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// The sorted samples' least, median, 99th of a hundred, and largest.

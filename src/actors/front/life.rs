@@ -203,6 +203,7 @@ impl<F: Fn(Sign)> Life<F> {
             Errand::Complete(complete, in_hand) => self.hand.complete(complete, in_hand),
             Errand::Ask(ask) => self.hand.ask(ask),
             Errand::Ping(reply) if self.ready => {
+                self.pings.retain(|_, waits| !waits.is_closed());
                 let id = self.ping();
                 self.pings.insert(id, reply);
             }
@@ -230,11 +231,15 @@ impl<F: Fn(Sign)> Life<F> {
             Ok(None) | Err(frame::Error::Io(_)) => return Next::Break(Fate::Ended),
             Err(error) => return Next::Break(Fate::Kill(format!("it sent {error}"))),
         };
+        // Answers are the prompter's.
+        if !matches!(message, FromWorker::Answer { .. }) {
+            self.heard_at = Instant::now();
+            (self.told)(Sign::Heard(self.heard_at));
+        }
         let Some(link) = &mut self.link else { return Next::Continue(()) };
         match message {
             FromWorker::Hello { wire: WIRE } => {
                 self.greeted = true;
-                self.heard_at = Instant::now();
                 let load = ToWorker::Load { source: self.birth.model.source.clone(), settings: self.birth.house.config.settings.clone() };
                 if let Err(error) = link.post(load) {
                     return Next::Break(Fate::Close(Cause::Refused(Error::Internal(error.to_string()))));
@@ -244,12 +249,10 @@ impl<F: Fn(Sign)> Life<F> {
             FromWorker::Broken { cause } => return Next::Break(Fate::Close(Cause::Died(cause))),
             _ if !self.greeted => return Next::Break(Fate::Kill("it spoke before its hello".into())),
             FromWorker::Loading { done, total } => {
-                self.heard_at = Instant::now();
                 (self.told)(Sign::Loading { done, total });
             }
             FromWorker::Loaded(Ok(card)) => {
                 self.ready = true;
-                self.heard_at = Instant::now();
                 self.ping_at = self.next_ping();
                 self.idle_since = self.heard_at;
                 (self.told)(Sign::Ready(card));
@@ -257,13 +260,11 @@ impl<F: Fn(Sign)> Life<F> {
             }
             FromWorker::Loaded(Err(error)) => return Next::Break(Fate::Close(Cause::Refused(error))),
             FromWorker::Step { id, step } => {
-                self.heard_at = Instant::now();
                 if let Err(wrong) = self.hand.record(id, step, link) {
                     return Next::Break(Fate::Kill(wrong));
                 }
             }
             FromWorker::End { id, end } => {
-                self.heard_at = Instant::now();
                 self.idle_since = self.heard_at;
                 self.hand.end(id, end, link);
             }
@@ -272,7 +273,6 @@ impl<F: Fn(Sign)> Life<F> {
                 self.hand.answer(id, answer);
             }
             FromWorker::Pong { id, status } => {
-                self.heard_at = Instant::now();
                 if let Some(reply) = self.pings.remove(&id) {
                     // Who asked may have waited long enough.
                     let _ = reply.send(status);
