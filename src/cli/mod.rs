@@ -6,7 +6,7 @@ pub(crate) mod serve;
 pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use souffleur::actors::{Activations, Embedded, ModelSource, Runtime, Settings};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
@@ -91,12 +91,12 @@ pub(crate) struct Models {
     /// End a model's worker when it was idle for this many minutes; 0 keeps it
     #[arg(long, value_name = "MINUTES", default_value_t = 0)]
     keep_alive: u32,
-    /// Give a model up when its worker died more often than this within 30 seconds; `models/load` then tries again
+    /// End and replace a worker that stands still for this many seconds with work in hand
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..))]
+    stall_limit: u32,
+    /// Give a model up when its worker dies more often than this within 30 seconds
     #[arg(long, value_name = "N", default_value_t = RestartLimit::default().deaths)]
     restarts: u32,
-    /// Replace a worker that has work and gave no sign for this many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
-    silence: u32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -119,12 +119,13 @@ impl Models {
             Precision::Int8 => Activations::Int8,
             Precision::F32 => Activations::F32,
         };
+        let stall_limit = Duration::from_secs(u64::from(self.stall_limit));
         Ok(Config {
             models,
             embedded: Some(embedded),
             isolation: Isolation::Process { program: program()? },
             settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
-            limits: Limits { decoder_silence: Duration::from_secs(self.silence.into()), ..Limits::default() },
+            limits: Limits { decoder_silence: stall_limit, ..Limits::default() },
             restarts: RestartLimit { deaths: self.restarts, ..RestartLimit::default() },
             keep_alive: (self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)),
         })

@@ -166,12 +166,12 @@ fn a_long_and_bumpy_ride_leaves_nothing_behind() {
     let server = Server::with(&["--restarts", "1000000", "--cache", "16"]);
     let front = server.program.child.id();
     let mut observer = server.connect();
-    let worker = move |observer: &mut Socket| loop {
-        let model = &ask(observer, "status")["models"][0];
-        if let (Some("ready"), Some(pid)) = (model["state"].as_str(), model["workerPid"].as_u64()) {
-            break pid as u32;
+    let mut worker_but = |last: u32| loop {
+        let model = &ask(&mut observer, "status")["models"][0];
+        match (model["state"].as_str(), model["workerPid"].as_u64()) {
+            (Some("ready"), Some(pid)) if pid as u32 != last => break pid as u32,
+            _ => thread::sleep(Duration::from_millis(1)),
         }
-        thread::sleep(Duration::from_millis(1));
     };
     let texts: Vec<String> = {
         let mut client = Client::new(&server, &[], dice.clone());
@@ -183,8 +183,8 @@ fn a_long_and_bumpy_ride_leaves_nothing_behind() {
     };
     let (start, descriptors_before) = (Instant::now(), descriptors(front));
     let done = AtomicUsize::new(0);
-    // The last tenth is without deaths: only a worker that lives long can show that it grows.
-    let quiet = requests - requests / 10;
+    // A quarter more without deaths: only a worker that lives long can show that it grows.
+    let (with_deaths, requests) = (requests, requests + requests / 4);
     let (mut of_front, mut of_lives, mut of_last_life) = (Vec::new(), Vec::new(), Vec::new());
     let mut kills = 0;
     thread::scope(|scope| {
@@ -201,24 +201,28 @@ fn a_long_and_bumpy_ride_leaves_nothing_behind() {
                 })
             })
             .collect();
+        let mut pid = worker_but(0);
+        // Without what a worker holds for those that run just then.
+        let mut of_worker = u64::MAX;
         let mut next = KILL_EVERY / 4;
         while clients.iter().any(|client| !client.is_finished()) {
             thread::sleep(Duration::from_millis(5));
+            of_worker = of_worker.min(status(pid, KIB).expect("it lives"));
             let now = done.load(Ordering::Relaxed);
             if now < next {
                 continue;
             }
-            let pid = worker(&mut observer);
             of_front.push(status(front, KIB).expect("it lives"));
-            let of_worker = status(pid, KIB);
-            if now >= quiet {
-                of_last_life.extend(of_worker);
+            if next > with_deaths {
+                of_last_life.push(of_worker);
             } else if next.is_multiple_of(KILL_EVERY) {
-                of_lives.extend(of_worker);
+                of_lives.push(of_worker);
                 kills += 1;
                 signal(pid, Signal::KILL);
-                eprintln!("{now} requests in {:.0?}; KiB of front {:?} and worker {of_worker:?}", start.elapsed(), of_front.last());
+                eprintln!("{now} requests in {:.0?}; KiB of front {:?} and worker {of_worker}", start.elapsed(), of_front.last());
+                pid = worker_but(pid);
             }
+            of_worker = u64::MAX;
             next += KILL_EVERY / 4;
         }
         for client in clients {

@@ -63,7 +63,7 @@ fn follow(socket: &mut Socket, texts: &mut BTreeMap<u64, String>, ends: usize) {
 #[test]
 fn a_stopped_worker_is_told_and_replaced_and_its_streams_go_on() {
     let _alone = alone();
-    let server = Server::with(&["--silence", &SILENCE.as_secs().to_string()]);
+    let server = Server::with(&["--stall-limit", &SILENCE.as_secs().to_string()]);
     assert_eq!(health(&server, None), (200, json!({ "status": "ok" })));
     let mut socket = server.connect();
     let mut undisturbed = BTreeMap::new();

@@ -14,9 +14,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// How often a decoder with work in hand is asked for a sign, within the silence that it is allowed: a sign that is late
-/// is then no stall.
-const PINGS_PER_SILENCE: u32 = 6;
+/// How often a decoder with work in hand is asked for a sign within the silence that it is allowed.
+const PINGS_IN_SILENCE: u32 = 6;
 
 /// What a life starts from.
 pub(super) struct Birth {
@@ -131,15 +130,11 @@ impl<F: Fn(Sign)> Life<F> {
     }
 
     fn silence_ends(&self) -> Instant {
-        self.heard_at + self.silence()
-    }
-
-    fn silence(&self) -> Duration {
-        self.birth.house.config.limits.decoder_silence
+        self.heard_at + self.birth.house.config.limits.decoder_silence
     }
 
     fn next_ping(&self) -> Instant {
-        Instant::now() + self.silence() / PINGS_PER_SILENCE
+        Instant::now() + self.birth.house.config.limits.decoder_silence / PINGS_IN_SILENCE
     }
 
     /// When something is due without anybody saying a word; an idle life without a keep-alive has no timer at all.
@@ -163,7 +158,7 @@ impl<F: Fn(Sign)> Life<F> {
             return Next::Break(Fate::Close(Cause::Idle));
         }
         if Instant::now() >= self.silence_ends() {
-            let silence = self.silence().as_secs();
+            let silence = self.birth.house.config.limits.decoder_silence.as_secs();
             return Next::Break(Fate::Kill(format!("its decoder gave no sign for {silence} s")));
         }
         self.ping();

@@ -9,6 +9,7 @@ use crate::actors::{End, Error, FinishReason, Question};
 use crate::config::{Config, RestartLimit};
 use proptest::{collection::vec, option, prelude::*};
 use std::{
+    io::Write,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -69,9 +70,9 @@ fn judge(stream: &Stream, end: &End, kills: usize) {
     assert!(whole.starts_with(&stream.read), "{:?} is not how {whole:?} begins", stream.read);
     match end {
         End::Done { reason: FinishReason::Length, .. } => assert_eq!(stream.read, whole),
-        // Who was alone at two deaths is to blame, also when they came from outside.
+        // Who was alone at a second death is to blame, also when that came from outside.
         End::Failed(Error::WorkerLost { .. }) => {
-            assert!(stream.prompt.starts_with("die@") || kills > 1, "{:?} was innocent", stream.prompt)
+            assert!(stream.prompt.starts_with("die@") || kills > 0, "{:?} was innocent", stream.prompt)
         }
         // Of an unload, of a load that was refused, and of a shutdown.
         End::Failed(Error::Unloading { .. } | Error::ShuttingDown) => {}
@@ -175,7 +176,7 @@ proptest! {
     ) {
         let all = ACTS.fetch_add(acts.len() as u64, Ordering::Relaxed) + acts.len() as u64;
         if all / 100_000 > (all - acts.len() as u64) / 100_000 {
-            eprintln!("{all} acts");
+            let _ = writeln!(std::io::stderr(), "{all} acts");
         }
         // Giving up is tested by itself.
         let restarts = RestartLimit { deaths: u32::MAX, period: Duration::from_secs(30) };

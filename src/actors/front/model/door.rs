@@ -8,7 +8,7 @@ use crate::actors::{
         inspect::inspect,
     },
 };
-use actix::{Handler, Message, MessageResult, ResponseFuture};
+use actix::{AsyncContext, Handler, Message, MessageResult, ResponseFuture};
 use std::{convert::Infallible, mem, sync::Arc, time::Duration};
 use tokio::{
     sync::{oneshot, watch},
@@ -104,7 +104,7 @@ impl Handler<Show> for ModelActor {
 impl Handler<Look> for ModelActor {
     type Result = ResponseFuture<ModelStatus>;
 
-    fn handle(&mut self, look: Look, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, look: Look, ctx: &mut Self::Context) -> Self::Result {
         let (state, worker_pid) = match &self.state {
             State::Unloaded => (ModelState::Unloaded, None),
             State::Alive(alive) => (alive.state, alive.pid),
@@ -131,10 +131,13 @@ impl Handler<Look> for ModelActor {
             decoder: None,
         };
         let heard = matches!(self.state, State::Alive(_)).then(|| self.heard.subscribe());
+        let address = ctx.address();
         Box::pin(async move {
             if let Some(pong) = pong {
                 match timeout(PING_TIME, pong).await {
-                    Ok(pong) => status.decoder = pong.ok(),
+                    Ok(Ok(decoder)) => status.decoder = Some(decoder),
+                    // Its worker ended meanwhile, so the state is another by now.
+                    Ok(Err(_)) => return address.send(Look { decoder: false }).await.unwrap_or(status),
                     Err(_) => status.state = ModelState::Stalled,
                 }
             }
