@@ -19,14 +19,17 @@ const STREAMS: usize = 16;
 /// Texts to choose from.
 const TEXTS: usize = 48;
 
-/// Half of them greedy, of one token to 96, some with stops that are often begun and never come: these hold text back.
+/// Half of them greedy, of one token to 64, some with stops that are often begun and never come: these hold text back.
 fn request(number: usize, card: &Card) -> Request {
     let seeded = Sampling { temperature: 0.9, top_p: 0.95, repetition_penalty: 1.1, seed: number as u64, ..Sampling::default() };
     let sampling = if number.is_multiple_of(2) { Sampling::default() } else { seeded };
     let bias = if number.is_multiple_of(3) { Vec::new() } else { endless(card) };
     let stop = if number.is_multiple_of(4) { vec!["\n\n\n\n\u{1}".into(), " \u{1}".into(), ")\u{1}".into()] } else { Vec::new() };
-    let prompt = format!("{}# number {number}\ndef f(x):\n    return \"é", "# a longer beginning, read in pieces\n".repeat(number % 7 * 4));
-    let tokens_max = 1 + (number * 37 % 96) as u32;
+    let prompt = format!(
+        "{}# number {number}\ndef f(x):\n    return \"é",
+        "# a longer beginning\n".repeat(if number.is_multiple_of(8) { 40 } else { number % 3 })
+    );
+    let tokens_max = 1 + (number * 37 % 64) as u32;
     Request {
         sampling: Sampling { logit_bias: bias, ..sampling },
         stop,

@@ -159,7 +159,9 @@ fn cases() -> u32 {
 fn counts(acts: &[Act], plans: &[Plan]) -> bool {
     let unloads = |act: &Act| matches!(act, Act::Unload);
     let stalls = |act: &Act| matches!(act, Act::Complete { prompt, .. } if prompt.starts_with("stall"));
-    !acts.iter().any(|act| unloads(act) || stalls(act)) && !plans.iter().any(|plan| matches!(plan, Plan::StallLoading))
+    // A worker that is killed as it refuses has refused.
+    let unclear = |plan: &Plan| matches!(plan, Plan::StallLoading | Plan::Refuse(_));
+    !acts.iter().any(|act| unloads(act) || stalls(act)) && !plans.iter().any(unclear)
 }
 
 static ACTS: AtomicU64 = AtomicU64::new(0);
