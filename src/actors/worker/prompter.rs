@@ -61,7 +61,6 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 fn answer(language: &Language, question: Question) -> Result<Answer> {
     let tokenizer = &language.tokenizer;
     Ok(match question {
-        Question::Show => return Err(Error::Internal("a front knows its models' cards".into())),
         Question::Tokenize(text) => Answer::Tokens(tokenizer.encode(&text)?),
         Question::Detokenize(tokens) => Answer::Text(tokenizer.decode(&tokens)?),
         Question::Render(prompt) => {
