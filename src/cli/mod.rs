@@ -7,7 +7,7 @@ pub(crate) mod serve;
 pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use souffleur::actors::{Activations, Card, Embedded, Error, ModelSource, Runtime, Settings, worker};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
@@ -101,6 +101,12 @@ pub(crate) struct Models {
     /// Give a model's memory back when it was idle for this many minutes; 0 keeps it
     #[arg(long, value_name = "MINUTES", default_value_t = 0)]
     keep_alive: u32,
+    /// End and replace a worker that stands still for this many seconds with work in hand
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..))]
+    stall_limit: u32,
+    /// Give a model up when its worker dies more often than this within 30 seconds
+    #[arg(long, value_name = "N", default_value_t = RestartLimit::default().deaths)]
+    restarts: u32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -123,13 +129,14 @@ impl Models {
             Precision::Int8 => Activations::Int8,
             Precision::F32 => Activations::F32,
         };
+        let stall_limit = Duration::from_secs(u64::from(self.stall_limit));
         Ok(Config {
             models,
             embedded: Some(embedded),
             isolation: Isolation::Process { program: program()? },
             settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
-            limits: Limits::default(),
-            restarts: RestartLimit::default(),
+            limits: Limits { decoder_silence: stall_limit, ..Limits::default() },
+            restarts: RestartLimit { deaths: self.restarts, ..RestartLimit::default() },
             keep_alive: (self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)),
         })
     }
@@ -186,20 +193,32 @@ fn waiting_for(what: &str) {
     }
 }
 
-/// Resolves at the first signal that asks us to go, or when there is nothing left to serve with.
+/// What is in hand at a signal may go on this long: a line is nearly done, and who stopped us waits.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Resolves when every request has ended: after the first signal that asks us to go, or because there is nothing left
+/// to serve with.
 async fn over(runtime: &Runtime) {
     tokio::select! {
         () = asked_to_stop() => {}
         () = runtime.ended() => tracing::error!("nothing is supervised any more"),
     }
+    runtime.shutdown(GRACE).await;
 }
 
 async fn asked_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    let stop = |kind| async move {
+        match signal(kind) {
+            Ok(mut signals) => drop(signals.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+        () = stop(SignalKind::interrupt()) => {}
+        () = stop(SignalKind::terminate()) => {}
+        // The terminal is gone.
+        () = stop(SignalKind::hangup()) => {}
     }
 }
 

@@ -14,8 +14,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// How often a decoder with work in hand is asked for a sign: several times within the silence that it is allowed.
-const PING_EVERY: Duration = Duration::from_secs(5);
+/// How often a decoder with work in hand is asked for a sign within the silence that it is allowed.
+const PINGS_IN_SILENCE: u32 = 6;
 
 /// What a life starts from.
 pub(super) struct Birth {
@@ -133,6 +133,10 @@ impl<F: Fn(Sign)> Life<F> {
         self.heard_at + self.birth.house.config.limits.decoder_silence
     }
 
+    fn next_ping(&self) -> Instant {
+        Instant::now() + self.birth.house.config.limits.decoder_silence / PINGS_IN_SILENCE
+    }
+
     /// When something is due without anybody saying a word; an idle life without a keep-alive has no timer at all.
     fn alarm(&self) -> Option<Instant> {
         if self.link.is_none() {
@@ -175,7 +179,7 @@ impl<F: Fn(Sign)> Life<F> {
 
     fn ping(&mut self) -> u64 {
         self.pings_sent += 1;
-        self.ping_at = Instant::now() + PING_EVERY;
+        self.ping_at = self.next_ping();
         let id = self.pings_sent;
         if let Some(link) = &mut self.link {
             // A ping always fits a frame.
@@ -188,12 +192,13 @@ impl<F: Fn(Sign)> Life<F> {
         let Some(errand) = errand else { return Next::Break(Fate::Close(Cause::Dismissed)) };
         if !self.has_work() {
             self.heard_at = Instant::now();
-            self.ping_at = self.heard_at + PING_EVERY;
+            self.ping_at = self.next_ping();
         }
         match errand {
             Errand::Complete(complete, in_hand) => self.hand.complete(complete, in_hand),
             Errand::Ask(ask) => self.hand.ask(ask),
             Errand::Ping(reply) if self.ready => {
+                self.pings.retain(|_, waits| !waits.is_closed());
                 let id = self.ping();
                 self.pings.insert(id, reply);
             }
@@ -221,11 +226,15 @@ impl<F: Fn(Sign)> Life<F> {
             Ok(None) | Err(frame::Error::Io(_)) => return Next::Break(Fate::Ended),
             Err(error) => return Next::Break(Fate::Kill(format!("it sent {error}"))),
         };
+        // Answers are the prompter's.
+        if !matches!(message, FromWorker::Answer { .. }) {
+            self.heard_at = Instant::now();
+            (self.told)(Sign::Heard(self.heard_at));
+        }
         let Some(link) = &mut self.link else { return Next::Continue(()) };
         match message {
             FromWorker::Hello { wire: WIRE } => {
                 self.greeted = true;
-                self.heard_at = Instant::now();
                 let load = ToWorker::Load { source: self.birth.model.source.clone(), settings: self.birth.house.config.settings.clone() };
                 if let Err(error) = link.post(load) {
                     return Next::Break(Fate::Close(Cause::Refused(Error::Internal(error.to_string()))));
@@ -235,26 +244,22 @@ impl<F: Fn(Sign)> Life<F> {
             FromWorker::Broken { cause } => return Next::Break(Fate::Close(Cause::Died(cause))),
             _ if !self.greeted => return Next::Break(Fate::Kill("it spoke before its hello".into())),
             FromWorker::Loading { done, total } => {
-                self.heard_at = Instant::now();
                 (self.told)(Sign::Loading { done, total });
             }
             FromWorker::Loaded(Ok(card)) => {
                 self.ready = true;
-                self.heard_at = Instant::now();
-                self.ping_at = self.heard_at + PING_EVERY;
+                self.ping_at = self.next_ping();
                 self.idle_since = self.heard_at;
                 (self.told)(Sign::Ready(card));
                 self.send();
             }
             FromWorker::Loaded(Err(error)) => return Next::Break(Fate::Close(Cause::Refused(error))),
             FromWorker::Step { id, step } => {
-                self.heard_at = Instant::now();
                 if let Err(wrong) = self.hand.record(id, step, link) {
                     return Next::Break(Fate::Kill(wrong));
                 }
             }
             FromWorker::End { id, end } => {
-                self.heard_at = Instant::now();
                 self.idle_since = self.heard_at;
                 self.hand.end(id, end, link);
             }
@@ -263,7 +268,6 @@ impl<F: Fn(Sign)> Life<F> {
                 self.hand.answer(id, answer);
             }
             FromWorker::Pong { id, status } => {
-                self.heard_at = Instant::now();
                 if let Some(reply) = self.pings.remove(&id) {
                     // Who asked may have waited long enough.
                     let _ = reply.send(status);

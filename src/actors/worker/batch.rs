@@ -33,6 +33,7 @@ pub(super) struct Batch<B: Backend> {
     cache: PrefixCache<B::Cache>,
     outbox: Outbox,
     status: DecoderStatus,
+    last_step: Option<Instant>,
     /// Prompt tokens that fit in a step, from how long the last ones took.
     chunk_tokens: usize,
 }
@@ -53,7 +54,7 @@ impl<B: Backend> Batch<B> {
     pub(super) fn new(decoder: Decoder<B>, language: Arc<Language>, cache_bytes: usize, outbox: Outbox) -> Self {
         let cache = PrefixCache::new(cache_bytes);
         let status = DecoderStatus { cache_budget_bytes: cache_bytes as u64, ..DecoderStatus::default() };
-        Self { decoder, language, waiting: VecDeque::new(), running: Vec::new(), cache, outbox, status, chunk_tokens: 64 }
+        Self { decoder, language, waiting: VecDeque::new(), running: Vec::new(), cache, outbox, status, last_step: None, chunk_tokens: 64 }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -78,6 +79,7 @@ impl<B: Backend> Batch<B> {
             cache_entries: self.cache.len() as u32,
             cache_bytes: self.cache.bytes() as u64,
             running_bytes,
+            last_step_us: self.last_step.map(|ended| micros(ended.elapsed())),
             ..self.status.clone()
         }
     }
@@ -224,6 +226,7 @@ impl<B: Backend> Batch<B> {
         self.status.rows += row as u64;
         self.status.step_sequences = sequences;
         self.status.step_sequences_max = self.status.step_sequences_max.max(sequences);
+        self.last_step = Some(Instant::now());
         self.learn_chunk(self.chunk_tokens - left, start.elapsed());
         sampled
     }
