@@ -96,6 +96,15 @@ pub struct DecoderStatus {
     pub cache_budget_bytes: u64,
     /// Keys and values of the running sequences.
     pub running_bytes: u64,
+    /// What the prompter is at, if anything.
+    pub prompting: Option<Prompting>,
+}
+
+/// The request or question that a prompter is at, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prompting {
+    pub id: u64,
+    pub time: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -71,8 +71,7 @@ pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitC
 
 fn machine() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut report =
-        format!("souffleur {}\nprocessor {}\n", env!("CARGO_PKG_VERSION"), processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
+    let mut report = format!("souffleur {}\nprocessor {}\n", super::VERSION, processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
     let _ = writeln!(report, "  features     {}", features());
     let _ = writeln!(report, "  processors   {threads} that this process may use");
     if let Some((free, all)) = memory() {

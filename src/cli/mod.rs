@@ -6,12 +6,16 @@ pub(crate) mod serve;
 pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use souffleur::actors::{Activations, Embedded, ModelSource, Runtime, Settings};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub(crate) const VERSION: &str = if cfg!(feature = "faults") { WITH_FAULTS } else { env!("CARGO_PKG_VERSION") };
+/// A build for tests must be told from every other one.
+const WITH_FAULTS: &str = concat!(env!("CARGO_PKG_VERSION"), " with faults on purpose, for tests only");
 
 /// Whispers the next lines of code, from a model on this machine.
 ///
@@ -22,7 +26,7 @@ use std::time::Duration;
 ///   souffleur serve                       JSON-RPC for pages and tools, on a WebSocket
 ///   souffleur doctor                      what this machine has, and what is wrong
 #[derive(Parser)]
-#[command(version, verbatim_doc_comment)]
+#[command(version = VERSION, verbatim_doc_comment)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -91,6 +95,12 @@ pub(crate) struct Models {
     /// End a model's worker when it was idle for this many minutes; 0 keeps it
     #[arg(long, value_name = "MINUTES", default_value_t = 0)]
     keep_alive: u32,
+    /// End and replace a worker that stands still for this many seconds with work in hand
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..))]
+    stall_limit: u32,
+    /// Give a model up when its worker dies more often than this within 30 seconds
+    #[arg(long, value_name = "N", default_value_t = RestartLimit::default().deaths)]
+    restarts: u32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -113,13 +123,14 @@ impl Models {
             Precision::Int8 => Activations::Int8,
             Precision::F32 => Activations::F32,
         };
+        let stall_limit = Duration::from_secs(u64::from(self.stall_limit));
         Ok(Config {
             models,
             embedded: Some(embedded),
             isolation: Isolation::Process { program: program()? },
             settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
-            limits: Limits::default(),
-            restarts: RestartLimit::default(),
+            limits: Limits { decoder_silence: stall_limit, prompter_time: stall_limit, ..Limits::default() },
+            restarts: RestartLimit { deaths: self.restarts, ..RestartLimit::default() },
             keep_alive: (self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)),
         })
     }
