@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::PathBuf,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -52,7 +53,7 @@ impl Stand {
         let folder = tempfile::tempdir().expect("a temporary directory");
         command.env("SOUFFLEUR_FAULTS", folder.path());
         // What is caused on purpose is no news.
-        command.env("SOUFFLEUR_LOG", "off");
+        command.stderr(Stdio::null());
         Self { client: Client::start(wire, command), folder, last_id: 0, told: BTreeMap::new() }
     }
 
