@@ -1,6 +1,6 @@
 //! `doctor`: what this machine has, what the model is, and what is wrong, in a sentence each.
 
-use super::Models;
+use super::{Models, selftest};
 use clap::Args;
 use souffleur::actors::{Embedded, FimOrder, ModelSource, Runtime};
 use souffleur::models::backend::cpu::Cpu;
@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 pub(crate) struct Doctor {
     #[command(flatten)]
     models: Models,
+    /// Kill a worker of each model in the middle of a text, and show that the text goes on
+    #[arg(long)]
+    self_test: bool,
 }
 
 pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitCode> {
@@ -54,6 +57,14 @@ pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitC
                     let _ = writeln!(report, "  infill       {fim}");
                     let _ = writeln!(report, "  backend      {} on {} threads", card.backend, card.threads);
                     let _ = writeln!(report, "  ready after  {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
+                    if arguments.self_test {
+                        let _ = std::io::stdout().write_all(std::mem::take(&mut report).as_bytes());
+                        match selftest::run(&runtime, &model.name, &card).await {
+                            Ok(true) => {}
+                            Ok(false) => wrong.push(format!("model {}: its text did not survive its worker.", model.name)),
+                            Err(error) => wrong.push(format!("model {}: the self-test failed: {error:#}.", model.name)),
+                        }
+                    }
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod complete;
 pub(crate) mod doctor;
+mod selftest;
 pub(crate) mod serve;
 pub(crate) mod stdio;
 
