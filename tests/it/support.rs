@@ -115,6 +115,7 @@ impl Client {
     }
 
     /// The program's process.
+    #[allow(dead_code, reason = "for the tests of faults, which share this file")]
     pub(crate) fn pid(&self) -> u32 {
         match &self.inner {
             Inner::Pipes(pipes) => pipes.program.child.id(),
