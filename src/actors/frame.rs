@@ -127,7 +127,6 @@ mod tests {
             Question::Detokenize(vec![1, 2]),
             Question::Render(Prompt::Text("é".into())),
             Question::Render(Prompt::Chat { messages: Vec::new(), language: Some("rust".into()) }),
-            Question::Show,
         ];
         let replay = Replay { tokens: vec![sampled()], delivered_bytes: 4 };
         let mut messages = vec![
@@ -161,7 +160,7 @@ mod tests {
             FromWorker::Broken { cause: "decoder panicked".into() },
             FromWorker::Answer { id: 2, answer: Err(Failure::ShuttingDown) },
         ];
-        let answers = [Answer::Tokens(vec![1]), Answer::Text("a".into()), Answer::Rendered(rendered), Answer::Card(script::card())];
+        let answers = [Answer::Tokens(vec![1]), Answer::Text("a".into()), Answer::Rendered(rendered)];
         messages.extend(answers.into_iter().map(|answer| FromWorker::Answer { id: 2, answer: Ok(answer) }));
         round_trip(messages);
     }

@@ -60,7 +60,6 @@ pub enum Question {
     Tokenize(String),
     Detokenize(Vec<u32>),
     Render(Prompt),
-    Show,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,7 +67,6 @@ pub enum Answer {
     Tokens(Vec<u32>),
     Text(String),
     Rendered(Rendered),
-    Card(Card),
 }
 
 /// A prompt as the model reads it.

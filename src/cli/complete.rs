@@ -1,45 +1,62 @@
 //! `complete FILE[:LINE[:COLUMN]]`: ghost text in the terminal.
 
-use super::Models;
+use super::{Models, PATIENCE, load, waiting_for};
 use anyhow::{Context, bail};
 use clap::Args;
-use souffleur::actors::{Embedded, End, FinishReason, Prompt, Request, Runtime, Sampling, Usage};
+use souffleur::actors::{Embedded, End, FinishReason, News, Prompt, Reader, Request, Runtime, Sampling, Usage};
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tokio::time::timeout;
 
 /// What a model reads before and behind the cursor, in characters: as much as the embedded one was trained on.
 const PREFIX_CHARACTERS: usize = 4000;
 const SUFFIX_CHARACTERS: usize = 1800;
 
+const EXAMPLES: &str = "\
+Examples:
+  souffleur complete src/main.rs:12           what comes at the end of line 12
+  souffleur complete src/main.rs:12:9         before the ninth character of line 12
+  souffleur complete --lines 5 notes.py       five lines more at the end of the file
+  souffleur complete -m coder.gguf lib.c:40   from another model
+
+The model reads some 4,000 characters before the place and 1,800 behind it. The text goes to stdout, and how \
+long it took to stderr.";
+
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Complete {
     /// The file, and where: a line (its end) or a line and a column, counted from 1; without, the end of the file
     #[arg(value_name = "FILE[:LINE[:COLUMN]]")]
     place: String,
+    /// Stop after this many lines that have something in them
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    lines: u32,
+    /// Stop after this many tokens
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    /// How far to stray from the likeliest text, from 0 (not at all) to 5
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    temperature: f32,
+    /// Which of the texts to write when straying: the same seed writes the same
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
     #[command(flatten)]
     models: Models,
-    /// Lines to write
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    lines: usize,
-    /// Tokens to write at most
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_tokens: u32,
-    /// 0 takes the likeliest token every time
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f32,
-    /// Fixes every draw at a temperature above 0
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+}
+
+fn temperature(text: &str) -> Result<f32, &'static str> {
+    text.parse().ok().filter(|temperature| (0.0..=5.0).contains(temperature)).ok_or("not a number from 0 to 5")
 }
 
 pub(crate) fn run(arguments: Complete, embedded: Embedded, start: Instant) -> anyhow::Result<ExitCode> {
     let (path, line, column) = parse_place(&arguments.place);
+    if let Some((file, place)) = path.rsplit_once(':').filter(|(file, _)| !Path::new(path).exists() && Path::new(file).exists()) {
+        bail!("{place:?} is no place in {file:?}: write FILE:LINE or FILE:LINE:COLUMN, counted from 1");
+    }
     let text = std::fs::read_to_string(path).with_context(|| format!("can't read {path:?}"))?;
     let at = offset(&text, line, column).with_context(|| format!("in {path:?}"))?;
-    if arguments.lines == 0 || arguments.max_tokens == 0 || !(0.0..=5.0).contains(&arguments.temperature) {
-        bail!("--lines and --max-tokens start at 1, --temperature goes from 0 to 5");
-    }
     let config = arguments.models.config(embedded)?;
     let request = Request {
         model: config.models[0].name.clone(),
@@ -60,7 +77,7 @@ pub(crate) fn run(arguments: Complete, embedded: Embedded, start: Instant) -> an
     let begun = text[..at].rsplit('\n').next().unwrap_or_default();
     let outcome = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let outcome = tokio::select! {
-            outcome = stream(&runtime, request, arguments.lines, begun, start) => outcome,
+            outcome = stream(&runtime, request, arguments.lines as usize, begun, start) => outcome,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
         };
         runtime.shutdown(Duration::ZERO).await;
@@ -71,28 +88,26 @@ pub(crate) fn run(arguments: Complete, embedded: Embedded, start: Instant) -> an
 
 /// Prints what comes until enough lines have, then says how long it took.
 async fn stream(runtime: &Runtime, request: Request, lines: usize, begun: &str, start: Instant) -> anyhow::Result<()> {
-    let loaded = {
-        let before = Instant::now();
-        runtime.load(&request.model, |_, _| {}).await?;
-        before.elapsed()
-    };
+    let before = Instant::now();
+    load(runtime, &request.model).await?;
+    let loaded = before.elapsed();
     let mut reader = runtime.complete(request)?;
+    let mut news = first_news(&mut reader).await;
     let mut out = std::io::stdout();
-    let terminal = out.is_terminal();
-    if terminal {
-        // The line as it stands, then what is new in grey.
-        write!(out, "{begun}\x1b[90m")?;
+    // On a terminal, the line as it stands, and then what is new in grey.
+    let (grey, plain) = if out.is_terminal() { ("\x1b[90m", "\x1b[0m") } else { ("", "") };
+    if out.is_terminal() {
+        write!(out, "{begun}")?;
     }
     let mut text = String::new();
     let mut first_token = None;
     let (usage, reason) = loop {
-        let news = reader.next().await;
         if !news.tokens.is_empty() {
             first_token.get_or_insert_with(|| start.elapsed());
         }
         let whole = text.clone() + &news.text;
         let enough = lines_end(&whole, lines);
-        out.write_all(&whole.as_bytes()[text.len()..enough.unwrap_or(whole.len())])?;
+        write!(out, "{grey}{}{plain}", &whole[text.len()..enough.unwrap_or(whole.len())])?;
         out.flush()?;
         text = whole;
         match news.end {
@@ -102,12 +117,23 @@ async fn stream(runtime: &Runtime, request: Request, lines: usize, begun: &str, 
                 End::Done { usage, .. } => break (usage, FinishReason::Stop),
                 End::Failed(error) => return Err(error.into()),
             },
-            None => {}
+            None => news = reader.next().await,
         }
     };
-    out.write_all(if terminal { b"\x1b[0m\n" } else { b"\n" })?;
+    writeln!(out)?;
     eprintln!("{}", timings(first_token, loaded, usage, reason));
     Ok(())
+}
+
+/// A person at a terminal is told when the prompt takes long to read.
+async fn first_news(reader: &mut Reader) -> News {
+    if let Ok(news) = timeout(PATIENCE, reader.next()).await {
+        return news;
+    }
+    waiting_for("reading the prompt");
+    let news = reader.next().await;
+    waiting_for("");
+    news
 }
 
 /// Where the `lines`-th line with something in it ends, if it does.

@@ -1,14 +1,15 @@
 //! `doctor`: what this machine has, what the model is, and what is wrong, in a sentence each.
 
-use super::{Models, selftest};
+use super::{Models, load, selftest};
 use clap::Args;
 use souffleur::actors::{Embedded, FimOrder, ModelSource, Runtime};
-use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::{backend::cpu::Cpu, weights::free_memory};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+/// Exits with 1 when something is wrong.
 #[derive(Args)]
 pub(crate) struct Doctor {
     #[command(flatten)]
@@ -32,7 +33,7 @@ pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitC
             };
             let _ = writeln!(report, "model {} ({place})", model.name);
             let start = Instant::now();
-            match runtime.load(&model.name, |_, _| {}).await {
+            match load(&runtime, &model.name).await {
                 Err(error) => wrong.push(format!("model {}: {error}.", model.name)),
                 Ok(card) => {
                     let fim = match card.fim {
@@ -85,8 +86,8 @@ fn machine() -> String {
     let mut report = format!("souffleur {}\nprocessor {}\n", super::VERSION, processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
     let _ = writeln!(report, "  features     {}", features());
     let _ = writeln!(report, "  processors   {threads} that this process may use");
-    if let Some((free, all)) = memory() {
-        let _ = writeln!(report, "memory         {free:.1} GB free of {all:.1} GB");
+    if let Some(free) = free_memory() {
+        let _ = writeln!(report, "memory         {:.1} GB free for this process", free as f64 / 1e9);
     }
     report
 }
@@ -110,16 +111,6 @@ fn features() -> String {
     let all: [(&str, bool); 0] = [];
     let has: Vec<&str> = all.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
     if has.is_empty() { "none that the kernels use".into() } else { has.join(" ") }
-}
-
-/// Free and all memory in GB, where the system tells.
-fn memory() -> Option<(f64, f64)> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let gb = |key: &str| {
-        let line = info.lines().find_map(|line| line.strip_prefix(key))?;
-        Some(line.trim().trim_end_matches("kB").trim().parse::<f64>().ok()? / 1e6)
-    };
-    Some((gb("MemAvailable:")?, gb("MemTotal:")?))
 }
 
 fn wrong_with_machine() -> Vec<String> {

@@ -8,26 +8,29 @@ pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use souffleur::actors::{Activations, Embedded, ModelSource, Runtime, Settings};
+use souffleur::actors::{Activations, Card, Embedded, Error, ModelSource, Runtime, Settings};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) const VERSION: &str = if cfg!(feature = "faults") { WITH_FAULTS } else { env!("CARGO_PKG_VERSION") };
 /// A build for tests must be told from every other one.
 const WITH_FAULTS: &str = concat!(env!("CARGO_PKG_VERSION"), " with faults on purpose, for tests only");
 
-/// Whispers the next lines of code, from a model on this machine.
-///
-/// Everything works with the embedded model and no network. Try:
-///
-///   souffleur complete src/main.rs:12     the rest of line 12, in the terminal
-///   souffleur stdio                       JSON-RPC for an editor, on stdin and stdout
-///   souffleur serve                       JSON-RPC for pages and tools, on a WebSocket
-///   souffleur doctor                      what this machine has, and what is wrong
+const EXAMPLES: &str = "\
+Examples:
+  souffleur complete src/main.rs:12    what comes at the end of line 12, in the terminal
+  souffleur stdio                      JSON-RPC for an editor, on stdin and stdout
+  souffleur serve                      JSON-RPC for pages and tools, on a WebSocket
+  souffleur doctor                     what this machine has, and what is wrong
+
+`souffleur <COMMAND> --help` says more of each. The embedded model needs no download and no network; -m runs another.";
+
+/// Whispers the next lines of code, from a model on this machine
 #[derive(Parser)]
-#[command(version = VERSION, verbatim_doc_comment)]
+#[command(version = VERSION, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -37,7 +40,7 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Complete a file at a place and print the text
+    /// Complete a file at a place, and print the text
     Complete(complete::Complete),
     /// Speak JSON-RPC with an editor, on stdin and stdout
     Stdio(stdio::Stdio),
@@ -51,8 +54,9 @@ pub(crate) enum Command {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Log, on stderr")]
 pub(crate) struct Log {
-    /// What to log to stderr: error, warn, info, debug, or a filter such as souffleur=debug; prompts never are
+    /// What to log: error, warn, info, debug, or a filter such as souffleur=debug; never prompts
     #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", default_value = "warn", global = true)]
     filter: String,
     /// How to write the log
@@ -74,26 +78,27 @@ pub(crate) fn log(log: &Log) {
     });
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {
-        LogFormat::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => subscriber.json().init(),
     }
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Model")]
 pub(crate) struct Models {
-    /// A model: `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several, the first is the default
+    /// `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several, the first is the default
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
     /// Threads that compute; 0 takes one for each processor
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: u32,
-    /// What activations are while they meet quantized weights: f32 is slower and exact
+    /// How exact the products with quantized weights are: int8 is faster, f32 is what the reference computes
     #[arg(long, value_enum, default_value_t = Precision::Int8)]
     activations: Precision,
-    /// MiB of memory for caches of texts that ended, so that the next one starts where they agree; 0 keeps none
+    /// Memory for what was read before, in MiB, so that a text that goes on needs only its new part read; 0 keeps nothing
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     cache: u32,
-    /// End a model's worker when it was idle for this many minutes; 0 keeps it
+    /// Give a model's memory back when it was idle for this many minutes; 0 keeps it
     #[arg(long, value_name = "MINUTES", default_value_t = 0)]
     keep_alive: u32,
     /// End and replace a worker that stands still for this many seconds with work in hand
@@ -137,18 +142,25 @@ impl Models {
     }
 }
 
+const MODEL_FILES: &str = "a model is a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors";
+
 /// Requests name a folder by its last part and a file by that without `.gguf`, so that no path ever comes over the network.
 fn model(text: &str) -> anyhow::Result<Model> {
     if text == "embedded" {
         return Ok(Model { name: text.into(), source: ModelSource::Embedded });
     }
-    let path = Path::new(text).canonicalize().with_context(|| format!("model {text:?} is neither `embedded` nor a folder nor a file"))?;
+    let path = Path::new(text).canonicalize().with_context(|| format!("model {text:?} is neither `embedded` nor there"))?;
     let word = |part: Option<&OsStr>| part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
     if path.is_dir() {
+        for file in ["config.json", "tokenizer.json"] {
+            if !path.join(file).exists() {
+                bail!("model folder {text:?} holds no {file}; {MODEL_FILES}");
+            }
+        }
         return Ok(Model { name: word(path.file_name()), source: ModelSource::Folder(path) });
     }
     if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-        bail!("model {text:?} is neither a .gguf file nor a folder that holds config.json, tokenizer.json and *.safetensors");
+        bail!("model {text:?} is not a .gguf file; {MODEL_FILES}");
     }
     Ok(Model { name: word(path.file_stem()), source: ModelSource::File(path) })
 }
@@ -156,6 +168,29 @@ fn model(text: &str) -> anyhow::Result<Model> {
 /// This very program, also when the file it was started from has been replaced since.
 fn program() -> anyhow::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe().context("where this program is") }
+}
+
+/// A wait that is shorter than this needs no word.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Loads a model; a person at a terminal is told how far it is.
+async fn load(runtime: &Runtime, model: &str) -> Result<Card, Error> {
+    let start = Instant::now();
+    let loaded = runtime.load(model, |done, total| {
+        if start.elapsed() > PATIENCE {
+            waiting_for(&format!("loading {model}: {} %", done.saturating_mul(100) / total.max(1)));
+        }
+    });
+    let loaded = loaded.await;
+    waiting_for("");
+    loaded
+}
+
+/// Tells a person at a terminal, on a line that the next call takes away.
+fn waiting_for(what: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{what}");
+    }
 }
 
 /// Resolves at the first signal that asks us to go, or when there is nothing left to serve with.
@@ -184,7 +219,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         std::fs::create_dir(at("coder")).unwrap();
-        for file in ["coder-1.5b.Q4.gguf", "UP.GGUF", "notes.txt"] {
+        std::fs::create_dir(at("empty")).unwrap();
+        for file in ["coder/config.json", "coder/tokenizer.json", "coder-1.5b.Q4.gguf", "UP.GGUF", "notes.txt"] {
             std::fs::write(at(file), "").unwrap();
         }
         let name = |text: &str| model(text).map(|model| model.name).map_err(|error| error.to_string());
@@ -192,7 +228,8 @@ mod tests {
         assert_eq!(name(&at("coder")).unwrap(), "coder");
         assert_eq!(name(&at("coder-1.5b.Q4.gguf")).unwrap(), "coder-1.5b.Q4");
         assert_eq!(name(&at("UP.GGUF")).unwrap(), "UP");
-        assert!(name(&at("notes.txt")).unwrap_err().contains("neither a .gguf file nor a folder"));
-        assert!(name(&at("absent.gguf")).unwrap_err().contains("nor a file"));
+        assert!(name(&at("notes.txt")).unwrap_err().contains("not a .gguf file"));
+        assert!(name(&at("absent.gguf")).unwrap_err().contains("nor there"));
+        assert!(name(&at("empty")).unwrap_err().contains("holds no config.json"));
     }
 }

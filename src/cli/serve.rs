@@ -9,10 +9,17 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
+const EXAMPLES: &str = "\
+Examples:
+  souffleur serve                                   for programs on this machine
+  souffleur serve --origin http://localhost:3000    and for a page from there
+
+Whoever connects brings the token of this start, from the file that is printed. PROTOCOL.md says how, and \
+has every method with a request and its answer.";
+
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Serve {
-    #[command(flatten)]
-    models: Models,
     /// The port; 0 takes a free one
     #[arg(long, default_value_t = 7654)]
     port: u16,
@@ -23,15 +30,34 @@ pub(crate) struct Serve {
     #[arg(long)]
     beyond_loopback: bool,
     /// A name and port by which other machines reach this one, such as build.lan:7654; repeat for several
-    #[arg(long = "host", value_name = "HOST:PORT")]
+    #[arg(long = "host", value_name = "HOST:PORT", value_parser = host)]
     hosts: Vec<String>,
     /// The origin of a page that may connect, such as http://localhost:3000; repeat for several
-    #[arg(long = "origin", value_name = "ORIGIN")]
+    #[arg(long = "origin", value_name = "ORIGIN", value_parser = origin)]
     origins: Vec<String>,
+    #[command(flatten)]
+    models: Models,
+}
+
+/// Whether this may stand in a header as browsers and clients write a host there; what may not would never be matched.
+fn is_host(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase() && !b"/?#@*".contains(&byte))
+}
+
+fn host(text: &str) -> Result<String, &'static str> {
+    if is_host(text) { Ok(text.into()) } else { Err("a host is written like build.lan:7654, without a scheme or a path") }
+}
+
+fn origin(text: &str) -> Result<String, &'static str> {
+    match text.split_once("://") {
+        Some((scheme, rest)) if is_host(scheme) && is_host(rest) => Ok(text.into()),
+        _ => Err("an origin is written like http://localhost:3000, without a path"),
+    }
 }
 
 pub(crate) fn run(arguments: Serve, embedded: Embedded) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::start(arguments.models.config(embedded)?)?;
+    let nameless = arguments.address.is_unspecified() && arguments.hosts.is_empty();
     let listen = Listen {
         address: SocketAddr::new(arguments.address, arguments.port),
         beyond_loopback: arguments.beyond_loopback,
@@ -42,7 +68,7 @@ pub(crate) fn run(arguments: Serve, embedded: Embedded) -> anyhow::Result<ExitCo
     system.block_on(async {
         let served = async {
             let server = bind(runtime.clone(), listen)?;
-            if let Err(error) = announce(&server) {
+            if let Err(error) = announce(&server, nameless) {
                 // Whoever started us may read the first line only.
                 tracing::warn!(%error, "can't say where the server listens");
             }
@@ -55,16 +81,36 @@ pub(crate) fn run(arguments: Serve, embedded: Embedded) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-fn announce(server: &Server) -> std::io::Result<()> {
+fn announce(server: &Server, nameless: bool) -> std::io::Result<()> {
     let (address, file) = (server.address(), server.token_file().display());
     let mut out = std::io::stdout();
     writeln!(out, "listening on ws://{address}/rpc")?;
     writeln!(out, "token in {file}")?;
-    writeln!(out, "address with the token: http://{address}/#token={}", server.token().reveal())?;
-    writeln!(out, "to try it: websocat \"ws://{address}/rpc?token=$(cat {file})\"")?;
+    writeln!(out, "for a page of yours, the address with the token: http://{address}/#token={}", server.token().reveal())?;
+    writeln!(out, "to try it, with websocat: websocat \"ws://{address}/rpc?token=$(cat {file})\"")?;
     writeln!(
         out,
         "then: {{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"complete\",\"params\":{{\"prompt\":\"def add(a, b):\",\"maxTokens\":16}}}}"
     )?;
+    if nameless {
+        writeln!(out, "other machines are refused until --host says by which name they reach this one")?;
+    }
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_header_can_match_is_refused_at_once() {
+        for good in ["http://localhost:3000", "https://example.org", "vscode-webview://0abc", "http://[::1]:8080"] {
+            assert!(origin(good).is_ok(), "{good}");
+        }
+        for bad in ["localhost:3000", "http://", "http://localhost:3000/", "http://Localhost:3000", "*", "null", "http://*"] {
+            assert!(origin(bad).is_err(), "{bad}");
+        }
+        assert!(host("build.lan:7654").is_ok() && host("build.lan").is_ok());
+        assert!(host("http://build.lan:7654").is_err() && host("build.lan:7654/rpc").is_err() && host("").is_err());
+    }
 }

@@ -5,17 +5,27 @@ use anyhow::Context;
 use clap::Args;
 use souffleur::actors::{Embedded, Runtime};
 use souffleur::protocol::{Closed, transport::stdio};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+const EXAMPLE: &str = r#"Example:
+  echo '{"jsonrpc":"2.0","id":1,"method":"status"}' | souffleur stdio
+
+Lines of JSON and LSP's Content-Length frames both work. After the input's end calls have one second. PROTOCOL.md has every method, with a request and its answer."#;
+
 #[derive(Args)]
+#[command(after_help = EXAMPLE)]
 pub(crate) struct Stdio {
     #[command(flatten)]
     models: Models,
 }
 
 pub(crate) fn run(arguments: Stdio, embedded: Embedded) -> anyhow::Result<ExitCode> {
+    if std::io::stdin().is_terminal() {
+        eprintln!("souffleur: waiting for JSON-RPC, one message a line; Ctrl-D ends it, and `souffleur stdio --help` has an example");
+    }
     let (input, output) = stdio::take_standard_streams().context("can't take stdin and stdout")?;
     let runtime = Runtime::start(arguments.models.config(embedded)?)?;
     let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -51,11 +51,8 @@ impl Language {
             tokens.push(start.ok_or_else(|| Error::Parameter { name: "prompt".into(), reason: "is empty".into() })?);
         }
         if let Some(id) = tokens.iter().find(|id| **id as usize >= self.vocabulary) {
-            return Err(Error::file(
-                "tokenizer.json",
-                "vocab",
-                format!("token {id} is beyond the network's vocabulary of {}", self.vocabulary),
-            ));
+            let reason = format!("token {id} is beyond the network's vocabulary of {}", self.vocabulary);
+            return Err(self.tokenizer.error("vocab", reason));
         }
         if tokens.len() >= self.context {
             return Err(Error::ContextOverflow { needed: tokens.len() as u64, limit: self.context as u64 });

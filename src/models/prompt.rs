@@ -59,9 +59,8 @@ pub fn encode(parts: &[Part<'_>], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         match part {
             Part::Text(text) => tokens.extend(tokenizer.encode(text)?),
             Part::Control(name) => {
-                let id =
-                    tokenizer.control(name).ok_or_else(|| Error::file("tokenizer.json", *name, "this marker is not in the vocabulary"))?;
-                tokens.push(id);
+                let id = tokenizer.control(name);
+                tokens.push(id.ok_or_else(|| tokenizer.error(name, "this marker is not in the vocabulary"))?);
             }
         }
     }

@@ -142,7 +142,6 @@ fn mismatch(answer: &Answer) -> Fault {
         Answer::Tokens(_) => "tokens",
         Answer::Text(_) => "text",
         Answer::Rendered(_) => "a rendered prompt",
-        Answer::Card(_) => "a card",
     };
     crate::actors::Error::Internal(format!("a worker answered with {kind}")).into()
 }

@@ -1,8 +1,11 @@
 //! A tokenizer that is built from metadata.
 
 use crate::refusals::small;
+use souffleur::models::language::Language;
+use souffleur::models::network::DecoderSpec;
 use souffleur::models::tokenizer::Tokenizer;
 use souffleur::models::weights::Files;
+use souffleur::models::{Error, Prompt};
 
 fn tokenizer(pre: &str) -> Tokenizer {
     let mut file = small();
@@ -51,4 +54,21 @@ fn a_text_begins_as_the_file_says() {
     };
     assert_eq!((bos("qwen2", None), bos("qwen2", Some(true)), bos("qwen2", Some(false))), (None, Some(259), None));
     assert_eq!((bos("llama-bpe", None), bos("llama-bpe", Some(false))), (Some(259), None));
+}
+
+#[test]
+fn what_a_prompt_lacks_is_looked_for_in_the_file_itself() {
+    let files = Files::of_gguf("a.gguf", small().bytes());
+    let language = Language::open(&files, &DecoderSpec::parse(&files).expect("a network")).expect("a language");
+    let infill = Prompt::Infill {
+        prefix: "in".into(),
+        suffix: String::new(),
+        path: Some("a.rs".into()),
+        repository: None,
+        files: Vec::new(),
+        order: None,
+    };
+    // The vocabulary has the three markers of a hole, and none of a file.
+    let Err(Error::ModelFile { file, field, .. }) = language.encode(&infill) else { panic!("it has no such marker") };
+    assert_eq!((file.as_str(), field.as_str()), ("a.gguf", "<|file_sep|>"));
 }

@@ -94,10 +94,8 @@ fn unloading_ends_the_process_and_what_it_had_in_hand() {
         // Unloading what is not loaded is fine, and the next request loads it.
         house.runtime.unload(MODEL).await.unwrap();
         let next = house.run(Request { tokens_max: 5, ..long }).await;
-        assert_eq!(
-            next.ids(),
-            told.ids()[..5.min(told.tokens.len())].iter().chain(&next.ids()[told.tokens.len().min(5)..]).copied().collect::<Vec<_>>()
-        );
+        let shared = told.tokens.len().min(5);
+        assert_eq!(next.ids()[..shared], told.ids()[..shared]);
         assert_eq!(next.reason(), FinishReason::Length);
     });
 }

@@ -43,6 +43,7 @@ struct Inner {
 }
 
 impl Runtime {
+    /// Starts the actors' thread. No model is loaded before someone asks for it, and no file of one is looked at.
     pub fn start(config: Config) -> Result<Self> {
         if config.models.is_empty() {
             return Err(Error::Internal("no model is configured".into()));
@@ -94,7 +95,8 @@ impl Runtime {
         &self.inner.house.config.models.first().expect("start refuses a configuration without models").name
     }
 
-    /// Takes a ticket or answers `Overloaded` at once, as a question does; loads the model if it must. Everything else that can go wrong is the transcript's end.
+    /// Takes a ticket or answers `Overloaded` at once; loads the model if it must. Everything else that can go wrong is the
+    /// transcript's end.
     pub fn complete(&self, request: Request) -> Result<Reader> {
         self.inner.known(&request.model)?;
         let ticket = self.inner.ticket()?;
@@ -106,10 +108,8 @@ impl Runtime {
         }
     }
 
+    /// Asks a model's tokenizer; takes a ticket and loads the model as `complete` does.
     pub async fn ask(&self, model: &str, question: Question) -> Result<Answer> {
-        if question == Question::Show {
-            return self.show(model).await.map(Answer::Card);
-        }
         let actor = self.inner.find(model).await?;
         let (to, answer) = oneshot::channel();
         let reply = Reply { to, ticket: self.inner.ticket()? };

@@ -164,7 +164,7 @@ impl Worker {
                 let answer = match question {
                     Question::Tokenize(text) if text == "die" => return None,
                     Question::Tokenize(text) => Answer::Tokens(text.bytes().map(u32::from).collect()),
-                    Question::Detokenize(_) | Question::Render(_) | Question::Show => Answer::Text(String::new()),
+                    Question::Detokenize(_) | Question::Render(_) => Answer::Text(String::new()),
                 };
                 self.say(FromWorker::Answer { id, answer: Ok(answer) }).await?;
             }

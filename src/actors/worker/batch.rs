@@ -122,7 +122,7 @@ impl<B: Backend> Batch<B> {
         let beyond = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= self.language.vocabulary());
         if let Some((token, _)) = beyond {
             let reason = format!("token {token} is beyond the vocabulary of {}", self.language.vocabulary());
-            let error = crate::models::Error::Parameter { name: "logitBias".into(), reason };
+            let error = crate::models::Error::Parameter { name: "logit_bias".into(), reason };
             return self.outbox.send(FromWorker::End { id: prepared.job.id, end: End::Failed(error.into()) });
         }
         let sequence = Sequence {

@@ -69,7 +69,6 @@ fn answer(language: &Language, question: Question) -> Result<Answer> {
     let tokenizer = &language.tokenizer;
     let decode = |tokens: &[u32]| guarded("tokenizer", Point::Tokenizer, None, || tokenizer.decode(tokens));
     Ok(match question {
-        Question::Show => return Err(Error::Internal("a front knows its models' cards".into())),
         Question::Tokenize(text) => Answer::Tokens(guarded("tokenizer", Point::Tokenizer, None, || tokenizer.encode(&text))?),
         Question::Detokenize(tokens) => Answer::Text(decode(&tokens)?),
         Question::Render(prompt) => {

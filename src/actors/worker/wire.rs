@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn a_full_prompter_is_answered_for_and_never_waited_for() {
-        let (words, _prompter, _decoder) = passed(vec![generate(1), generate(2), ToWorker::Ask { id: 3, question: Question::Show }], 1);
+        let ask = ToWorker::Ask { id: 3, question: Question::Detokenize(Vec::new()) };
+        let (words, _prompter, _decoder) = passed(vec![generate(1), generate(2), ask], 1);
         let overloaded = || Error::Overloaded { limit: super::super::INBOX };
         let expected = [
             FromWorker::Hello { wire: WIRE },

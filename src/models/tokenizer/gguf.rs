@@ -47,7 +47,7 @@ impl Tokenizer {
         let control_ids = control.values().copied().collect();
         let begins = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(reading.begins);
         let bos = gguf.id("tokenizer.ggml.bos_token_id").filter(|&id| begins && (id as usize) < tokens.len());
-        Ok(Self { inner, control, control_ids, eos: BTreeSet::new(), bos })
+        Ok(Self { inner, file: gguf.file.into(), control, control_ids, eos: BTreeSet::new(), bos })
     }
 }
 

@@ -9,8 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::catch_unwind;
 use tokenizers::{AddedToken, step_decode_stream};
 
+const TOKENIZER_JSON: &str = "tokenizer.json";
+
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Where it came from, for errors.
+    file: String,
     /// By text: what structures a prompt or ends a text.
     control: BTreeMap<String, u32>,
     control_ids: BTreeSet<u32>,
@@ -37,7 +41,7 @@ impl Tokenizer {
 
     /// `config` is `tokenizer_config.json`, for its beginning and end of text.
     pub fn parse(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self> {
-        let fail = |reason: String| Error::file("tokenizer.json", "json", reason);
+        let fail = |reason: String| Error::file(TOKENIZER_JSON, "json", reason);
         // The crate panics on some files that it should refuse.
         let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(tokenizer)).map_err(|panic| fail(super::panic_text(&*panic)))?;
         let mut inner = parsed.map_err(|e| fail(e.to_string()))?;
@@ -55,7 +59,7 @@ impl Tokenizer {
         inner.add_special_tokens(unmarked).map_err(|e| fail(e.to_string()))?;
         inner.set_encode_special_tokens(true);
         let control_ids = control.values().copied().collect();
-        let mut tokenizer = Self { inner, control, control_ids, eos: BTreeSet::new(), bos: None };
+        let mut tokenizer = Self { inner, file: TOKENIZER_JSON.into(), control, control_ids, eos: BTreeSet::new(), bos: None };
         if let Some(config) = config {
             tokenizer.read_config(config)?;
         }
@@ -108,7 +112,7 @@ impl Tokenizer {
 
     /// The tokens of a text; none of them is a control token, whatever the text spells.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::file("tokenizer.json", "encode", e))?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.error("encode", e))?;
         let ids = encoding.get_ids().to_vec();
         match ids.iter().find(|id| self.is_control(**id)) {
             Some(id) => Err(Error::Unsupported(format!("the tokenizer makes text into control token {id}"))),
@@ -121,7 +125,7 @@ impl Tokenizer {
         if let Some(id) = ids.iter().find(|id| self.inner.id_to_token(**id).is_none()) {
             return Err(Error::Parameter { name: "tokens".into(), reason: format!("{id} is not a token of this model") });
         }
-        self.inner.decode(ids, false).map_err(|e| Error::file("tokenizer.json", "decode", e))
+        self.inner.decode(ids, false).map_err(|e| self.error("decode", e))
     }
 
     /// How a token is written, if there is such a token.
@@ -132,7 +136,11 @@ impl Tokenizer {
     /// The text that `token` completes, `None` while a character is unfinished. Control tokens have no text.
     pub fn step(&self, decoding: &mut Decoding, token: u32) -> Result<Option<String>> {
         let Decoding { ids, prefix, prefix_index } = decoding;
-        step_decode_stream(&self.inner, vec![token], true, ids, prefix, prefix_index)
-            .map_err(|e| Error::file("tokenizer.json", "decoder", e))
+        step_decode_stream(&self.inner, vec![token], true, ids, prefix, prefix_index).map_err(|e| self.error("decoder", e))
+    }
+
+    /// What is wrong with the file that this came from.
+    pub(super) fn error(&self, field: &str, reason: impl ToString) -> Error {
+        Error::file(&*self.file, field, reason)
     }
 }

@@ -1,22 +1,56 @@
 //! Does a model fit? Asked before its first tensor is read.
 
 use crate::models::{Error, Result};
+use std::fs::read_to_string;
 
-/// Fails with both numbers when `needed` bytes are more than the machine has free. Where the system doesn't
-/// say what is free (anything but Linux), it is not checked.
+/// Fails with both numbers when `needed` bytes are more than `free_memory`. Where that is not known, it is not checked.
 pub fn check_memory(needed: u64) -> Result<()> {
-    match free_bytes() {
+    match free_memory() {
         Some(free) if needed > free => Err(Error::Memory { needed, free }),
         _ => Ok(()),
     }
 }
 
-/// What Linux would give without swapping, and what the control group still allows.
-fn free_bytes() -> Option<u64> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? << 10;
-    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let group = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
-    Some(group.map_or(available, |(max, current)| available.min(max.saturating_sub(current))))
+/// Bytes that this process may still take: what Linux gives without swapping, and no more than its control group allows.
+/// `None` where the system doesn't say (anything but Linux).
+pub fn free_memory() -> Option<u64> {
+    let available = number_after(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? << 10;
+    let group = |file: &str| read_to_string(format!("/sys/fs/cgroup/memory.{file}")).ok();
+    let allowed = || allowed(&group("max")?, &group("current")?, &group("stat")?);
+    Some(allowed().map_or(available, |allowed| available.min(allowed)))
+}
+
+/// What a control group's files leave; `None` where they set no limit.
+fn allowed(max: &str, current: &str, stat: &str) -> Option<u64> {
+    // Without a limit this is the word `max`.
+    let max: u64 = max.trim().parse().ok()?;
+    let current: u64 = current.trim().parse().ok()?;
+    // Files that were read count as used, and are given back to who asks.
+    let reclaimable = number_after(stat, "inactive_file").unwrap_or(0);
+    Some(max.saturating_sub(current.saturating_sub(reclaimable)))
+}
+
+/// The number in the line of that name.
+fn number_after(lines: &str, name: &str) -> Option<u64> {
+    let mut words = lines.lines().map(str::split_ascii_whitespace).find_map(|mut words| (words.next() == Some(name)).then_some(words))?;
+    words.next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_found_by_its_whole_name() {
+        let info = "MemTotal:       24000000 kB\nMemAvailable:   22000000 kB\n";
+        assert_eq!(number_after(info, "MemAvailable:"), Some(22_000_000));
+        assert_eq!(number_after(info, "Mem"), None);
+    }
+
+    #[test]
+    fn a_control_groups_files_are_given_back_before_its_limit_is_met() {
+        assert_eq!(allowed("1000\n", "900\n", "anon 300\ninactive_file 500\n"), Some(600));
+        assert_eq!(allowed("1000\n", "1900\n", ""), Some(0));
+        assert_eq!(allowed("max\n", "900\n", "inactive_file 500\n"), None);
+    }
 }

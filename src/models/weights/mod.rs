@@ -11,6 +11,6 @@ mod tensors;
 pub use blocks::Block;
 pub use files::{About, Files, Json};
 pub use gguf::{Gguf, Info, List, Value};
-pub use memory::check_memory;
+pub use memory::{check_memory, free_memory};
 pub use stored::Stored;
 pub use tensors::{Element, Matrix, Parameter, Quantization, Quantized, Tensors};

@@ -38,7 +38,7 @@ pub struct Listen {
 pub enum BindError {
     #[error("{address} is in use already; choose another port, or 0 for a free one")]
     InUse { address: SocketAddr },
-    #[error("{address} is reached from other machines; allow that explicitly, or listen on 127.0.0.1")]
+    #[error("{address} is reached from other machines; set beyond-loopback to allow that, or listen on 127.0.0.1")]
     BeyondLoopback { address: SocketAddr },
     #[error("can't listen on {address}: {cause}")]
     Listen { address: SocketAddr, cause: io::Error },

@@ -59,7 +59,7 @@ pub(crate) struct ModelResult {
     name: String,
     /// Requests that name no model mean this one.
     default: bool,
-    /// `embedded`, or the folder.
+    /// `embedded`, or the folder or file.
     source: String,
     state: &'static str,
     worker_pid: Option<u32>,

@@ -30,7 +30,8 @@ const ALIGNMENT_MAX: u64 = 1 << 16;
 /// A parsed file. Keys and tensors are unique, tensors lie within the file and none shares a byte with another.
 #[derive(Debug)]
 pub struct Gguf<'a> {
-    pub(super) file: &'a str,
+    /// Its name, for errors.
+    pub file: &'a str,
     values: BTreeMap<&'a str, (usize, Value<'a>)>,
     pub tensors: Vec<Info<'a>>,
 }
