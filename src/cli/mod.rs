@@ -104,6 +104,9 @@ pub(crate) struct Models {
     /// End and replace a worker that stands still for this many seconds with work in hand
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..))]
     stall_limit: u32,
+    /// Give a request up whose prompt takes longer than this many seconds to be made into tokens, and replace the worker
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = value_parser!(u32).range(1..))]
+    prompt_limit: u32,
     /// Give a model up when its worker dies more often than this within 30 seconds
     #[arg(long, value_name = "N", default_value_t = RestartLimit::default().deaths)]
     restarts: u32,
@@ -129,13 +132,14 @@ impl Models {
             Precision::Int8 => Activations::Int8,
             Precision::F32 => Activations::F32,
         };
-        let stall_limit = Duration::from_secs(u64::from(self.stall_limit));
+        let seconds = |limit| Duration::from_secs(u64::from(limit));
+        let (decoder_silence, prompter_time) = (seconds(self.stall_limit), seconds(self.prompt_limit));
         Ok(Config {
             models,
             embedded: Some(embedded),
             isolation: Isolation::Process { program: program()? },
             settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
-            limits: Limits { decoder_silence: stall_limit, prompter_time: stall_limit, ..Limits::default() },
+            limits: Limits { decoder_silence, prompter_time, ..Limits::default() },
             restarts: RestartLimit { deaths: self.restarts, ..RestartLimit::default() },
             keep_alive: (self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)),
         })

@@ -29,7 +29,7 @@ fn a_request_that_kills_its_worker_is_lost_and_the_15_beside_it_are_not() {
 
 #[test]
 fn a_prompter_past_its_limit_takes_its_worker_down_once() {
-    let mut stand = Stand::new(Wire::Lines, &["--stall-limit", "2", "--threads", "1"]);
+    let mut stand = Stand::new(Wire::Lines, &["--prompt-limit", "2", "--threads", "1"]);
     let undisturbed = stand.undisturbed(1, 400);
     for point in [Point::Template, Point::Tokenizer] {
         let before = stand.model()["restarts"].as_u64().unwrap();
