@@ -7,7 +7,7 @@ use souffleur::faults::{Action, Place, Point};
 use std::time::{Duration, Instant};
 
 const TOKENS: u32 = 24;
-/// A stall's limit is three seconds; a few loads come on top, on a machine that may have ten times as much to do as it can.
+/// A stall's limit is five seconds; a few loads come on top, on a machine that may have ten times as much to do as it can.
 const HANG: Duration = Duration::from_secs(60);
 
 /// When a fault begins to wait.
@@ -51,7 +51,7 @@ fn every_other_stall_over_a_websocket() {
 }
 
 /// A worker that only has to wait for its processor must not be taken for one that stands still.
-const STALLS: &[&str] = &["--stall-limit", "3", "--prompt-limit", "3"];
+const STALLS: &[&str] = &["--stall-limit", "5", "--prompt-limit", "5"];
 
 fn faults(wire: Wire, first: usize, which: impl Fn(Action) -> bool, arguments: &[&str]) {
     // One thread, because the machine has other workers at the same time; no cache, so that every prompt is read.
