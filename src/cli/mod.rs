@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod complete;
 pub(crate) mod doctor;
+mod selftest;
 pub(crate) mod serve;
 pub(crate) mod stdio;
 
@@ -15,6 +16,10 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub(crate) const VERSION: &str = if cfg!(feature = "faults") { WITH_FAULTS } else { env!("CARGO_PKG_VERSION") };
+/// A build for tests must be told from every other one.
+const WITH_FAULTS: &str = concat!(env!("CARGO_PKG_VERSION"), " with faults on purpose, for tests only");
+
 const EXAMPLES: &str = "\
 Examples:
   souffleur complete src/main.rs:12    what comes at the end of line 12, in the terminal
@@ -26,7 +31,7 @@ Examples:
 
 /// Whispers the next lines of code, from a model on this machine
 #[derive(Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(version = VERSION, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -104,6 +109,9 @@ pub(crate) struct Models {
     /// End and replace a worker that stands still for this many seconds with work in hand
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..))]
     stall_limit: u32,
+    /// Give a request up whose prompt takes longer than this many seconds to be made into tokens, and replace the worker
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = value_parser!(u32).range(1..))]
+    prompt_limit: u32,
     /// Give a model up when its worker dies more often than this within 30 seconds
     #[arg(long, value_name = "N", default_value_t = RestartLimit::default().deaths)]
     restarts: u32,
@@ -129,13 +137,14 @@ impl Models {
             Precision::Int8 => Activations::Int8,
             Precision::F32 => Activations::F32,
         };
-        let stall_limit = Duration::from_secs(u64::from(self.stall_limit));
+        let seconds = |limit| Duration::from_secs(u64::from(limit));
+        let (decoder_silence, prompter_time) = (seconds(self.stall_limit), seconds(self.prompt_limit));
         Ok(Config {
             models,
             embedded: Some(embedded),
             isolation: Isolation::Process { program: program()? },
             settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
-            limits: Limits { decoder_silence: stall_limit, ..Limits::default() },
+            limits: Limits { decoder_silence, prompter_time, ..Limits::default() },
             restarts: RestartLimit { deaths: self.restarts, ..RestartLimit::default() },
             keep_alive: (self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)),
         })

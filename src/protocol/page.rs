@@ -6,8 +6,8 @@ use super::{
     types::{HealthResult, StatusResult},
 };
 use crate::{
-    actors::{Death, DecoderStatus, ModelSource, ModelState, ModelStatus, Runtime, Settings, Status},
-    config::{Config, Isolation, Limits, Model, RestartLimit},
+    actors::{Death, DecoderStatus, ModelSource, ModelState, ModelStatus, Status},
+    config::Limits,
 };
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod clients;
+mod doctor;
 mod guard;
 mod rooms;
 mod sockets;
