@@ -3,7 +3,8 @@
 //! Every output is summed over its inputs in one order, whatever the number of rows: inside a block integers
 //! (exact, so any order) or one fused multiply-add per input, then the blocks from first to last.
 
-use super::forms::{Bits, Form, Grouping, Header, Quantized};
+use super::forms::{Bits, Form, Grouping, Quantized};
+use super::headers::Header;
 use super::isa::{Isa, LANES, UNIT};
 use std::mem::MaybeUninit;
 
