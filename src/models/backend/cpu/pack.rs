@@ -84,8 +84,8 @@ impl Kind {
             Matrix::Plain { element, .. } => Self::Plain(*element),
             Matrix::Quantized(q) => {
                 let bits = match q.quantization.bits {
-                    ..=4 => 4,
-                    ..=6 => 6,
+                    2..=4 => 4,
+                    5 | 6 => 6,
                     _ => 8,
                 };
                 Self::Affine { bits, group: q.quantization.group, wide: q.element != Element::F16 }
