@@ -1,0 +1,91 @@
+//! llama.cpp's own benches on the same file, for the same work.
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// `llama-bench=PATH`, and `llama-batched-bench=PATH` for several sequences.
+#[derive(Clone)]
+pub(super) enum Peer {
+    Bench(PathBuf),
+    Batched(PathBuf),
+}
+
+pub(super) fn parse(text: &str) -> Result<Peer, String> {
+    match text.split_once('=') {
+        Some(("llama-bench", path)) => Ok(Peer::Bench(path.into())),
+        Some(("llama-batched-bench", path)) => Ok(Peer::Batched(path.into())),
+        _ => Err("not llama-bench=PATH or llama-batched-bench=PATH".into()),
+    }
+}
+
+/// What it is asked to do, with the names of its own options.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Task {
+    Prompt(usize),
+    Generate { depth: usize, tokens: usize },
+    Batch { sequences: usize, prompt: usize, tokens: usize },
+}
+
+pub(super) struct Peers<'a> {
+    pub(super) programs: &'a [Peer],
+    pub(super) model: &'a Path,
+    /// Which attention was the better one behind a long context, by threads; each is asked for both once.
+    flash: Vec<(usize, &'static str)>,
+}
+
+impl<'a> Peers<'a> {
+    pub(super) fn new(programs: &'a [Peer], model: &'a Path) -> Self {
+        Self { programs, model, flash: Vec::new() }
+    }
+
+    fn program(&self, task: Task) -> Option<&'a Path> {
+        self.programs.iter().find_map(|peer| match (peer, task) {
+            (Peer::Batched(path), Task::Batch { .. }) | (Peer::Bench(path), Task::Prompt(_) | Task::Generate { .. }) => {
+                Some(path.as_path())
+            }
+            _ => None,
+        })
+    }
+
+    pub(super) fn can(&self, task: Task) -> bool {
+        self.program(task).is_some()
+    }
+
+    /// Tokens per second.
+    pub(super) fn run(&mut self, task: Task, threads: usize) -> anyhow::Result<f64> {
+        let Task::Generate { depth: 1.., .. } = task else { return self.ask(task, threads, "auto") };
+        if let Some((_, better)) = self.flash.iter().find(|(of, _)| *of == threads) {
+            return self.ask(task, threads, better);
+        }
+        let (on, off) = (self.ask(task, threads, "on")?, self.ask(task, threads, "off")?);
+        self.flash.push((threads, if on > off { "on" } else { "off" }));
+        Ok(on.max(off))
+    }
+
+    fn ask(&self, task: Task, threads: usize, flash: &str) -> anyhow::Result<f64> {
+        let program = self.program(task).expect("asked for only what can be done");
+        let (options, key) = match task {
+            Task::Prompt(tokens) => (format!("-p {tokens} -n 0 -r 2 -o jsonl"), "avg_ts"),
+            Task::Generate { depth, tokens } => (format!("-p 0 -n {tokens} -d {depth} -r 2 -o jsonl"), "avg_ts"),
+            Task::Batch { sequences, prompt, tokens } => {
+                (format!("-c 2048 -npp {prompt} -ntg {tokens} -npl {sequences} --output-format jsonl"), "speed_tg")
+            }
+        };
+        let output = Command::new(program)
+            .args(["-t", &threads.to_string(), "-fa", flash, "-m"])
+            .arg(self.model)
+            .args(options.split(' '))
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("{program:?} can't be started"))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let figure = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|line| line.get(key)?.as_f64());
+        let Some(figure) = figure else {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            bail!("{program:?} gave no {key} ({}): {}", output.status, errors.lines().last().unwrap_or("without a word"));
+        };
+        Ok(figure)
+    }
+}
