@@ -177,7 +177,7 @@ impl<'a> Session<'a> {
         Worker::run(&self.config, &self.rig.size)
     }
 
-    /// What `complete` is told to run the same.
+    /// What another process is told, to run the same.
     fn options(&self, threads: usize) -> Vec<String> {
         let activations = format!("{:?}", self.config.settings.activations).to_lowercase();
         ["-m", self.option, "--threads", &threads.to_string(), "--activations", &activations].map(String::from).into()

@@ -18,7 +18,7 @@ pub(super) enum Part {
     Rows,
     /// Two threads while another process keeps a processor busy
     Beside,
-    /// Loading, the first text of a new process, and a worker's memory
+    /// Loading, the first token of a new process, and a worker's memory
     Start,
 }
 
@@ -115,7 +115,7 @@ impl Plan {
                 plan.compare("2 threads, beside a busy processor to alone", 0, 2);
             }
             Part::Start => {
-                plan.add("first text of a new `complete`".into(), "ms", Work::FirstToken);
+                plan.add("first token of a new `stdio` process".into(), "ms", Work::FirstToken);
                 plan.add("load in a new worker".into(), "ms", Work::Load);
                 plan.add("memory beyond weights, keys and values".into(), "MB", Work::Memory);
                 plan.add("  at the worst moment".into(), "MB", Work::Peak);

@@ -1,28 +1,33 @@
-//! What is measured of whole processes: how soon the first text comes, and how much memory a worker takes.
+//! What is measured of whole processes: how soon the first token comes, and how much memory a worker takes.
 
 use super::rig::Size;
 use anyhow::{Context, bail};
+use serde_json::json;
 use souffleur::actors::{End, Prompt, Request, Runtime, Sampling};
 use souffleur::config::Config;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Reads as a file that is being written does: well below 64 tokens.
+/// Well below 64 tokens.
 const TEXT: &str = "fn main() {\n    let name = \"world\";\n    println!(\"Hello, {}!\", ";
 
-/// Milliseconds from the start of `souffleur complete` to its first byte of text.
+/// Milliseconds from the start of `souffleur stdio` to its answer of one token: front, worker and load are in it.
 pub(super) fn first_token(options: &[String]) -> anyhow::Result<f64> {
-    let file = std::env::temp_dir().join(format!("souffleur-bench-{}.rs", std::process::id()));
-    std::fs::write(&file, TEXT)?;
+    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "complete", "params": { "prompt": TEXT, "maxTokens": 1 } });
     let start = Instant::now();
     let mut command = Command::new(crate::cli::program()?);
-    let mut child = command.arg("complete").arg(&file).args(options).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    let read = child.stdout.as_mut().expect("piped").read_exact(&mut [0]);
+    let mut child = command.arg("stdio").args(options).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut input = child.stdin.take().expect("piped");
+    writeln!(input, "{call}")?;
+    let mut answer = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut answer)?;
     let time = start.elapsed();
-    let status = child.wait();
-    std::fs::remove_file(&file)?;
-    read.with_context(|| format!("`complete` wrote nothing ({})", status.map_or_else(|e| e.to_string(), |status| status.to_string())))?;
+    drop(input);
+    child.wait()?;
+    if !answer.contains("\"result\"") {
+        bail!("`souffleur stdio` answered {answer:?}");
+    }
     Ok(time.as_secs_f64() * 1e3)
 }
 
