@@ -62,14 +62,14 @@ pub(crate) struct Bench {
     /// Write a line of JSON for each part, every measurement in it
     #[arg(long)]
     json: bool,
-    /// Be the process that keeps a processor busy
-    #[arg(long, hide = true)]
-    neighbour: bool,
+    /// Be the process that keeps a processor busy, for as long as this one is its parent
+    #[arg(long, value_name = "PID", hide = true)]
+    neighbour: Option<u32>,
 }
 
 pub(crate) fn run(arguments: Bench, embedded: Embedded) -> anyhow::Result<ExitCode> {
-    if arguments.neighbour {
-        return neighbour::be_one();
+    if let Some(parent) = arguments.neighbour {
+        return neighbour::be_one(parent);
     }
     let mut threads: Vec<usize> = arguments.threads.iter().map(|&threads| threads as usize).collect();
     if threads.is_empty() {

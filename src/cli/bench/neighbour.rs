@@ -1,8 +1,6 @@
 //! A process that keeps one processor busy, as a compiler does.
 
-use std::io::Read as _;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::{Child, Command, ExitCode};
 use std::time::Duration;
 
 /// Until a neighbour has begun to be one.
@@ -14,7 +12,7 @@ pub(super) struct Neighbour(Child);
 impl Neighbour {
     pub(super) fn start() -> anyhow::Result<Self> {
         let mut command = Command::new(crate::cli::program()?);
-        let child = command.args(["bench", "--neighbour"]).stdin(Stdio::piped()).spawn()?;
+        let child = command.args(["bench", "--neighbour", &std::process::id().to_string()]).spawn()?;
         std::thread::sleep(SETTLING);
         Ok(Self(child))
     }
@@ -28,20 +26,13 @@ impl Drop for Neighbour {
     }
 }
 
-/// What that process does: turns on one processor until its input ends.
-pub(super) fn be_one() -> anyhow::Result<ExitCode> {
-    // Before any thread starts, so that all of them have it.
+/// What that process does: turns on one processor for as long as `parent` is its parent. No second thread waits for
+/// that, because it might never run beside this one.
+pub(super) fn be_one(parent: u32) -> anyhow::Result<ExitCode> {
     pin()?;
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let _ = std::io::stdin().read(&mut [0]);
-            over.store(true, Ordering::Relaxed);
-        });
-        while !over.load(Ordering::Relaxed) {
-            std::hint::spin_loop();
-        }
-    });
+    while rustix::process::getppid().is_some_and(|pid| pid.as_raw_pid().cast_unsigned() == parent) {
+        (0..1_000_000).for_each(|_| std::hint::spin_loop());
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -89,3 +89,31 @@ impl<'a> Peers<'a> {
         Ok(figure)
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn the_better_attention_is_found_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, log) = (folder.path().join("llama-bench"), folder.path().join("log"));
+        let script = "#!/bin/sh\necho \"$@\" >> LOG\ncase \"$*\" in *'-fa on'*) s=3.5;; *'-fa off'*) s=4.5;; *) s=7;; esac\n\
+            case \"$*\" in *'-t 9'*) echo broken >&2; exit 3;; esac\necho loading\necho \"{\\\"n_gen\\\": 16, \\\"avg_ts\\\": $s}\"\n";
+        std::fs::write(&program, script.replace("LOG", log.to_str().unwrap())).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let programs = [parse(&format!("llama-bench={}", program.display())).ok().expect("a peer")];
+        let mut peers = Peers::new(&programs, Path::new("a model.gguf"));
+        let deep = Task::Generate { depth: 4096, tokens: 16 };
+        assert_eq!([(); 3].map(|()| peers.run(deep, 2).unwrap()), [4.5; 3]);
+        assert_eq!(peers.run(Task::Prompt(512), 1).unwrap(), 7.0);
+        let asked = std::fs::read_to_string(&log).unwrap();
+        let flash = |line: &str| line.split(' ').skip(3).take(1).collect::<String>();
+        assert_eq!(asked.lines().map(flash).collect::<Vec<_>>(), ["on", "off", "off", "off", "auto"], "{asked}");
+        assert_eq!(asked.lines().last(), Some("-t 1 -fa auto -m a model.gguf -p 512 -n 0 -r 2 -o jsonl"));
+        assert!(peers.run(Task::Prompt(1), 9).unwrap_err().to_string().ends_with("gave no avg_ts (exit status: 3): broken"));
+        assert!(!peers.can(Task::Batch { sequences: 8, prompt: 16, tokens: 24 }));
+        assert!(parse("ollama=x").is_err());
+    }
+}
