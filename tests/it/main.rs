@@ -3,7 +3,9 @@
 mod bad_input;
 mod bench;
 mod clients;
+mod doctor;
 mod guard;
 mod rooms;
+mod sockets;
 mod support;
 mod transcripts;
