@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
 use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
-use souffleur::models::backend::cpu::{Cpu, Packed};
+use souffleur::models::backend::cpu::Cpu;
 use souffleur::models::backend::{Backend, Span};
 use souffleur::models::network::DecoderSpec;
 use souffleur::models::sampler::Sampler;
@@ -14,6 +14,8 @@ use souffleur::models::{Activations, Embedded, ModelSource, Sampling};
 use std::borrow::Cow;
 use std::hint::black_box;
 use std::time::Duration;
+
+type Packed = <Cpu as Backend>::Matrix;
 
 /// Weights that stay in a second-level cache, so that the kernel is measured and not the memory.
 const OUTPUTS: usize = 128;

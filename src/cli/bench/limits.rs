@@ -1,7 +1,7 @@
 //! What the machine could do at best: bytes read from memory, and products of weights that lie in the cache.
 
 use memmap2::MmapMut;
-use souffleur::models::backend::cpu::{Cpu, Packed};
+use souffleur::models::backend::cpu::Cpu;
 use souffleur::models::backend::{Backend, Span};
 use souffleur::models::network::DecoderSpec;
 use souffleur::models::weights::{Matrix, Quantized};
@@ -63,7 +63,7 @@ const TIMES: usize = 8;
 
 /// A model's weights by their forms: a small piece of each, and how many of a token's products have that form.
 #[derive(Default)]
-pub(super) struct Forms(Vec<(String, Packed, u64)>);
+pub(super) struct Forms(Vec<(String, <Cpu as Backend>::Matrix, u64)>);
 
 impl Forms {
     pub(super) fn add(&mut self, matrix: &Matrix<'_>, backend: &mut Cpu) -> souffleur::models::Result<()> {
