@@ -11,7 +11,7 @@ mod table;
 
 use super::{Models, Precision};
 use anyhow::bail;
-use clap::{Args, ValueEnum as _};
+use clap::{Args, Parser, ValueEnum as _};
 use limits::Memory;
 use load::Watch;
 use neighbour::Neighbour;
@@ -99,6 +99,18 @@ pub(crate) fn run(arguments: Bench, embedded: Embedded) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `serve` has by default, with this model.
+fn config(model: &str, activations: Precision, embedded: Embedded) -> anyhow::Result<Config> {
+    #[derive(Parser)]
+    struct Defaults {
+        #[command(flatten)]
+        models: Models,
+    }
+    let mut models = Defaults::try_parse_from(["bench", "--model", model])?.models;
+    models.activations = activations;
+    models.config(embedded)
+}
+
 /// One model with all that its figures are measured by.
 struct Session<'a> {
     name: String,
@@ -113,8 +125,7 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn start(model: &'a str, arguments: &'a Bench, embedded: Embedded) -> anyhow::Result<Self> {
-        let models = Models { models: vec![model.into()], threads: 0, activations: arguments.activations, cache: 512, keep_alive: 0 };
-        let config = models.config(embedded)?;
+        let config = config(model, arguments.activations, embedded)?;
         let name = config.models[0].name.clone();
         let peers = match &config.models[0].source {
             _ if arguments.peers.is_empty() => None,
