@@ -1,7 +1,10 @@
 //! `bench`: that it measures what it says. How fast anything is, no test asks.
 
 use serde_json::Value;
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 fn bench(options: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_souffleur")).arg("bench").args(options).stdin(Stdio::null()).output().expect("it starts");
@@ -36,9 +39,20 @@ fn every_measurement_and_every_ratio_is_in_the_json() {
 #[cfg(unix)]
 #[test]
 fn a_neighbour_ends_with_its_parent() {
-    // The shell is gone at once; the neighbour has its output, whose end is waited for here.
-    let script = format!("{} bench --neighbour $$ &", env!("CARGO_BIN_EXE_souffleur"));
-    assert!(Command::new("sh").args(["-c", &script]).output().expect("a shell").status.success());
+    // The shell says the neighbour's number and is gone; its output ends when the neighbour, who has it too, does.
+    let script = format!("{} bench --neighbour $$ & echo $!", env!("CARGO_BIN_EXE_souffleur"));
+    let mut shell = Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("a shell");
+    let mut output = BufReader::new(shell.stdout.take().expect("piped"));
+    let mut neighbour = String::new();
+    output.read_line(&mut neighbour).expect("a number");
+    shell.wait().expect("it ends");
+    let (over, ended) = mpsc::sync_channel(1);
+    std::thread::spawn(move || over.send(output.read_line(&mut String::new())));
+    let ended = ended.recv_timeout(Duration::from_secs(60));
+    if ended.is_err() {
+        Command::new("kill").args(["-9", neighbour.trim()]).status().expect("kill");
+    }
+    assert_eq!(ended.expect("it ends, here within a minute").expect("readable"), 0);
 }
 
 #[test]
