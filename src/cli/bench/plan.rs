@@ -118,7 +118,7 @@ impl Plan {
                 plan.add("first token of a new `stdio` process".into(), "ms", Work::FirstToken);
                 plan.add("load in a new worker".into(), "ms", Work::Load);
                 plan.add("memory beyond weights, keys and values".into(), "MB", Work::Memory);
-                plan.add("  at the worst moment".into(), "MB", Work::Peak);
+                plan.add("  at the worst moment, the mapped file with it".into(), "MB", Work::Peak);
             }
         }
         Some(plan)
