@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         cli::Command::Stdio(stdio) => cli::stdio::run(stdio, EMBEDDED),
         cli::Command::Serve(serve) => cli::serve::run(serve, EMBEDDED),
         cli::Command::Doctor(doctor) => cli::doctor::run(doctor, EMBEDDED),
+        cli::Command::Bench(bench) => cli::bench::run(bench, EMBEDDED),
         cli::Command::Worker => worker::over_pipe(Some(EMBEDDED)),
     };
     match result {

@@ -1,5 +1,6 @@
 //! The command line: what may be asked, and how it becomes a `Config`.
 
+pub(crate) mod bench;
 pub(crate) mod complete;
 pub(crate) mod doctor;
 pub(crate) mod serve;
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Serve(serve::Serve),
     /// Say what this machine has, what the model is, and what is wrong
     Doctor(doctor::Doctor),
+    /// Measure how fast a model is on this machine
+    Bench(bench::Bench),
     /// Run one model for a front process, which starts this itself
     #[command(hide = true)]
     Worker,

@@ -28,23 +28,27 @@ impl Sampler {
     pub fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Sampled {
         let logsum = self.logprobs.map(|_| logsumexp(logits));
         let top = self.logprobs.map_or(Vec::new(), |n| likeliest(logits, n as usize, logsum.unwrap_or(0.0)));
-        let raw = if logsum.is_some() && !self.processors.is_empty() { logits.to_vec() } else { Vec::new() };
+        let raw = logsum.map_or(Vec::new(), |_| logits.to_vec());
         self.processors.iter().for_each(|processor| processor.apply(logits, tokens));
         let token = if self.sampling.temperature == 0.0 { argmax(logits) } else { draw(logits, &self.sampling, tokens.len()) };
-        let logit = raw.get(token).copied().unwrap_or(logits[token]);
-        Sampled { token: token as u32, logprob: logsum.map_or(0.0, |logsum| logit - logsum), top }
+        Sampled { token: token as u32, logprob: logsum.map_or(0.0, |logsum| raw[token] - logsum), top }
     }
 }
 
+/// Lanes in which a vocabulary is weighed: sixteen partial results let the compiler use vectors of any width.
+const LANES: usize = 16;
+
 /// The first of the largest.
 fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &x) in logits.iter().enumerate() {
-        if x > logits[best] {
-            best = i;
+    let (vectors, rest) = logits.as_chunks::<LANES>();
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    for vector in vectors {
+        for (top, x) in tops.iter_mut().zip(vector) {
+            *top = if *x > *top { *x } else { *top };
         }
     }
-    best
+    let top = tops.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    logits.iter().position(|&x| x == top).unwrap_or(0)
 }
 
 fn logsumexp(logits: &[f32]) -> f32 {
@@ -74,12 +78,20 @@ fn sort_first(all: &mut [(u32, f32)], n: usize) {
 }
 
 /// Temperature, top-k, top-p, min-p, then the draw: over weights `e^((logit - largest) / temperature)`.
-fn draw(logits: &[f32], sampling: &Sampling, position: usize) -> usize {
-    let top = logits[argmax(logits)];
-    let weight = |x: f32| ((x - top) / sampling.temperature).exp();
+fn draw(logits: &mut [f32], sampling: &Sampling, position: usize) -> usize {
+    let likeliest = argmax(logits);
+    let (top, cold) = (logits[likeliest], 1.0 / sampling.temperature);
     // The likeliest weighs 1, so min-p is a bound on weights.
-    let mut kept: Vec<(u32, f32)> =
-        logits.iter().enumerate().map(|(i, &x)| (i as u32, weight(x))).filter(|(_, w)| *w >= sampling.min_p).collect();
+    for x in logits.iter_mut() {
+        let weight = exp((*x - top) * cold);
+        *x = if weight >= sampling.min_p { weight } else { 0.0 };
+    }
+    let weights = logits;
+    let at = uniform(sampling.seed, position as u64);
+    if sampling.top_k == 0 && sampling.top_p >= 1.0 {
+        return pick(weights, at).unwrap_or(likeliest);
+    }
+    let mut kept: Vec<(u32, f32)> = (0..).zip(weights.iter().copied()).filter(|(_, w)| *w > 0.0).collect();
     let top_k = sampling.top_k as usize;
     if top_k > 0 && top_k < kept.len() {
         sort_first(&mut kept, top_k);
@@ -90,15 +102,54 @@ fn draw(logits: &[f32], sampling: &Sampling, position: usize) -> usize {
     }
     // In the order of ids, so that sorting for a cut doesn't change the draw.
     kept.sort_unstable_by_key(|(id, _)| *id);
-    let total: f64 = kept.iter().map(|(_, w)| f64::from(*w)).sum();
-    let mut left = uniform(sampling.seed, position as u64) * total;
-    for &(id, w) in &kept {
-        left -= f64::from(w);
-        if left < 0.0 {
-            return id as usize;
+    let weights: Vec<f32> = kept.iter().map(|(_, w)| *w).collect();
+    pick(&weights, at).map_or(likeliest, |index| kept[index].0 as usize)
+}
+
+/// The index at which the sum of weights passes the part `at` (0..1) of the whole; none if no weight is positive.
+/// Summed in blocks, so that only the one that has it is walked through.
+fn pick(weights: &[f32], at: f64) -> Option<usize> {
+    const BLOCK: usize = 16 * LANES;
+    let sum = |block: &[f32]| {
+        let (vectors, rest) = block.as_chunks::<LANES>();
+        let mut sums = [0f32; LANES];
+        for vector in vectors {
+            sums.iter_mut().zip(vector).for_each(|(sum, w)| *sum += w);
+        }
+        sums.iter().chain(rest).map(|&w| f64::from(w)).sum::<f64>()
+    };
+    let sums: Vec<f64> = weights.chunks(BLOCK).map(sum).collect();
+    let mut left = at * sums.iter().sum::<f64>();
+    for (block, sum) in sums.iter().enumerate() {
+        if left >= *sum {
+            left -= sum;
+            continue;
+        }
+        for (index, &w) in weights.iter().enumerate().skip(block * BLOCK).take(BLOCK) {
+            left -= f64::from(w);
+            if left < 0.0 {
+                return Some(index);
+            }
         }
     }
-    kept.last().map_or_else(|| argmax(logits), |(id, _)| *id as usize)
+    // What rounding left over belongs to the last that has any weight.
+    weights.iter().rposition(|&w| w > 0.0)
+}
+
+/// `e^x` for `x <= 0`, within 1e-6 of itself, 0 below -87; without a branch or a call, so that the compiler weighs
+/// several at once. Cody and Waite's reduction with the Taylor polynomial of degree 6.
+fn exp(x: f32) -> f32 {
+    const ROUNDED: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves a whole number in the low bits
+    let shifted = x.max(-87.0) * std::f32::consts::LOG2_E + ROUNDED;
+    let n = shifted - ROUNDED;
+    let r = x.max(-87.0) - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = 1.0 / 720.0;
+    let p = p * r + 1.0 / 120.0;
+    let p = p * r + 1.0 / 24.0;
+    let p = p * r + 1.0 / 6.0;
+    let p = ((p * r + 0.5) * r + 1.0) * r + 1.0;
+    let scaled = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x < -87.0 { 0.0 } else { scaled }
 }
 
 /// Keeps the likeliest that together reach `mass` of the whole; at least one.
@@ -167,6 +218,24 @@ mod tests {
         check(Sampling { top_p: 0.65, ..one.clone() }, [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
         check(Sampling { top_p: 0.01, ..one.clone() }, [0.0, 0.0, 0.0, 1.0]);
         check(Sampling { min_p: 0.45, ..one }, [0.0, 2.0 / 9.0, 3.0 / 9.0, 4.0 / 9.0]);
+    }
+
+    #[test]
+    fn weights_are_the_exponential() {
+        for x in [0.0, -0.0, -1e-6, -0.3, -0.35, -1.0, -20.0, -86.9, -87.0] {
+            let want = f64::from(x).exp();
+            assert!((f64::from(exp(x)) - want).abs() <= 1e-6 * want, "{x}: {} is not {want}", exp(x));
+        }
+        assert_eq!([exp(-87.1), exp(f32::NEG_INFINITY)], [0.0, 0.0]);
+    }
+
+    #[test]
+    fn each_token_of_a_large_vocabulary_is_picked_for_its_part() {
+        let weights: Vec<f32> = (0..1000).map(|i| if i % 3 == 0 { 0.0 } else { 1.0 }).collect();
+        let drawn: Vec<usize> = (0..666).map(|n| pick(&weights, (f64::from(n) + 0.5) / 666.0).unwrap()).collect();
+        assert!(drawn.iter().copied().eq((0..1000).filter(|i| i % 3 != 0)), "{drawn:?}");
+        assert_eq!(pick(&[0.0; 300], 0.5), None);
+        assert_eq!(argmax(&[[0.0; 40], [7.0; 40]].concat()), 40);
     }
 
     #[test]

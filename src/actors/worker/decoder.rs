@@ -68,7 +68,7 @@ fn inspect(source: &ModelSource, settings: &Settings, embedded: Option<Embedded>
     let spec = DecoderSpec::parse(&files)?;
     let tensors = Tensors::open(&files)?;
     tensors.expect(&spec.parameters())?;
-    Ok(card(&files, &tensors, &spec, &Language::open(&files, &spec)?, settings))
+    Ok(card(&files, &tensors, &spec, &Language::open(&files, &spec)?, settings)?)
 }
 
 fn load(
@@ -81,8 +81,9 @@ fn load(
     let files = Files::open(source, embedded)?;
     let spec = DecoderSpec::parse(&files)?;
     let bytes = files.weight_bytes();
-    check_memory(bytes + spec.cache_bytes(CACHE_TOKENS.min(spec.context)) + WORKING_BYTES)?;
     let tensors = Tensors::open(&files)?;
+    let weights = Decoder::<Cpu>::weight_bytes(&spec, &tensors)?;
+    check_memory(weights + spec.cache_bytes(CACHE_TOKENS.min(spec.context)) + WORKING_BYTES)?;
     let backend = Cpu::new(&spec, settings.threads as usize, settings.activations)?;
     let mut told = Instant::now();
     let mut progress = |done: u64, total: u64| {
@@ -104,6 +105,6 @@ fn load(
             }
         }
     };
-    let card = card(&files, &tensors, &decoder.spec, &language, settings);
+    let card = card(&files, &tensors, &decoder.spec, &language, settings)?;
     Ok((card, Batch::new(decoder, Arc::clone(&language), settings.cache_bytes as usize, outbox.clone())))
 }

@@ -38,6 +38,8 @@ pub trait Backend: Sized {
     type Cache;
 
     fn matrix(&mut self, from: &Matrix<'_>) -> Result<Self::Matrix>;
+    /// Bytes that `matrix` would take.
+    fn matrix_bytes(from: &Matrix<'_>) -> usize;
     fn vector(&mut self, from: Vec<f32>) -> Result<Self::Vector>;
 
     fn cache(&mut self, spec: &DecoderSpec) -> Self::Cache;

@@ -28,6 +28,19 @@ pub struct Decoder<B: Backend> {
 }
 
 impl<B: Backend> Decoder<B> {
+    /// Bytes that the loaded parameters take.
+    pub fn weight_bytes(spec: &DecoderSpec, tensors: &Tensors<'_>) -> Result<u64> {
+        let parameters = spec.parameters();
+        tensors.expect(&parameters)?;
+        let bytes = |parameter: &Parameter| match parameter {
+            Parameter::Vector { length, .. } => Ok(length * size_of::<f32>()),
+            Parameter::Matrix { base, rows, columns } => {
+                Ok(B::matrix_bytes(&tensors.matrix(base, *rows, *columns, spec.quantization(base))?))
+            }
+        };
+        parameters.iter().map(|parameter| bytes(parameter).map(|bytes| bytes as u64)).sum()
+    }
+
     /// Loads every parameter; `progress` hears parameters done and in all.
     pub fn load(spec: DecoderSpec, tensors: &Tensors<'_>, backend: B, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         let parameters = spec.parameters();
@@ -126,6 +139,7 @@ impl<B: Backend> Load<'_, B> {
             Error::Unsupported(reason) => self.tensors.error(&format!("{base}.weight"), reason),
             other => other,
         })?;
+        self.tensors.forget(&base);
         self.report((rows * columns) as u64);
         Ok(weight)
     }

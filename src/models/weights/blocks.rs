@@ -1,5 +1,5 @@
 //! GGUF's quantized blocks, by the format's definition. Each is affine by groups of 16 or 32 inputs:
-//! `w = q * scale + bias` with an integer of eight bits, where scale and bias are exact in f32.
+//! `w = q * scale + bias` with an integer of at most eight bits.
 
 use half::f16;
 
@@ -19,6 +19,31 @@ pub enum Block {
     Q6_K,
     IQ4_NL,
 }
+
+/// A group's scale and bias as the format keeps them: an f16 times a small whole number each, so that both are exact
+/// in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine {
+    pub d: f16,
+    pub scale: i16,
+    pub e: f16,
+    pub bias: i16,
+}
+
+impl Affine {
+    fn new(d: f16, scale: i16, e: f16, bias: i16) -> Self {
+        Self { d, scale, e, bias }
+    }
+    pub fn scale(self) -> f32 {
+        self.d.to_f32() * f32::from(self.scale)
+    }
+    pub fn bias(self) -> f32 {
+        self.e.to_f32() * f32::from(self.bias)
+    }
+}
+
+/// Inputs that `Block::integers` gives at a time.
+const UNIT: usize = 32;
 
 /// What the four bits of IQ4_NL stand for.
 const NONLINEAR: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -69,101 +94,83 @@ impl Block {
         }
     }
 
-    /// Group `g` of a block: its integers into `q`, its scale and bias. Products of an f16 and a scale of at most
-    /// eight bits are exact in f32, so nothing is rounded.
-    pub fn decode(self, b: &[u8], g: usize, q: &mut [i8]) -> (f32, f32) {
-        debug_assert!(b.len() == self.bytes() && q.len() == self.group());
+    /// The block of `data` that has input `index`.
+    pub fn at(self, data: &[u8], index: usize) -> &[u8] {
+        &data[index / self.weights() * self.bytes()..][..self.bytes()]
+    }
+
+    /// The integers of the block's inputs `unit * 32..`; two's complement for Q8_0 and IQ4_NL, whose zero is 0.
+    /// Q3_K's are those that Q6_K would have for the same weights: 28 more than the file's.
+    pub fn integers(self, b: &[u8], unit: usize) -> [u8; UNIT] {
+        debug_assert_eq!(b.len(), self.bytes());
         match self {
-            Self::Q4_0 => {
-                nibbles(&b[2..18], q, |n| n as i8);
-                (half(b, 0), -8.0 * half(b, 0))
-            }
-            Self::Q4_1 => {
-                nibbles(&b[4..20], q, |n| n as i8);
-                (half(b, 0), half(b, 2))
-            }
-            Self::IQ4_NL => {
-                nibbles(&b[2..18], q, |n| NONLINEAR[usize::from(n)]);
-                (half(b, 0), 0.0)
-            }
-            Self::Q5_0 => {
-                nibbles(&b[6..22], q, |n| n as i8 - 16);
-                add_fifth(&b[2..6], q);
-                (half(b, 0), 0.0)
-            }
-            Self::Q5_1 => {
-                nibbles(&b[8..24], q, |n| n as i8);
-                add_fifth(&b[4..8], q);
-                (half(b, 0), half(b, 2))
-            }
-            Self::Q8_0 => {
-                q.iter_mut().zip(&b[2..34]).for_each(|(q, &byte)| *q = byte as i8);
-                (half(b, 0), 0.0)
-            }
+            Self::Q4_0 => nibbles(&b[2..18]),
+            Self::Q4_1 => nibbles(&b[4..20]),
+            Self::IQ4_NL => nibbles(&b[2..18]).map(|n| NONLINEAR[usize::from(n)] as u8),
+            Self::Q5_0 => with_fifth(nibbles(&b[6..22]), &b[2..6]),
+            Self::Q5_1 => with_fifth(nibbles(&b[8..24]), &b[4..8]),
+            Self::Q8_0 => b[2..34].try_into().expect("32 bytes"),
             Self::Q2_K => {
-                pairs(&b[16..80], g, q);
-                let scale = b[g];
-                (half(b, 80) * f32::from(scale & 15), -(half(b, 82) * f32::from(scale >> 4)))
+                let low = &b[16 + unit / 4 * 32..];
+                std::array::from_fn(|i| low[i] >> (2 * (unit % 4)) & 3)
             }
             Self::Q3_K => {
-                pairs(&b[32..96], g, q);
-                for (q, high) in q.iter_mut().zip(&b[g % 2 * 16..]) {
-                    *q += 4 * (high >> (g / 2) & 1) as i8 - 4;
-                }
-                (half(b, 108) * f32::from(scale3(&b[96..108], g)), 0.0)
+                let (high, low) = (&b[..32], &b[32 + unit / 4 * 32..]);
+                std::array::from_fn(|i| 28 + (low[i] >> (2 * (unit % 4)) & 3 | (high[i] >> unit & 1) << 2))
             }
             Self::Q4_K => {
-                let (scale, min) = scale4(&b[4..16], g);
-                for (q, byte) in q.iter_mut().zip(&b[16 + g / 2 * 32..]) {
-                    *q = (byte >> (4 * (g % 2)) & 15) as i8;
-                }
-                (half(b, 0) * f32::from(scale), -(half(b, 2) * f32::from(min)))
+                let low = &b[16 + unit / 2 * 32..];
+                std::array::from_fn(|i| low[i] >> (4 * (unit % 2)) & 15)
             }
             Self::Q5_K => {
-                let (scale, min) = scale4(&b[4..16], g);
-                for ((q, byte), high) in q.iter_mut().zip(&b[48 + g / 2 * 32..]).zip(&b[16..48]) {
-                    *q = (byte >> (4 * (g % 2)) & 15 | (high >> g & 1) << 4) as i8;
-                }
-                (half(b, 0) * f32::from(scale), -(half(b, 2) * f32::from(min)))
+                let (high, low) = (&b[16..48], &b[48 + unit / 2 * 32..]);
+                std::array::from_fn(|i| low[i] >> (4 * (unit % 2)) & 15 | (high[i] >> unit & 1) << 4)
             }
             Self::Q6_K => {
                 // Half a block has four runs of 32 inputs: low bits of two, then of two in the high nibbles.
-                let (part, run, at) = (g / 8, g % 8 / 2, g % 2 * 16);
-                let (low, high) = (&b[part * 64 + run % 2 * 32 + at..], &b[128 + part * 32 + at..]);
-                for ((q, low), high) in q.iter_mut().zip(low).zip(high) {
-                    *q = (low >> (4 * (run / 2)) & 15 | (high >> (2 * run) & 3) << 4) as i8 - 32;
-                }
-                (half(b, 208) * f32::from(b[192 + g] as i8), 0.0)
+                let (part, run) = (unit / 4, unit % 4);
+                let (low, high) = (&b[part * 64 + run % 2 * 32..], &b[128 + part * 32..]);
+                std::array::from_fn(|i| low[i] >> (4 * (run / 2)) & 15 | (high[i] >> (2 * run) & 3) << 4)
+            }
+        }
+    }
+
+    /// Scale and bias of the block's group `g`.
+    pub fn affine(self, b: &[u8], g: usize) -> Affine {
+        match self {
+            Self::Q4_0 => Affine::new(half(b, 0), 1, half(b, 0), -8),
+            Self::Q5_0 => Affine::new(half(b, 0), 1, half(b, 0), -16),
+            Self::Q4_1 | Self::Q5_1 => Affine::new(half(b, 0), 1, half(b, 2), 1),
+            Self::Q8_0 | Self::IQ4_NL => Affine::new(half(b, 0), 1, f16::ZERO, 0),
+            Self::Q2_K => Affine::new(half(b, 80), i16::from(b[g] & 15), half(b, 82), -i16::from(b[g] >> 4)),
+            Self::Q3_K => {
+                let scale = i16::from(scale3(&b[96..108], g));
+                Affine::new(half(b, 108), scale, half(b, 108), -32 * scale)
+            }
+            Self::Q4_K | Self::Q5_K => {
+                let (scale, min) = scale4(&b[4..16], g);
+                Affine::new(half(b, 0), scale.into(), half(b, 2), -i16::from(min))
+            }
+            Self::Q6_K => {
+                let scale = i16::from(b[192 + g] as i8);
+                Affine::new(half(b, 208), scale, half(b, 208), -32 * scale)
             }
         }
     }
 }
 
-fn half(b: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
+fn half(b: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([b[at], b[at + 1]])
 }
 
 /// Sixteen bytes: inputs 0..16 in the low, 16..32 in the high four bits.
-fn nibbles(bytes: &[u8], q: &mut [i8], value: impl Fn(u8) -> i8) {
-    let (low, high) = q.split_at_mut(16);
-    for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
-        (*low, *high) = (value(byte & 15), value(byte >> 4));
-    }
+fn nibbles(bytes: &[u8]) -> [u8; UNIT] {
+    std::array::from_fn(|i| bytes[i % 16] >> (i / 16 * 4) & 15)
 }
 
 /// The fifth bits of 32 inputs, in their order.
-fn add_fifth(bytes: &[u8], q: &mut [i8]) {
-    for (i, q) in q.iter_mut().enumerate() {
-        *q += 16 * (bytes[i / 8] >> (i % 8) & 1) as i8;
-    }
-}
-
-/// Two bits each: 32 bytes hold runs of 32 inputs in bits 0, 2, 4 and 6; a group is half a run.
-fn pairs(bytes: &[u8], g: usize, q: &mut [i8]) {
-    let (part, run, at) = (g / 8, g % 8 / 2, g % 2 * 16);
-    for (q, byte) in q.iter_mut().zip(&bytes[part * 32 + at..]) {
-        *q = (byte >> (2 * run) & 3) as i8;
-    }
+fn with_fifth(low: [u8; UNIT], bytes: &[u8]) -> [u8; UNIT] {
+    std::array::from_fn(|i| low[i] | (bytes[i / 8] >> (i % 8) & 1) << 4)
 }
 
 /// Q3_K's six-bit scale of group `g`, less 32: four bits in eight bytes, two more in the last four.

@@ -87,6 +87,20 @@ impl Files {
         Some(format!("gguf {}", file_type(gguf.id("general.file_type")?)?))
     }
 
+    /// Gives back the memory of a part of the weights that was read: the file still has it.
+    pub(super) fn forget(&self, part: &[u8]) {
+        #[cfg(unix)]
+        for (_, data) in &self.weights {
+            let Data::Mapped(map) = data else { continue };
+            let start = part.as_ptr().addr().wrapping_sub(map.as_ptr().addr());
+            if start < map.len() {
+                // SAFETY: the mapping is of a file and only read, so a page that is gone comes back with the same bytes.
+                // A system that refuses keeps the memory, which is all that it costs.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, part.len()) };
+            }
+        }
+    }
+
     pub fn weight_bytes(&self) -> u64 {
         self.weights().map(|(_, bytes)| bytes.len() as u64).sum()
     }

@@ -8,7 +8,7 @@ mod memory;
 mod stored;
 mod tensors;
 
-pub use blocks::Block;
+pub use blocks::{Affine, Block};
 pub use files::{About, Files, Json};
 pub use gguf::{Gguf, Info, List, Value};
 pub use memory::{check_memory, free_memory};

@@ -3,8 +3,10 @@
 //! A query's result depends on its own length only: scores and values are summed over absolute positions,
 //! chunks (not threads, not tiles) cut the context, and their partial results are merged in chunk order.
 
+use super::buffer::Buffer;
 use super::cache::{CHUNK, Shape};
-use super::isa::{Isa, LANES, exp, largest, sum};
+use super::isa::{Isa, LANES, exp, sum};
+use std::sync::Arc;
 
 /// Rows of one span that share a pass over the keys and values.
 pub(super) const ROWS: usize = 4;
@@ -21,14 +23,14 @@ pub(super) struct Scratch {
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self { scores: vec![0.0; QUERIES * CHUNK], partial: vec![0.0; HEAD_MAX] }
+        Self { scores: vec![0.0; QUERIES * CHUNK], partial: vec![0.0; 2 * HEAD_MAX] }
     }
 }
 
 /// `rows` consecutive rows of one sequence against one key-value head.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
-    pub(super) chunks: &'a [*mut u8],
+    pub(super) chunks: &'a [Arc<Buffer>],
     pub(super) shape: Shape,
     pub(super) layer: usize,
     pub(super) kv_head: usize,
@@ -37,10 +39,12 @@ pub(super) struct Job<'a> {
     /// Position of the first row.
     pub(super) position: usize,
     pub(super) rows: usize,
-    /// First row's first query head of this group: rotated and scaled. A row is `stride` floats.
-    pub(super) q: *const f32,
+    /// From the first row's first query head of this group on: rotated and scaled.
+    pub(super) q: &'a [f32],
+    /// Floats from one row to the next.
+    pub(super) q_stride: usize,
     pub(super) out: *mut f32,
-    pub(super) stride: usize,
+    pub(super) out_stride: usize,
 }
 
 /// Writes one position's key and value of one head.
@@ -100,7 +104,8 @@ unsafe fn all_chunks<S: Isa, const HALF: bool>(job: &Job<'_>, scratch: &mut Scra
     let mut sums = [0f32; QUERIES];
     // SAFETY: the caller's; queries and dimensions stay within rows, positions within the chunk.
     unsafe {
-        let head = |query: usize| query / group * job.stride + query % group * size;
+        let place = |query: usize, stride: usize| query / group * stride + query % group * size;
+        let head = |query: usize| place(query, job.out_stride);
         for (index, chunk) in job.chunks.iter().enumerate() {
             let start = index * CHUNK;
             let length = |query: usize| (job.position + query / group + 1).saturating_sub(start).min(CHUNK);
@@ -112,40 +117,54 @@ unsafe fn all_chunks<S: Isa, const HALF: bool>(job: &Job<'_>, scratch: &mut Scra
             while length(first) == 0 {
                 first += 1;
             }
-            let (keys, values) = (chunk.add(key_offset), chunk.add(value_offset));
+            let (keys, values) = (chunk.as_ptr().add(key_offset).cast_const(), chunk.as_ptr().add(value_offset).cast_const());
             let scores = scratch.scores.as_mut_ptr();
             let mut query = first;
             while query < count {
                 let n = (count - query).min(4);
-                let mut q = [job.q; 4];
+                let mut q = [job.q.as_ptr(); 4];
                 for (i, q) in q.iter_mut().enumerate().take(n) {
-                    *q = job.q.add(head(query + i));
+                    *q = job.q.as_ptr().add(place(query + i, job.q_stride));
                 }
                 let reach = length(query + n - 1);
                 let to = scores.add(query * CHUNK);
                 match n {
-                    1 => score::<S, HALF, 1>(keys, size, &q, reach, to),
-                    2 => score::<S, HALF, 2>(keys, size, &q, reach, to),
-                    3 => score::<S, HALF, 3>(keys, size, &q, reach, to),
-                    _ => score::<S, HALF, 4>(keys, size, &q, reach, to),
+                    1 => score::<S, HALF, 1>((keys, values), size, &q, reach, to),
+                    2 => score::<S, HALF, 2>((keys, values), size, &q, reach, to),
+                    3 => score::<S, HALF, 3>((keys, values), size, &q, reach, to),
+                    _ => score::<S, HALF, 4>((keys, values), size, &q, reach, to),
                 }
                 query += n;
             }
-            for query in first..count {
+            let partial = scratch.partial.as_mut_ptr();
+            let mut query = first;
+            while query < count {
+                // Two heads of one row read the values together.
+                let n = if query % group + 1 < group { 2 } else { 1 };
                 let p = scores.add(query * CHUNK);
-                let (top, total) = softmax::<S>(p, length(query));
-                // Merge: what came before is scaled to the new maximum, then this chunk's values are added.
-                let new = if top > maxima[query] { top } else { maxima[query] };
-                let (before, now) = (exp_one::<S>(maxima[query] - new), exp_one::<S>(top - new));
-                maxima[query] = new;
-                sums[query] = sums[query] * before + total * now;
-                let out = job.out.add(head(query));
-                value::<S, HALF>(values, size, length(query), p, scratch.partial.as_mut_ptr());
-                for d in (0..size).step_by(LANES) {
-                    let old = if index == 0 { S::zero() } else { S::load(out.add(d)) };
-                    let part = S::load(scratch.partial.as_ptr().add(d));
-                    S::store(out.add(d), S::fma(part, S::splat(now), S::mul(old, S::splat(before))));
+                let mut parts = [(0f32, 0f32); 2];
+                for (i, part) in parts.iter_mut().enumerate().take(n) {
+                    *part = softmax::<S>(p.add(i * CHUNK), length(query));
                 }
+                match n {
+                    1 => value::<S, HALF, 1>(values, size, length(query), p, partial),
+                    _ => value::<S, HALF, 2>(values, size, length(query), p, partial),
+                }
+                for (i, (top, total)) in parts.into_iter().enumerate().take(n) {
+                    let query = query + i;
+                    // Merge: what came before is scaled to the new maximum, then this chunk's values are added.
+                    let new = if top > maxima[query] { top } else { maxima[query] };
+                    let (before, now) = (exp_one::<S>(maxima[query] - new), exp_one::<S>(top - new));
+                    maxima[query] = new;
+                    sums[query] = sums[query] * before + total * now;
+                    let out = job.out.add(head(query));
+                    for d in (0..size).step_by(LANES) {
+                        let old = if index == 0 { S::zero() } else { S::load(out.add(d)) };
+                        let part = S::load(partial.add(i * HEAD_MAX + d));
+                        S::store(out.add(d), S::fma(part, S::splat(now), S::mul(old, S::splat(before))));
+                    }
+                }
+                query += n;
             }
         }
         for (query, sum) in sums.iter().enumerate().take(count) {
@@ -168,10 +187,22 @@ unsafe fn exp_one<S: Isa>(x: f32) -> f32 {
 
 /// Scores of N queries against the first `reach` positions, in blocks of sixteen.
 #[inline(always)]
-unsafe fn score<S: Isa, const HALF: bool, const N: usize>(keys: *const u8, size: usize, q: &[*const f32; 4], reach: usize, out: *mut f32) {
+unsafe fn score<S: Isa, const HALF: bool, const N: usize>(
+    (keys, values): (*const u8, *const u8),
+    size: usize,
+    q: &[*const f32; 4],
+    reach: usize,
+    out: *mut f32,
+) {
     // SAFETY: a chunk holds 256 positions, so sixteen from any multiple of sixteen below `reach`.
     unsafe {
         for block in (0..reach).step_by(2 * LANES) {
+            // The processor loses sight of such short streams: bring the next sixteen keys near, and these values.
+            let bytes = size * if HALF { 2 } else { 4 };
+            for line in (block * bytes..(block + 2 * LANES) * bytes).step_by(64) {
+                S::prefetch(keys.wrapping_add(2 * LANES * bytes + line));
+                S::prefetch(values.wrapping_add(line));
+            }
             let mut sums = [[S::zero(); 2]; N];
             for d in 0..size {
                 let a = load::<S, HALF>(keys, block * size + d * LANES);
@@ -202,7 +233,7 @@ unsafe fn softmax<S: Isa>(p: *mut f32, length: usize) -> (f32, f32) {
         for i in (0..length).step_by(LANES) {
             top = S::max(S::load(p.add(i)), top);
         }
-        let top = largest::<S>(top);
+        let top = S::largest(top);
         let mut total = S::zero();
         for i in (0..length).step_by(LANES) {
             let e = exp::<S>(S::sub(S::load(p.add(i)), S::splat(top)));
@@ -213,48 +244,49 @@ unsafe fn softmax<S: Isa>(p: *mut f32, length: usize) -> (f32, f32) {
     }
 }
 
-/// `sum over positions of weight * value`, for one query.
+/// `sum over positions of weight * value`, position by position, for one query or two: `p` is `[N][CHUNK]`,
+/// `out` is `[N][HEAD_MAX]`. Eight sums at a time are as many as two multiply-adds a cycle keep waiting.
 #[inline(always)]
-unsafe fn value<S: Isa, const HALF: bool>(values: *const u8, size: usize, length: usize, p: *const f32, out: *mut f32) {
+unsafe fn value<S: Isa, const HALF: bool, const N: usize>(values: *const u8, size: usize, length: usize, p: *const f32, out: *mut f32) {
     // SAFETY: the caller's: `length` positions of `size` dimensions, a multiple of 16.
     unsafe {
         let mut d = 0;
         while d < size {
-            if size - d >= 4 * LANES {
-                value_part::<S, HALF, 4>(values, size, length, p, d, out);
-                d += 4 * LANES;
-            } else {
-                value_part::<S, HALF, 2>(values, size, length, p, d, out);
-                d += 2 * LANES;
-            }
+            d += match (size - d) / LANES {
+                8.. if N == 1 => value_part::<S, HALF, N, 8>(values, size, length, p, d, out),
+                4.. => value_part::<S, HALF, N, 4>(values, size, length, p, d, out),
+                _ => value_part::<S, HALF, N, 2>(values, size, length, p, d, out),
+            };
         }
     }
 }
 
 #[inline(always)]
-unsafe fn value_part<S: Isa, const HALF: bool, const N: usize>(
+unsafe fn value_part<S: Isa, const HALF: bool, const N: usize, const V: usize>(
     values: *const u8,
     size: usize,
     length: usize,
     p: *const f32,
     d: usize,
     out: *mut f32,
-) {
+) -> usize {
     // SAFETY: the caller's.
     unsafe {
-        // Even and odd positions apart: one chain of additions would wait for itself. An odd last position's
-        // neighbour has weight 0.
-        let (mut even, mut odd) = ([S::zero(); N], [S::zero(); N]);
-        for t in (0..length).step_by(2) {
-            let (a, b) = (S::splat(*p.add(t)), S::splat(*p.add(t + 1)));
-            for j in 0..N {
-                let at = t * size + d + j * LANES;
-                even[j] = S::fma(load::<S, HALF>(values, at), a, even[j]);
-                odd[j] = S::fma(load::<S, HALF>(values, at + size), b, odd[j]);
+        let mut sums = [[S::zero(); V]; N];
+        for t in 0..length {
+            let weights: [S::F; N] = std::array::from_fn(|i| S::splat(*p.add(i * CHUNK + t)));
+            for j in 0..V {
+                let v = load::<S, HALF>(values, t * size + d + j * LANES);
+                for i in 0..N {
+                    sums[i][j] = S::fma(v, weights[i], sums[i][j]);
+                }
             }
         }
-        for j in 0..N {
-            S::store(out.add(d + j * LANES), S::add(even[j], odd[j]));
+        for (i, sums) in sums.iter().enumerate() {
+            for (j, sum) in sums.iter().enumerate() {
+                S::store(out.add(i * HEAD_MAX + d + j * LANES), *sum);
+            }
         }
     }
+    V * LANES
 }

@@ -80,8 +80,12 @@ impl Cache {
         }
     }
 
-    /// The chunks by pointer. Those that `reserve` made writable are this cache's alone.
-    pub(super) fn pointers(&self) -> Vec<*mut u8> {
-        self.chunks.iter().map(|chunk| chunk.as_ptr()).collect()
+    pub(super) fn chunks(&self) -> Vec<Arc<Buffer>> {
+        self.chunks.clone()
+    }
+
+    /// A chunk to write to: one that `reserve` made writable is this cache's alone, late readers of other layers apart.
+    pub(super) fn pointer(&self, chunk: usize) -> *mut u8 {
+        self.chunks[chunk].as_ptr()
     }
 }

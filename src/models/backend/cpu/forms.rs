@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! slab  = 8 output rows x all inputs, one sequential stream of blocks
-//! block = GROUP inputs of 8 rows
-//!   plain:      [GROUP inputs][8 rows] elements
-//!   quantized:  [8 scales][8 biases][vectors of 32 bytes]
-//!     8 bits:   a vector = inputs 4j..4j+4 of each row
-//!     4 bits:   a vector = inputs 8j..8j+4 of each row in the low, 8j+4..8j+8 in the high four bits
-//!   groups of 16 are units whose second half is not stored and counts as zeros
+//! block = BLOCK inputs of 8 rows
+//!   plain:      [BLOCK inputs][8 rows] elements
+//!   quantized:  [header: scales of every group][units of 32 inputs]
+//! unit  = 32 inputs of 8 rows, in steps: vector s holds inputs 4s..4s+4 of each row
+//!   Nibbles:    4 vectors, step 2j in the low and 2j+1 in the high four bits
+//!   Fives:      1 vector of fifth bits, of step s in bit s, then the nibbles
+//!   Sixes:      2 vectors of bits five and six, of step s in bits 2 (s % 4) of vector s / 4, then the nibbles
+//!   Bytes:      8 vectors
 //! ```
 //!
 //! A vector times a broadcast of four activations leaves eight sums in eight lanes: no sum across lanes,
@@ -15,42 +17,77 @@
 
 use super::isa::{Isa, LANES, UNIT};
 use crate::models::weights::Element;
+use std::marker::PhantomData;
 
 pub(super) trait Form {
     /// Inputs of one block.
-    const GROUP: usize;
+    const BLOCK: usize;
     /// Bytes of one block of eight rows.
     const BYTES: usize;
 
-    /// The block's weights as `[GROUP][8]` floats.
+    /// The block's weights as `[BLOCK][8]` floats.
     ///
     /// # Safety
-    /// `p` points to a block, `out` to `GROUP * 8` floats; the processor has the instruction set.
+    /// `p` points to a block, `out` to `BLOCK * 8` floats; the processor has the instruction set.
     unsafe fn tile<S: Isa>(p: *const u8, out: *mut f32);
 }
 
-/// A form with integer weights: `w = q * scale + bias`, one scale and bias per block and row.
+/// A form with integer weights: `w = q * scale + bias`, one scale and bias per group and row.
 pub(super) trait Quantized: Form {
-    const SIGNED: bool;
+    type Header: Header;
+    type Bits: Bits;
 
-    /// The 32 inputs of unit `unit` of the block; inputs beyond the group are zero.
-    ///
     /// # Safety
-    /// As `tile`.
+    /// `p` points to a block; the processor has the instruction set.
     unsafe fn quants<S: Isa>(p: *const u8, unit: usize) -> [S::B; 8];
-    /// # Safety
-    /// As `tile`.
-    unsafe fn scales<S: Isa>(p: *const u8) -> (S::F, S::F);
 }
 
+/// The integers of a unit of eight rows.
+pub(super) trait Bits {
+    const BYTES: usize;
+    /// Sums of two products with activations in -127..=127 that sixteen bits can add up; 0: the integers are signed.
+    const SUMS: usize;
+
+    /// # Safety
+    /// `p` points to a unit; the processor has the instruction set.
+    unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8];
+}
+
+/// The scales of a block of eight rows.
+pub(super) trait Header {
+    const GROUP: usize;
+    const BLOCK: usize;
+    const BYTES: usize;
+    /// Scales are a factor per group times one scale of the block, and so are biases: then integers are summed over the
+    /// whole block, and its activations have one scale.
+    const TWO_LEVELS: bool = false;
+
+    /// # Safety
+    /// `p` points to a header; the processor has the instruction set.
+    unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F);
+    /// Of two levels: the group's factors of scale and bias, and the block's scale and bias.
+    ///
+    /// # Safety
+    /// As `scales`.
+    unsafe fn factors<S: Isa>(_: *const u8, _: usize) -> (S::I, S::I) {
+        unreachable!("one level")
+    }
+    /// # Safety
+    /// As `scales`.
+    unsafe fn tops<S: Isa>(_: *const u8) -> (S::F, S::F) {
+        unreachable!("one level")
+    }
+}
+
+pub(super) struct Plain<E>(PhantomData<E>);
 pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
 
 macro_rules! plain {
     ($form:ty, $element:ty, $load:ident) => {
-        impl Form for $form {
-            const GROUP: usize = UNIT;
+        impl Form for Plain<$form> {
+            const BLOCK: usize = UNIT;
             const BYTES: usize = UNIT * LANES * size_of::<$element>();
 
             #[inline(always)]
@@ -67,74 +104,53 @@ plain!(F32, f32, load);
 plain!(F16, u16, load_f16);
 plain!(Bf16, u16, load_bf16);
 
-/// Bytes of eight scales and eight biases: as f16, or as f32 where f16 can't hold them.
-pub(super) const fn header(wide: bool) -> usize {
-    LANES * 2 * if wide { 4 } else { 2 }
-}
+/// Integers behind a header.
+pub(super) struct Packing<B, H>(PhantomData<(B, H)>);
 
-/// Units of a group; the last may be half filled.
-pub(super) const fn units(group: usize) -> usize {
-    group.div_ceil(UNIT)
-}
+impl<B: Bits, H: Header> Form for Packing<B, H> {
+    const BLOCK: usize = H::BLOCK;
+    const BYTES: usize = H::BYTES + H::BLOCK / UNIT * B::BYTES;
 
-/// In place of the vectors that a group of 16 does not have.
-static ZEROS: [u8; 32] = [0; 32];
-
-/// Scales and biases of eight rows.
-#[inline(always)]
-unsafe fn scales<S: Isa, const WIDE: bool>(p: *const u8) -> (S::F, S::F) {
-    // SAFETY: the caller's block begins with this header.
-    unsafe {
-        if WIDE {
-            (S::load(p.cast()), S::load(p.cast::<f32>().add(LANES)))
-        } else {
-            (S::load_f16(p.cast()), S::load_f16(p.cast::<u16>().add(LANES)))
-        }
-    }
-}
-
-/// Any quantized block as floats.
-#[inline(always)]
-unsafe fn dequantize<S: Isa, F: Quantized>(p: *const u8, out: *mut f32) {
-    // SAFETY: the caller's; indices stay within the block.
-    unsafe {
-        let (scale, bias) = F::scales::<S>(p);
-        for unit in 0..units(F::GROUP) {
-            let quants = F::quants::<S>(p, unit);
-            for (step, vector) in quants.iter().enumerate().take(F::GROUP / 4) {
+    #[inline(always)]
+    unsafe fn tile<S: Isa>(p: *const u8, out: *mut f32) {
+        // SAFETY: the trait's contract; indices stay within the block.
+        unsafe {
+            for input in (0..Self::BLOCK).step_by(4) {
+                let step = Self::quants::<S>(p, input / UNIT)[input % UNIT / 4];
+                let (scale, bias) = H::scales::<S>(p, input / H::GROUP);
                 for byte in 0..4 {
-                    let q = if F::SIGNED { S::lane_byte::<true>(*vector, byte) } else { S::lane_byte::<false>(*vector, byte) };
-                    S::store(out.add((unit * UNIT + step * 4 + byte) * LANES), S::fma(q, scale, bias));
+                    let q = if B::SUMS == 0 { S::lane_byte::<true>(step, byte) } else { S::lane_byte::<false>(step, byte) };
+                    S::store(out.add((input + byte) * LANES), S::fma(q, scale, bias));
                 }
             }
         }
     }
 }
 
-/// Unsigned four-bit weights.
-pub(super) struct Q4<const G: usize, const WIDE: bool>;
-/// Signed eight-bit weights: everything wider than four bits, and the odd widths.
-pub(super) struct Q8<const G: usize, const WIDE: bool>;
-
-impl<const G: usize, const WIDE: bool> Form for Q4<G, WIDE> {
-    const GROUP: usize = G;
-    const BYTES: usize = header(WIDE) + G * LANES / 2;
-
-    #[inline(always)]
-    unsafe fn tile<S: Isa>(p: *const u8, out: *mut f32) {
-        // SAFETY: the trait's contract.
-        unsafe { dequantize::<S, Self>(p, out) }
-    }
-}
-
-impl<const G: usize, const WIDE: bool> Quantized for Q4<G, WIDE> {
-    const SIGNED: bool = false;
+impl<B: Bits, H: Header> Quantized for Packing<B, H> {
+    type Header = H;
+    type Bits = B;
 
     #[inline(always)]
     unsafe fn quants<S: Isa>(p: *const u8, unit: usize) -> [S::B; 8] {
-        // SAFETY: four vectors a unit lie behind the header.
+        // SAFETY: the trait's contract.
+        unsafe { B::quants::<S>(p.add(H::BYTES + unit * B::BYTES)) }
+    }
+}
+
+pub(super) struct Nibbles;
+pub(super) struct Fives;
+pub(super) struct Sixes;
+pub(super) struct Bytes;
+
+impl Bits for Nibbles {
+    const BYTES: usize = 128;
+    const SUMS: usize = 8; // 8 * 2 * 15 * 127 = 30480
+
+    #[inline(always)]
+    unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8] {
+        // SAFETY: four vectors a unit.
         unsafe {
-            let p = p.add(header(WIDE) + unit * UNIT * LANES / 2);
             let (a, b) = S::nibbles(S::load_bytes(p));
             let (c, d) = S::nibbles(S::load_bytes(p.add(32)));
             let (e, f) = S::nibbles(S::load_bytes(p.add(64)));
@@ -142,57 +158,216 @@ impl<const G: usize, const WIDE: bool> Quantized for Q4<G, WIDE> {
             [a, b, c, d, e, f, g, h]
         }
     }
-    #[inline(always)]
-    unsafe fn scales<S: Isa>(p: *const u8) -> (S::F, S::F) {
-        // SAFETY: the trait's contract.
-        unsafe { scales::<S, WIDE>(p) }
-    }
 }
 
-impl<const G: usize, const WIDE: bool> Form for Q8<G, WIDE> {
-    const GROUP: usize = G;
-    const BYTES: usize = header(WIDE) + G * LANES;
+impl Bits for Fives {
+    const BYTES: usize = 32 + Nibbles::BYTES;
+    const SUMS: usize = 4; // 4 * 2 * 31 * 127 = 31496
 
     #[inline(always)]
-    unsafe fn tile<S: Isa>(p: *const u8, out: *mut f32) {
-        // SAFETY: the trait's contract.
-        unsafe { dequantize::<S, Self>(p, out) }
-    }
-}
-
-impl<const G: usize, const WIDE: bool> Quantized for Q8<G, WIDE> {
-    const SIGNED: bool = true;
-
-    #[inline(always)]
-    unsafe fn quants<S: Isa>(p: *const u8, unit: usize) -> [S::B; 8] {
-        // SAFETY: eight vectors a unit lie behind the header, or all that a smaller group has.
+    unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8] {
+        // SAFETY: the plane, then the nibbles.
         unsafe {
-            let p = p.add(header(WIDE) + unit * UNIT * LANES);
-            let mut all = [S::load_bytes(p); 8];
-            let mut step = 1;
-            while step < 8 {
-                all[step] = S::load_bytes(if step < G / 4 { p.add(step * 32) } else { ZEROS.as_ptr() });
-                step += 1;
-            }
-            all
+            let high = S::load_bytes(p);
+            let [a, b, c, d, e, f, g, h] = Nibbles::quants::<S>(p.add(32));
+            [
+                S::insert::<4, 16>(a, high),
+                S::insert::<3, 16>(b, high),
+                S::insert::<2, 16>(c, high),
+                S::insert::<1, 16>(d, high),
+                S::insert::<0, 16>(e, high),
+                S::insert::<-1, 16>(f, high),
+                S::insert::<-2, 16>(g, high),
+                S::insert::<-3, 16>(h, high),
+            ]
+        }
+    }
+}
+
+impl Bits for Sixes {
+    const BYTES: usize = 64 + Nibbles::BYTES;
+    const SUMS: usize = 2; // 2 * 2 * 63 * 127 = 32004
+
+    #[inline(always)]
+    unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8] {
+        // SAFETY: two planes, then the nibbles.
+        unsafe {
+            let (first, second) = (S::load_bytes(p), S::load_bytes(p.add(32)));
+            let [a, b, c, d, e, f, g, h] = Nibbles::quants::<S>(p.add(64));
+            [
+                S::insert::<4, 48>(a, first),
+                S::insert::<2, 48>(b, first),
+                S::insert::<0, 48>(c, first),
+                S::insert::<-2, 48>(d, first),
+                S::insert::<4, 48>(e, second),
+                S::insert::<2, 48>(f, second),
+                S::insert::<0, 48>(g, second),
+                S::insert::<-2, 48>(h, second),
+            ]
+        }
+    }
+}
+
+impl Bits for Bytes {
+    const BYTES: usize = 256;
+    const SUMS: usize = 0;
+
+    #[inline(always)]
+    unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8] {
+        // SAFETY: eight vectors a unit.
+        unsafe {
+            [
+                S::load_bytes(p),
+                S::load_bytes(p.add(32)),
+                S::load_bytes(p.add(64)),
+                S::load_bytes(p.add(96)),
+                S::load_bytes(p.add(128)),
+                S::load_bytes(p.add(160)),
+                S::load_bytes(p.add(192)),
+                S::load_bytes(p.add(224)),
+            ]
+        }
+    }
+}
+
+/// A scale and a bias for each group of G: f16, or f32 where f16 can't hold them. The integers are stored LESS smaller
+/// than the bias is meant for.
+pub(super) struct Pair<const G: usize, const WIDE: bool, const LESS: i32>;
+
+impl<const G: usize, const WIDE: bool, const LESS: i32> Header for Pair<G, WIDE, LESS> {
+    const GROUP: usize = G;
+    const BLOCK: usize = G;
+    const BYTES: usize = LANES * 2 * if WIDE { 4 } else { 2 };
+
+    #[inline(always)]
+    unsafe fn scales<S: Isa>(p: *const u8, _: usize) -> (S::F, S::F) {
+        // SAFETY: a block has one group; its header has eight scales, then eight biases.
+        unsafe {
+            let (scale, bias) = if WIDE {
+                (S::load(p.cast()), S::load(p.cast::<f32>().add(LANES)))
+            } else {
+                (S::load_f16(p.cast()), S::load_f16(p.cast::<u16>().add(LANES)))
+            };
+            (scale, if LESS == 0 { bias } else { S::fma(scale, S::splat(LESS as f32), bias) })
+        }
+    }
+}
+
+/// An f16 scale for each group of 32, of integers whose zero is ZERO.
+pub(super) struct Scale<const ZERO: i32>;
+
+impl<const ZERO: i32> Header for Scale<ZERO> {
+    const GROUP: usize = 32;
+    const BLOCK: usize = 32;
+    const BYTES: usize = LANES * 2;
+
+    #[inline(always)]
+    unsafe fn scales<S: Isa>(p: *const u8, _: usize) -> (S::F, S::F) {
+        // SAFETY: a block has one group; its header is eight scales.
+        unsafe {
+            let scale = S::load_f16(p.cast());
+            (scale, S::mul(scale, S::splat(-ZERO as f32)))
+        }
+    }
+}
+
+/// Two levels: eight f16 scales and eight f16 minima for 256 inputs; for each group of G a factor of each in a byte.
+pub(super) struct Factors<const G: usize>;
+
+impl<const G: usize> Header for Factors<G> {
+    const GROUP: usize = G;
+    const BLOCK: usize = 256;
+    const BYTES: usize = LANES * 4 + 256 / G * LANES * 2;
+    const TWO_LEVELS: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F) {
+        // SAFETY: the trait's contract.
+        unsafe { multiplied::<S, Self>(p, group) }
+    }
+    #[inline(always)]
+    unsafe fn factors<S: Isa>(p: *const u8, group: usize) -> (S::I, S::I) {
+        // SAFETY: sixteen factors a group behind the f16s.
+        unsafe {
+            let factors = p.add(LANES * 4 + group * LANES * 2);
+            (S::load_u8(factors), S::load_u8(factors.add(LANES)))
         }
     }
     #[inline(always)]
-    unsafe fn scales<S: Isa>(p: *const u8) -> (S::F, S::F) {
+    unsafe fn tops<S: Isa>(p: *const u8) -> (S::F, S::F) {
+        // SAFETY: a header begins with the f16s.
+        unsafe { (S::load_f16(p.cast()), S::sub(S::zero(), S::load_f16(p.cast::<u16>().add(LANES)))) }
+    }
+}
+
+/// Two levels without minima: eight f16 scales for 256 inputs, signed factors in a byte for each group of 16, of
+/// integers whose zero is 32.
+pub(super) struct SignedFactors;
+
+impl Header for SignedFactors {
+    const GROUP: usize = 16;
+    const BLOCK: usize = 256;
+    const BYTES: usize = 160; // 144, and up to whole vectors
+    const TWO_LEVELS: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F) {
         // SAFETY: the trait's contract.
-        unsafe { scales::<S, WIDE>(p) }
+        unsafe { multiplied::<S, Self>(p, group) }
+    }
+    #[inline(always)]
+    unsafe fn factors<S: Isa>(p: *const u8, group: usize) -> (S::I, S::I) {
+        // SAFETY: eight factors a group behind the f16s.
+        unsafe {
+            let factors = S::load_i8(p.add(LANES * 2 + group * LANES));
+            (factors, factors)
+        }
+    }
+    #[inline(always)]
+    unsafe fn tops<S: Isa>(p: *const u8) -> (S::F, S::F) {
+        // SAFETY: a header begins with the f16s.
+        unsafe {
+            let scale = S::load_f16(p.cast());
+            (scale, S::mul(scale, S::splat(-32.0)))
+        }
+    }
+}
+
+/// A group's scale and bias of two levels: exact, an f16 times a byte.
+#[inline(always)]
+unsafe fn multiplied<S: Isa, H: Header>(p: *const u8, group: usize) -> (S::F, S::F) {
+    // SAFETY: the caller's.
+    unsafe {
+        let ((scale, bias), (top_scale, top_bias)) = (H::factors::<S>(p, group), H::tops::<S>(p));
+        (S::mul(top_scale, S::to_f32(scale)), S::mul(top_bias, S::to_f32(bias)))
     }
 }
 
 /// A form by value: what a packed weight remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(non_camel_case_types, reason = "the format's own names")]
 pub(super) enum Kind {
     Plain(Element),
-    Q4 { group: usize, wide: bool },
-    Q8 { group: usize, wide: bool },
+    /// MLX's: up to four bits in nibbles, up to six in sixes, and eight.
+    Affine {
+        bits: usize,
+        group: usize,
+        wide: bool,
+    },
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    /// And IQ4_NL.
+    Q8_0,
+    Q2_K,
+    Q4_K,
+    Q5_K,
+    /// And Q3_K.
+    Q6_K,
 }
 
-/// Runs `$body` with the type `$form` that `$kind` names; `quantized` leaves the plain ones to `$else`.
+/// Runs `$body` with the type `$form` that `$kind` names; `quantized` leaves the plain ones out.
 macro_rules! with_form {
     (@quantized $kind:expr, $form:ident => $body:expr) => {
         with_form!(@arms $kind, $form => $body, [
@@ -201,41 +376,76 @@ macro_rules! with_form {
     };
     ($kind:expr, $form:ident => $body:expr) => {
         with_form!(@arms $kind, $form => $body, [
-            Kind::Plain(Element::F32) => { type $form = F32; $body }
-            Kind::Plain(Element::F16) => { type $form = F16; $body }
-            Kind::Plain(Element::Bf16) => { type $form = Bf16; $body }
+            Kind::Plain(Element::F32) => { type $form = Plain<F32>; $body }
+            Kind::Plain(Element::F16) => { type $form = Plain<F16>; $body }
+            Kind::Plain(Element::Bf16) => { type $form = Plain<Bf16>; $body }
         ])
     };
     (@arms $kind:expr, $form:ident => $body:expr, [$($plain:tt)*]) => {
         match $kind {
             $($plain)*
-            Kind::Q4 { group: 32, wide: false } => { type $form = Q4<32, false>; $body }
-            Kind::Q4 { group: 32, wide: true } => { type $form = Q4<32, true>; $body }
-            Kind::Q4 { group: 64, wide: false } => { type $form = Q4<64, false>; $body }
-            Kind::Q4 { group: 64, wide: true } => { type $form = Q4<64, true>; $body }
-            Kind::Q4 { group: 128, wide: false } => { type $form = Q4<128, false>; $body }
-            Kind::Q4 { group: 128, wide: true } => { type $form = Q4<128, true>; $body }
-            Kind::Q8 { group: 16, wide: true } => { type $form = Q8<16, true>; $body }
-            Kind::Q8 { group: 32, wide: false } => { type $form = Q8<32, false>; $body }
-            Kind::Q8 { group: 32, wide: true } => { type $form = Q8<32, true>; $body }
-            Kind::Q8 { group: 64, wide: false } => { type $form = Q8<64, false>; $body }
-            Kind::Q8 { group: 64, wide: true } => { type $form = Q8<64, true>; $body }
-            Kind::Q8 { group: 128, wide: false } => { type $form = Q8<128, false>; $body }
-            Kind::Q8 { group: 128, wide: true } => { type $form = Q8<128, true>; $body }
-            Kind::Q4 { .. } | Kind::Q8 { .. } => unreachable!("groups are 16, 32, 64 or 128: decided when a weight is read"),
+            Kind::Affine { bits: 4, group: 32, wide: false } | Kind::Q4_1 => { type $form = Packing<Nibbles, Pair<32, false, 0>>; $body }
+            Kind::Affine { bits: 4, group: 32, wide: true } => { type $form = Packing<Nibbles, Pair<32, true, 0>>; $body }
+            Kind::Affine { bits: 4, group: 64, wide: false } => { type $form = Packing<Nibbles, Pair<64, false, 0>>; $body }
+            Kind::Affine { bits: 4, group: 64, wide: true } => { type $form = Packing<Nibbles, Pair<64, true, 0>>; $body }
+            Kind::Affine { bits: 4, group: 128, wide: false } => { type $form = Packing<Nibbles, Pair<128, false, 0>>; $body }
+            Kind::Affine { bits: 4, group: 128, wide: true } => { type $form = Packing<Nibbles, Pair<128, true, 0>>; $body }
+            Kind::Affine { bits: 6, group: 32, wide: false } => { type $form = Packing<Sixes, Pair<32, false, 0>>; $body }
+            Kind::Affine { bits: 6, group: 32, wide: true } => { type $form = Packing<Sixes, Pair<32, true, 0>>; $body }
+            Kind::Affine { bits: 6, group: 64, wide: false } => { type $form = Packing<Sixes, Pair<64, false, 0>>; $body }
+            Kind::Affine { bits: 6, group: 64, wide: true } => { type $form = Packing<Sixes, Pair<64, true, 0>>; $body }
+            Kind::Affine { bits: 6, group: 128, wide: false } => { type $form = Packing<Sixes, Pair<128, false, 0>>; $body }
+            Kind::Affine { bits: 6, group: 128, wide: true } => { type $form = Packing<Sixes, Pair<128, true, 0>>; $body }
+            Kind::Affine { bits: 8, group: 32, wide: false } => { type $form = Packing<Bytes, Pair<32, false, 128>>; $body }
+            Kind::Affine { bits: 8, group: 32, wide: true } => { type $form = Packing<Bytes, Pair<32, true, 128>>; $body }
+            Kind::Affine { bits: 8, group: 64, wide: false } => { type $form = Packing<Bytes, Pair<64, false, 128>>; $body }
+            Kind::Affine { bits: 8, group: 64, wide: true } => { type $form = Packing<Bytes, Pair<64, true, 128>>; $body }
+            Kind::Affine { bits: 8, group: 128, wide: false } => { type $form = Packing<Bytes, Pair<128, false, 128>>; $body }
+            Kind::Affine { bits: 8, group: 128, wide: true } => { type $form = Packing<Bytes, Pair<128, true, 128>>; $body }
+            Kind::Affine { .. } => unreachable!("widths and groups are decided when a weight is read"),
+            Kind::Q4_0 => { type $form = Packing<Nibbles, Scale<8>>; $body }
+            Kind::Q5_0 => { type $form = Packing<Fives, Scale<16>>; $body }
+            Kind::Q5_1 => { type $form = Packing<Fives, Pair<32, false, 0>>; $body }
+            Kind::Q8_0 => { type $form = Packing<Bytes, Scale<0>>; $body }
+            Kind::Q2_K => { type $form = Packing<Nibbles, Factors<16>>; $body }
+            Kind::Q4_K => { type $form = Packing<Nibbles, Factors<32>>; $body }
+            Kind::Q5_K => { type $form = Packing<Fives, Factors<32>>; $body }
+            Kind::Q6_K => { type $form = Packing<Sixes, SignedFactors>; $body }
         }
     };
 }
 pub(super) use with_form;
 
 impl Kind {
-    pub(super) fn group(self) -> usize {
-        with_form!(self, F => F::GROUP)
+    pub(super) fn block(self) -> usize {
+        with_form!(self, F => F::BLOCK)
     }
     pub(super) fn block_bytes(self) -> usize {
         with_form!(self, F => F::BYTES)
     }
-    pub(super) fn is_quantized(self) -> bool {
-        !matches!(self, Self::Plain(_))
+    /// How activations that meet this weight are quantized; not at all for plain weights.
+    pub(super) fn grouping(self) -> Option<Grouping> {
+        match self {
+            Self::Plain(_) => None,
+            _ => Some(with_form!(@quantized self, F => Grouping::of::<F>())),
+        }
+    }
+}
+
+/// Groups of activations in eight bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Grouping {
+    /// Inputs that share a scale.
+    pub(super) span: usize,
+    /// Inputs that are summed up, for the weights' biases.
+    pub(super) group: usize,
+    /// Sums are whole numbers.
+    pub(super) whole: bool,
+}
+
+impl Grouping {
+    fn of<F: Quantized>() -> Self {
+        let (group, whole) = (F::Header::GROUP, F::Header::TWO_LEVELS);
+        Self { span: if whole { F::BLOCK } else { group }, group, whole }
     }
 }

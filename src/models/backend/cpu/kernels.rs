@@ -5,26 +5,25 @@
 
 use super::attention::{self, Job, Scratch};
 use super::cache::Shape;
-use super::forms::{Bf16, F16, F32, Kind, Q4, Q8, with_form};
-use super::isa::Isa;
+use super::forms::{
+    Bf16, Bytes, F16, F32, Factors, Fives, Grouping, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
+};
+use super::isa::{self, Isa};
 use super::matmul::{self, Quants, QuantsOut};
 use super::pack::Packed;
 use super::rows;
 use crate::models::weights::Element;
-
-/// What multiplies a weight: rows of f32, or of eight-bit integers made from them.
-#[derive(Clone, Copy)]
-pub(super) enum Input<'a> {
-    F32 { x: &'a [f32], rows: usize },
-    Int8(&'a Quants),
-}
+use crate::models::{Error, Result};
 
 /// Safety of every entry: the processor has the instruction set, and what the generic kernel asks for.
 pub(super) struct Kernels {
     pub(super) name: &'static str,
+    /// One row of a weight as floats.
+    pub(super) row: unsafe fn(&Packed, usize, &mut [f32]),
     /// One slab times all rows into `[row][8]`.
-    pub(super) slab: unsafe fn(&Packed, usize, Input<'_>, *mut f32),
-    pub(super) quantize: unsafe fn(&[f32], usize, usize, QuantsOut),
+    pub(super) slab_int8: unsafe fn(&Packed, usize, &Quants, *mut f32),
+    pub(super) slab_f32: unsafe fn(&Packed, usize, &[f32], usize, *mut f32),
+    pub(super) quantize: unsafe fn(&[f32], usize, Grouping, QuantsOut),
     pub(super) norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(super) gate_silu: unsafe fn(&mut [f32], &[f32]),
     pub(super) add: unsafe fn(&mut [f32], &[f32]),
@@ -34,38 +33,54 @@ pub(super) struct Kernels {
     pub(super) attend: unsafe fn(&Job<'_>, &mut Scratch),
 }
 
+/// Names a table of kernels to use in place of the fastest one.
+const ISA: &str = "SOUFFLEUR_ISA";
+
 impl Kernels {
-    /// The fastest table this processor can run.
-    pub(super) fn detect() -> &'static Self {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-            return &avx2::KERNELS;
-        }
-        &scalar::KERNELS
+    /// The fastest table this processor can run, or the one that the environment names.
+    pub(super) fn choose() -> Result<&'static Self> {
+        let all = Self::all();
+        let Some(wanted) = std::env::var_os(ISA) else { return Ok(all[0]) };
+        all.iter().find(|kernels| wanted == kernels.name).copied().ok_or_else(|| {
+            let names: Vec<_> = all.iter().map(|kernels| kernels.name).collect();
+            Error::Unsupported(format!("{ISA}={} is not among the kernels that run here: {}", wanted.display(), names.join(", ")))
+        })
     }
 
     pub(super) fn is_reference(&self) -> bool {
         self.name == scalar::KERNELS.name
     }
 
-    /// Every table this processor can run.
-    #[cfg(test)]
+    /// Every table this processor can run, the fastest first.
     pub(super) fn all() -> Vec<&'static Self> {
-        let best = Self::detect();
-        if best.is_reference() { vec![best] } else { vec![&scalar::KERNELS, best] }
+        let mut all: Vec<&'static Self> = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl") {
+                all.push(&avx512_vnni::KERNELS);
+            }
+            if is_x86_feature_detected!("avxvnni") {
+                all.push(&avx_vnni::KERNELS);
+            }
+            all.push(&avx2::KERNELS);
+        }
+        all.push(&scalar::KERNELS);
+        all
     }
 }
 
 #[inline(always)]
-unsafe fn slab<S: Isa>(weight: &Packed, slab: usize, input: Input<'_>, out: *mut f32) {
+unsafe fn slab_int8<S: Isa>(weight: &Packed, slab: usize, x: &Quants, out: *mut f32) {
     let (p, blocks) = (weight.slab(slab), weight.blocks());
     // SAFETY: the slab has `blocks` blocks of the weight's form; `out` is the caller's promise.
-    unsafe {
-        match input {
-            Input::F32 { x, rows } => with_form!(weight.kind, Fm => matmul::slab_f32::<S, Fm>(p, blocks, x, rows, out)),
-            Input::Int8(x) => with_form!(@quantized weight.kind, Fm => matmul::slab_int8::<S, Fm>(p, blocks, x, out)),
-        }
-    }
+    unsafe { with_form!(@quantized weight.kind, Fm => matmul::slab_int8::<S, Fm>(p, blocks, x, out)) }
+}
+
+#[inline(always)]
+unsafe fn slab_f32<S: Isa>(weight: &Packed, slab: usize, x: &[f32], rows: usize, out: *mut f32) {
+    let (p, blocks) = (weight.slab(slab), weight.blocks());
+    // SAFETY: as above.
+    unsafe { with_form!(weight.kind, Fm => matmul::slab_f32::<S, Fm>(p, blocks, x, rows, out)) }
 }
 
 macro_rules! table {
@@ -74,10 +89,12 @@ macro_rules! table {
             use super::*;
 
             pub(super) const KERNELS: Kernels =
-                Kernels { name: $name, slab, quantize, norm, gate_silu, add, rotate, append, attend };
+                Kernels { name: $name, row, slab_int8, slab_f32, quantize, norm, gate_silu, add, rotate, append, attend };
 
-            table!(@fn $($feature)?, slab(weight: &Packed, slab: usize, input: Input<'_>, out: *mut f32) = super::slab::<$isa>);
-            table!(@fn $($feature)?, quantize(x: &[f32], row: usize, group: usize, out: QuantsOut) = matmul::quantize::<$isa>);
+            table!(@fn $($feature)?, row(weight: &Packed, row: usize, out: &mut [f32]) = Packed::row::<$isa>);
+            table!(@fn $($feature)?, slab_int8(weight: &Packed, slab: usize, x: &Quants, out: *mut f32) = super::slab_int8::<$isa>);
+            table!(@fn $($feature)?, slab_f32(weight: &Packed, slab: usize, x: &[f32], rows: usize, out: *mut f32) = super::slab_f32::<$isa>);
+            table!(@fn $($feature)?, quantize(x: &[f32], row: usize, grouping: Grouping, out: QuantsOut) = matmul::quantize::<$isa>);
             table!(@fn $($feature)?, norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) = rows::norm::<$isa>);
             table!(@fn $($feature)?, gate_silu(gate: &mut [f32], up: &[f32]) = rows::gate_silu::<$isa>);
             table!(@fn $($feature)?, add(x: &mut [f32], y: &[f32]) = rows::add::<$isa>);
@@ -85,6 +102,15 @@ macro_rules! table {
             table!(@fn $($feature)?, append(chunk: *mut u8, shape: Shape, layer: usize, head: usize, position: usize, key: &[f32], value: &[f32])
                 = attention::append::<$isa>);
             table!(@fn $($feature)?, attend(job: &Job<'_>, scratch: &mut Scratch) = attention::attend::<$isa>);
+        }
+    };
+    // What differs from another table is its products of integers.
+    ($module:ident, $isa:ty, $name:literal, $feature:meta, ..$rest:expr) => {
+        mod $module {
+            use super::*;
+
+            pub(super) const KERNELS: Kernels = Kernels { name: $name, slab_int8, ..$rest };
+            table!(@fn $feature, slab_int8(weight: &Packed, slab: usize, x: &Quants, out: *mut f32) = super::slab_int8::<$isa>);
         }
     };
     (@fn $($feature:meta)?, $name:ident($($argument:ident: $type:ty),*) = $kernel:expr) => {
@@ -96,6 +122,16 @@ macro_rules! table {
     };
 }
 
-table!(scalar, crate::models::backend::cpu::isa::Scalar, "scalar");
+table!(scalar, isa::Scalar, "scalar");
 #[cfg(target_arch = "x86_64")]
-table!(avx2, crate::models::backend::cpu::isa::Avx2, "avx2", target_feature(enable = "avx2,fma,f16c"));
+table!(avx2, isa::Avx2<{ isa::MADDUBS }>, "avx2", target_feature(enable = "avx2,fma,f16c"));
+#[cfg(target_arch = "x86_64")]
+table!(avx_vnni, isa::Avx2<{ isa::AVX_VNNI }>, "avxvnni", target_feature(enable = "avx2,fma,f16c,avxvnni"), ..avx2::KERNELS);
+#[cfg(target_arch = "x86_64")]
+table!(
+    avx512_vnni,
+    isa::Avx2<{ isa::AVX512_VNNI }>,
+    "avx512vnni",
+    target_feature(enable = "avx2,fma,f16c,avx512vnni,avx512vl"),
+    ..avx2::KERNELS
+);

@@ -3,76 +3,92 @@
 //! Every output is summed over its inputs in one order, whatever the number of rows: inside a block integers
 //! (exact, so any order) or one fused multiply-add per input, then the blocks from first to last.
 
-use super::forms::{Form, Quantized, units};
+use super::forms::{Bits, Form, Grouping, Header, Quantized};
 use super::isa::{Isa, LANES, UNIT};
+use std::mem::MaybeUninit;
 
-/// Rows of activations that stream past one block of weights while it is in registers.
+/// Rows of activations that stream past one unit of weights while it is in registers.
 const ROWS: usize = 128;
+/// How far ahead of the weights' stream to fetch, in bytes, when several rows leave time for it. One row reads as fast
+/// as memory gives, and fetching ahead only costs it.
+const AHEAD: usize = 1024;
 
-/// Activations in eight bits. `q` is `[unit][row][32]`, `scale` and `sum` are `[group][row]`; `sum` is the
-/// scale times the sum of the group's integers, which the weights' biases multiply. A group of 16 fills half a unit,
-/// and zeros the other half.
+/// Activations in eight bits. `q` is `[unit][row][32]` and `scale` is `[span][row]`. Of each group, `sum` is
+/// `[group][row]`: the scale times the sum of its integers, which the weights' biases multiply; or `whole` is
+/// `[pair of groups][row][2]`: the sums themselves.
 #[derive(Default)]
 pub(super) struct Quants {
     pub(super) rows: usize,
     pub(super) q: Vec<i8>,
     pub(super) scale: Vec<f32>,
     pub(super) sum: Vec<f32>,
+    pub(super) whole: Vec<i16>,
 }
 
 impl Quants {
-    pub(super) fn resize(&mut self, rows: usize, columns: usize, group: usize) {
+    pub(super) fn resize(&mut self, rows: usize, columns: usize, grouping: Grouping) {
         self.rows = rows;
-        self.q.resize(rows * columns / group * units(group) * UNIT, 0);
-        self.scale.resize(rows * columns / group, 0.0);
-        self.sum.resize(rows * columns / group, 0.0);
+        let sums = rows * columns / grouping.group;
+        self.q.resize(rows * columns, 0);
+        self.scale.resize(rows * columns / grouping.span, 0.0);
+        self.sum.resize(if grouping.whole { 0 } else { sums }, 0.0);
+        self.whole.resize(if grouping.whole { sums } else { 0 }, 0);
+    }
+
+    pub(super) fn out(&mut self) -> QuantsOut {
+        let Self { rows, q, scale, sum, whole } = self;
+        QuantsOut { rows: *rows, q: q.as_mut_ptr(), scale: scale.as_mut_ptr(), sum: sum.as_mut_ptr(), whole: whole.as_mut_ptr() }
     }
 }
 
 /// Where `quantize` writes: `Quants` by pointer, because several threads fill rows of one.
 #[derive(Clone, Copy)]
 pub(super) struct QuantsOut {
-    pub(super) rows: usize,
-    pub(super) q: *mut i8,
-    pub(super) scale: *mut f32,
-    pub(super) sum: *mut f32,
+    rows: usize,
+    q: *mut i8,
+    scale: *mut f32,
+    sum: *mut f32,
+    whole: *mut i16,
 }
 
 // SAFETY: rows are disjoint; each is written by one thread.
 unsafe impl Sync for QuantsOut {}
 
-/// Row `row` in eight bits: scale = largest / 127 per group, rounded to nearest even.
+/// Row `row` in eight bits: scale = largest / 127 per span, rounded to nearest even.
 ///
 /// # Safety
-/// `out` has room for `row`; `x` has whole groups.
+/// `out` has room for `row`; `x` has whole spans.
 #[inline(always)]
-pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, group: usize, out: QuantsOut) {
-    let units = units(group);
+pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, grouping: Grouping, out: QuantsOut) {
+    let (Grouping { span, group, whole }, rows) = (grouping, out.rows);
     // SAFETY: indices follow the layout of `Quants`.
     unsafe {
-        for (g, x) in x.chunks_exact(group).enumerate() {
+        for (index, x) in x.chunks_exact(span).enumerate() {
             let mut top = S::zero();
-            for i in (0..group).step_by(LANES) {
+            for i in (0..span).step_by(LANES) {
                 top = S::max(S::abs(S::load(x.as_ptr().add(i))), top);
             }
-            let top = super::isa::largest::<S>(top);
-            // A group of zeros or denormals must not divide.
+            let top = S::largest(top);
+            // A span of zeros or denormals must not divide.
             let (inverse, scale) = if top > 1e-30 { (127.0 / top, top / 127.0) } else { (0.0, 0.0) };
+            *out.scale.add(index * rows + row) = scale;
             let factor = S::splat(inverse);
-            let mut total = 0i32;
-            for unit in 0..units {
-                let q = out.q.add(((g * units + unit) * out.rows + row) * UNIT);
-                let filled = UNIT.min(group);
-                for i in (0..filled).step_by(LANES) {
-                    S::store_i8(q.add(i), S::mul(factor, S::load(x.as_ptr().add(unit * UNIT + i))));
+            let mut total = S::zero_i32();
+            for i in (0..span).step_by(LANES) {
+                let at = index * span + i;
+                let q = out.q.add((at / UNIT * rows + row) * UNIT + at % UNIT);
+                total = S::add_i32(total, S::store_i8(q, S::mul(factor, S::load(x.as_ptr().add(i)))));
+                if !(at + LANES).is_multiple_of(group) {
+                    continue;
                 }
-                q.add(filled).write_bytes(0, UNIT - filled);
-                for i in 0..UNIT {
-                    total += i32::from(*q.add(i));
+                let (group, sum) = (at / group, S::sum_i32(total));
+                total = S::zero_i32();
+                if whole {
+                    *out.whole.add((group / 2 * rows + row) * 2 + group % 2) = sum as i16;
+                } else {
+                    *out.sum.add(group * rows + row) = scale * sum as f32;
                 }
             }
-            *out.scale.add(g * out.rows + row) = scale;
-            *out.sum.add(g * out.rows + row) = scale * total as f32;
         }
     }
 }
@@ -80,7 +96,7 @@ pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, group: usize, out: 
 /// One slab times all rows of `x`; `out` is `[row][8]`.
 ///
 /// # Safety
-/// `w` points to `blocks` blocks, `out` has room, `x` was quantized in groups of `F::GROUP`.
+/// `w` points to `blocks` blocks, `out` has room, `x` was quantized in the form's grouping.
 #[inline(always)]
 pub(super) unsafe fn slab_int8<S: Isa, F: Quantized>(w: *const u8, blocks: usize, x: &Quants, out: *mut f32) {
     // SAFETY: the caller's.
@@ -91,20 +107,16 @@ pub(super) unsafe fn slab_int8<S: Isa, F: Quantized>(w: *const u8, blocks: usize
             3 => few_int8::<S, F, 3>(w, blocks, x, out),
             4 => few_int8::<S, F, 4>(w, blocks, x, out),
             rows => {
-                let mut first = 0;
-                while first < rows {
-                    many_int8::<S, F>(w, blocks, x, first, out);
-                    first += ROWS;
+                for first in (0..rows).step_by(ROWS) {
+                    if F::Header::TWO_LEVELS {
+                        many_two_levels::<S, F>(w, blocks, x, first, out);
+                    } else {
+                        many_int8::<S, F>(w, blocks, x, first, out);
+                    }
                 }
             }
         }
     }
-}
-
-#[inline(always)]
-unsafe fn dot<S: Isa, F: Quantized>(w: &[S::B; 8], x: *const i8) -> S::I {
-    // SAFETY: the caller's.
-    unsafe { if F::SIGNED { S::dot::<true>(w, x) } else { S::dot::<false>(w, x) } }
 }
 
 /// `sums + integers * (weight scale * row scale) + weight bias * row sum`.
@@ -120,24 +132,47 @@ unsafe fn flush<S: Isa>(sums: S::F, integers: S::I, w: (S::F, S::F), scale: f32,
 /// Up to four rows: their sums stay in registers.
 #[inline(always)]
 unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, blocks: usize, x: &Quants, out: *mut f32) {
+    let group = F::Header::GROUP;
     // SAFETY: the layout of `Quants` and the caller's promise.
     unsafe {
         let mut sums = [S::zero(); M];
-        let (mut q, mut scale, mut sum) = (x.q.as_ptr(), x.scale.as_ptr(), x.sum.as_ptr());
+        let (mut q, mut scale, mut sum, mut whole) = (x.q.as_ptr(), x.scale.as_ptr(), x.sum.as_ptr(), x.whole.as_ptr());
         for _ in 0..blocks {
-            let mut integers = [S::zero_i32(); M];
-            for unit in 0..units(F::GROUP) {
+            let (mut integers, mut biases) = ([S::zero_i32(); M], [S::zero_i32(); M]);
+            for unit in 0..F::BLOCK / UNIT {
                 let quants = F::quants::<S>(w, unit);
-                for (r, integers) in integers.iter_mut().enumerate() {
-                    *integers = S::add_i32(*integers, dot::<S, F>(&quants, q.add(r * UNIT)));
+                if F::Header::TWO_LEVELS {
+                    for (r, integers) in integers.iter_mut().enumerate() {
+                        *integers = unit_times::<S, F>(*integers, w, unit, &quants, q.add(r * UNIT));
+                    }
+                    if (unit + 1) * UNIT % (2 * group) == 0 {
+                        let second = (unit + 1) * UNIT / group - 1;
+                        let ((_, a), (_, b)) = (F::Header::factors::<S>(w, second - 1), F::Header::factors::<S>(w, second));
+                        for (r, biases) in biases.iter_mut().enumerate() {
+                            *biases = S::two_times(*biases, whole.add(r * 2), a, b);
+                        }
+                        whole = whole.add(2 * M);
+                    }
+                } else {
+                    for (r, integers) in integers.iter_mut().enumerate() {
+                        *integers = S::add_i32(*integers, dot::<S, F>(&quants, q.add(r * UNIT)));
+                    }
                 }
                 q = q.add(M * UNIT);
             }
-            let scales = F::scales::<S>(w);
-            for r in 0..M {
-                sums[r] = flush::<S>(sums[r], integers[r], scales, *scale.add(r), *sum.add(r));
+            if F::Header::TWO_LEVELS {
+                let tops = F::Header::tops::<S>(w);
+                for r in 0..M {
+                    sums[r] = flush_two_levels::<S>(sums[r], integers[r], biases[r], tops, *scale.add(r));
+                }
+            } else {
+                let scales = F::Header::scales::<S>(w, 0);
+                for r in 0..M {
+                    sums[r] = flush::<S>(sums[r], integers[r], scales, *scale.add(r), *sum.add(r));
+                }
+                sum = sum.add(M);
             }
-            (scale, sum) = (scale.add(M), sum.add(M));
+            scale = scale.add(M);
             w = w.add(F::BYTES);
         }
         for (r, sums) in sums.iter().enumerate() {
@@ -146,34 +181,87 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
     }
 }
 
+#[inline(always)]
+unsafe fn dot<S: Isa, F: Quantized>(w: &[S::B; 8], x: *const i8) -> S::I {
+    // SAFETY: the caller's: a unit of activations. The branch is decided when this is compiled.
+    unsafe {
+        match F::Bits::SUMS {
+            0 => S::dot::<0>(w, x),
+            2 => S::dot::<2>(w, x),
+            4 => S::dot::<4>(w, x),
+            _ => S::dot::<8>(w, x),
+        }
+    }
+}
+
+/// `sums +` a unit's dot product, group by group times the group's factor.
+#[inline(always)]
+unsafe fn unit_times<S: Isa, F: Quantized>(sums: S::I, w: *const u8, unit: usize, quants: &[S::B; 8], x: *const i8) -> S::I {
+    // SAFETY: the caller's: a unit of activations.
+    unsafe {
+        if F::Header::GROUP < UNIT {
+            let (first, second) = (F::Header::factors::<S>(w, unit * 2).0, F::Header::factors::<S>(w, unit * 2 + 1).0);
+            let sums = dot_times::<S, F>(sums, &quants[..4], x, first);
+            dot_times::<S, F>(sums, &quants[4..], x.add(UNIT / 2), second)
+        } else {
+            dot_times::<S, F>(sums, &quants[..], x, F::Header::factors::<S>(w, unit).0)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_times<S: Isa, F: Quantized>(sums: S::I, w: &[S::B], x: *const i8, factor: S::I) -> S::I {
+    // SAFETY: the caller's.
+    unsafe {
+        match F::Bits::SUMS {
+            0 => S::dot_times::<0>(sums, w, x, factor),
+            2 => S::dot_times::<2>(sums, w, x, factor),
+            4 => S::dot_times::<4>(sums, w, x, factor),
+            _ => S::dot_times::<8>(sums, w, x, factor),
+        }
+    }
+}
+
+/// `sums + integers * (weight scale * row scale) + biases * (weight bias * row scale)`.
+#[inline(always)]
+unsafe fn flush_two_levels<S: Isa>(sums: S::F, integers: S::I, biases: S::I, tops: (S::F, S::F), scale: f32) -> S::F {
+    // SAFETY: registers only.
+    unsafe {
+        let scale = S::splat(scale);
+        let sums = S::fma(S::to_f32(integers), S::mul(tops.0, scale), sums);
+        S::fma(S::to_f32(biases), S::mul(tops.1, scale), sums)
+    }
+}
+
 /// Rows `first..first + ROWS`: a unit's weights stay in registers, the rows stream past them.
 #[inline(always)]
 unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Quants, first: usize, out: *mut f32) {
     let rows = ROWS.min(x.rows - first);
+    let last = F::BLOCK / UNIT - 1;
     // SAFETY: the layout of `Quants` and the caller's promise.
     unsafe {
         let out = out.add(first * LANES);
-        let mut integers = [S::zero_i32(); ROWS];
+        // Written by a block's first unit before its later ones read it.
+        let mut integers = [const { MaybeUninit::uninit() }; ROWS];
         for r in 0..rows {
             S::store(out.add(r * LANES), S::zero());
         }
         let (mut q, mut scale, mut sum) = (x.q.as_ptr().add(first * UNIT), x.scale.as_ptr().add(first), x.sum.as_ptr().add(first));
-        let units = units(F::GROUP);
         for _ in 0..blocks {
-            for unit in 0..units - 1 {
+            prefetch::<S, F>(w);
+            for unit in 0..last {
                 let quants = F::quants::<S>(w, unit);
                 for r in 0..rows {
                     let new = dot::<S, F>(&quants, q.add(r * UNIT));
                     let slot = integers.get_unchecked_mut(r);
-                    *slot = if unit == 0 { new } else { S::add_i32(*slot, new) };
+                    slot.write(if unit == 0 { new } else { S::add_i32(slot.assume_init(), new) });
                 }
                 q = q.add(x.rows * UNIT);
             }
-            let quants = F::quants::<S>(w, units - 1);
-            let scales = F::scales::<S>(w);
+            let (quants, scales) = (F::quants::<S>(w, last), F::Header::scales::<S>(w, 0));
             for r in 0..rows {
                 let new = dot::<S, F>(&quants, q.add(r * UNIT));
-                let all = if units == 1 { new } else { S::add_i32(*integers.get_unchecked(r), new) };
+                let all = if last == 0 { new } else { S::add_i32(integers.get_unchecked(r).assume_init(), new) };
                 let to = out.add(r * LANES);
                 S::store(to, flush::<S>(S::load(to), all, scales, *scale.add(r), *sum.add(r)));
             }
@@ -184,22 +272,81 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
     }
 }
 
+/// As `many_int8`, of blocks of two levels: integers and biases are summed over the block before they become floats.
+#[inline(always)]
+unsafe fn many_two_levels<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Quants, first: usize, out: *mut f32) {
+    let rows = ROWS.min(x.rows - first);
+    let (groups, units) = (F::BLOCK / F::Header::GROUP, F::BLOCK / UNIT);
+    // SAFETY: the layout of `Quants` and the caller's promise.
+    unsafe {
+        let out = out.add(first * LANES);
+        // Written by a block's first unit before its later ones read it.
+        let mut integers = [const { MaybeUninit::uninit() }; ROWS];
+        for r in 0..rows {
+            S::store(out.add(r * LANES), S::zero());
+        }
+        let (mut q, mut scale) = (x.q.as_ptr().add(first * UNIT), x.scale.as_ptr().add(first));
+        let mut whole = x.whole.as_ptr().add(first * 2);
+        for _ in 0..blocks {
+            prefetch::<S, F>(w);
+            for unit in 0..units {
+                let quants = F::quants::<S>(w, unit);
+                for r in 0..rows {
+                    let slot = integers.get_unchecked_mut(r);
+                    let sums = if unit == 0 { S::zero_i32() } else { slot.assume_init() };
+                    slot.write(unit_times::<S, F>(sums, w, unit, &quants, q.add(r * UNIT)));
+                }
+                q = q.add(x.rows * UNIT);
+            }
+            let tops = F::Header::tops::<S>(w);
+            let mut factors = [S::zero_i32(); 16];
+            for (group, factor) in factors.iter_mut().enumerate().take(groups) {
+                *factor = F::Header::factors::<S>(w, group).1;
+            }
+            for r in 0..rows {
+                let mut biases = S::zero_i32();
+                for pair in 0..groups / 2 {
+                    let sums = whole.add((pair * x.rows + r) * 2);
+                    biases = S::two_times(biases, sums, factors[pair * 2], factors[pair * 2 + 1]);
+                }
+                let to = out.add(r * LANES);
+                let integers = integers.get_unchecked(r).assume_init();
+                S::store(to, flush_two_levels::<S>(S::load(to), integers, biases, tops, *scale.add(r)));
+            }
+            (scale, whole) = (scale.add(x.rows), whole.add(groups * x.rows));
+            w = w.add(F::BYTES);
+        }
+    }
+}
+
+/// Brings the blocks that follow near.
+#[inline(always)]
+unsafe fn prefetch<S: Isa, F: Quantized>(w: *const u8) {
+    for line in (0..F::BYTES).step_by(64) {
+        // SAFETY: any address will do.
+        unsafe { S::prefetch(w.wrapping_add(AHEAD + line)) };
+    }
+}
+
+/// Inputs of the largest block.
+pub(super) const TILE: usize = 256;
+
 /// One slab times all rows of f32 activations, `[rows][columns]`; `out` is `[row][8]`.
 ///
 /// # Safety
 /// As `slab_int8`; `x` has `rows * columns` floats.
 #[inline(always)]
 pub(super) unsafe fn slab_f32<S: Isa, F: Form>(w: *const u8, blocks: usize, x: &[f32], rows: usize, out: *mut f32) {
-    let columns = blocks * F::GROUP;
-    let mut tile = [0f32; 128 * LANES];
-    // SAFETY: the largest group has 128 inputs; the rest is the caller's promise.
+    let columns = blocks * F::BLOCK;
+    let mut tile = [0f32; TILE * LANES];
+    // SAFETY: the largest block has `TILE` inputs; the rest is the caller's promise.
     unsafe {
         for r in 0..rows {
             S::store(out.add(r * LANES), S::zero());
         }
         for block in 0..blocks {
             F::tile::<S>(w.add(block * F::BYTES), tile.as_mut_ptr());
-            let x = x.as_ptr().add(block * F::GROUP);
+            let x = x.as_ptr().add(block * F::BLOCK);
             let mut r = 0;
             while r < rows {
                 let (x, out) = (x.add(r * columns), out.add(r * LANES));
@@ -215,14 +362,14 @@ pub(super) unsafe fn slab_f32<S: Isa, F: Form>(w: *const u8, blocks: usize, x: &
 }
 
 #[inline(always)]
-unsafe fn tile_f32<S: Isa, F: Form, const M: usize>(tile: &[f32; 128 * LANES], x: *const f32, columns: usize, out: *mut f32) -> usize {
-    // SAFETY: the caller's: M rows of x and out, GROUP inputs of the tile.
+unsafe fn tile_f32<S: Isa, F: Form, const M: usize>(tile: &[f32; TILE * LANES], x: *const f32, columns: usize, out: *mut f32) -> usize {
+    // SAFETY: the caller's: M rows of x and out, BLOCK inputs of the tile.
     unsafe {
         let mut sums = [S::zero(); M];
         for (r, sums) in sums.iter_mut().enumerate() {
             *sums = S::load(out.add(r * LANES));
         }
-        for i in 0..F::GROUP {
+        for i in 0..F::BLOCK {
             let w = S::load(tile.as_ptr().add(i * LANES));
             for (r, sums) in sums.iter_mut().enumerate() {
                 *sums = S::fma(w, S::splat(*x.add(r * columns + i)), *sums);

@@ -1,10 +1,14 @@
 //! From a file's rows to slabs of eight: exact, so that a packed weight is the file's weight to the bit.
 
-use super::buffer::Buffer;
-use super::forms::{Bf16, F16, F32, Form, Kind, Q4, Q8, header, with_form};
-use super::isa::{LANES, Scalar, UNIT};
+use super::Scratch;
+use super::buffer::{Arena, Buffer};
+use super::forms::{
+    Bf16, Bytes, F16, F32, Factors, Fives, Form, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
+};
+use super::isa::{Isa, LANES, UNIT};
+use super::matmul::TILE;
 use super::pool::Pool;
-use crate::models::weights::{Block, Element, Matrix, Quantized};
+use crate::models::weights::{Affine, Block, Element, Matrix, Quantized};
 use crate::models::{Error, Result};
 use half::f16;
 
@@ -17,34 +21,27 @@ pub struct Packed {
 }
 
 impl Packed {
-    pub(super) fn new(matrix: &Matrix<'_>, pool: &mut Pool) -> Result<Self> {
+    pub(super) fn new(matrix: &Matrix<'_>, arena: &mut Arena, pool: &mut Pool<Scratch>) -> Result<Self> {
         let (rows, columns) = matrix.shape();
         if columns % UNIT != 0 {
             return Err(Error::Unsupported(format!("{columns} inputs are not a multiple of {UNIT}")));
         }
-        let kind = kind(matrix);
-        let slab_bytes = columns / kind.group() * kind.block_bytes();
-        let slabs = rows.div_ceil(LANES);
-        let packed = Self { kind, rows, columns, data: Buffer::zeroed(slabs * slab_bytes) };
-        pool.run(slabs, &|slab, _| {
+        let kind = Kind::of(matrix);
+        let packed = Self { kind, rows, columns, data: arena.zeroed(Self::bytes(matrix)) };
+        pool.run(packed.slabs(), &|slab, _| {
             // SAFETY: each piece has its own slab, so no two threads share a byte of this exclusive slice.
-            let out = unsafe { std::slice::from_raw_parts_mut(packed.slab(slab).cast_mut(), slab_bytes) };
-            let block_bytes = kind.block_bytes();
-            for (block, out) in out.chunks_exact_mut(block_bytes).enumerate() {
-                for lane in 0..LANES.min(rows - slab * LANES) {
-                    match matrix {
-                        Matrix::Plain { element, data, .. } => {
-                            pack_plain(out, *element, data, (slab * LANES + lane) * columns, block, lane)
-                        }
-                        Matrix::Quantized(q) => pack_quantized(out, kind, q, slab * LANES + lane, block, lane),
-                        Matrix::Blocks { block: of, data, .. } => {
-                            pack_group(out, kind, *of, data, (slab * LANES + lane) * columns / of.group() + block, lane)
-                        }
-                    }
-                }
+            let out = unsafe { std::slice::from_raw_parts_mut(packed.slab(slab).cast_mut(), packed.slab_bytes()) };
+            for (block, out) in out.chunks_exact_mut(kind.block_bytes()).enumerate() {
+                pack(out, kind, matrix, slab * LANES, block);
             }
         });
         Ok(packed)
+    }
+
+    /// Bytes that a weight takes when packed.
+    pub(super) fn bytes(matrix: &Matrix<'_>) -> usize {
+        let ((rows, columns), kind) = (matrix.shape(), Kind::of(matrix));
+        rows.div_ceil(LANES) * (columns / kind.block() * kind.block_bytes())
     }
 
     pub(super) fn slabs(&self) -> usize {
@@ -52,7 +49,7 @@ impl Packed {
     }
 
     pub(super) fn blocks(&self) -> usize {
-        self.columns / self.kind.group()
+        self.columns / self.kind.block()
     }
 
     pub(super) fn slab_bytes(&self) -> usize {
@@ -65,12 +62,16 @@ impl Packed {
     }
 
     /// One row as floats: an embedding.
-    pub(super) fn row(&self, row: usize, out: &mut [f32]) {
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    #[inline(always)]
+    pub(super) unsafe fn row<S: Isa>(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.columns);
-        let mut tile = [0f32; 128 * LANES];
-        for (block, out) in out.chunks_exact_mut(self.kind.group()).enumerate() {
-            // SAFETY: the block is inside the row's slab, and the largest group has 128 inputs.
-            unsafe { with_form!(self.kind, F => F::tile::<Scalar>(self.slab(row / LANES).add(block * F::BYTES), tile.as_mut_ptr())) };
+        let mut tile = [0f32; TILE * LANES];
+        for (block, out) in out.chunks_exact_mut(self.kind.block()).enumerate() {
+            // SAFETY: the block is inside the row's slab, and the largest has `TILE` inputs.
+            unsafe { with_form!(self.kind, F => F::tile::<S>(self.slab(row / LANES).add(block * F::BYTES), tile.as_mut_ptr())) };
             for (i, x) in out.iter_mut().enumerate() {
                 *x = tile[i * LANES + row % LANES];
             }
@@ -78,123 +79,168 @@ impl Packed {
     }
 }
 
-fn kind(matrix: &Matrix<'_>) -> Kind {
-    match matrix {
-        Matrix::Plain { element, .. } => Kind::Plain(*element),
-        Matrix::Blocks { block: block @ (Block::Q4_0 | Block::Q4_1), data, .. } => {
-            Kind::Q4 { group: block.group(), wide: *block == Block::Q4_0 && !biases_fit(data) }
-        }
-        // A scale of f16 times one of the format's small integers needs f32, and so does what an odd bias adds.
-        Matrix::Blocks { block, .. } => Kind::Q8 { group: block.group(), wide: true },
-        Matrix::Quantized(q) => {
-            let group = q.quantization.group;
-            match q.quantization.bits {
-                4 => Kind::Q4 { group, wide: q.element != Element::F16 },
-                // Eight bits are stored less 128, and a bias of f16 can't hold what that adds.
-                8 => Kind::Q8 { group, wide: true },
-                _ => Kind::Q8 { group, wide: q.element != Element::F16 },
+impl Kind {
+    fn of(matrix: &Matrix<'_>) -> Self {
+        match matrix {
+            Matrix::Plain { element, .. } => Self::Plain(*element),
+            Matrix::Quantized(q) => {
+                let bits = match q.quantization.bits {
+                    ..=4 => 4,
+                    ..=6 => 6,
+                    _ => 8,
+                };
+                Self::Affine { bits, group: q.quantization.group, wide: q.element != Element::F16 }
             }
+            Matrix::Blocks { block, .. } => match block {
+                Block::Q4_0 => Self::Q4_0,
+                Block::Q4_1 => Self::Q4_1,
+                Block::Q5_0 => Self::Q5_0,
+                Block::Q5_1 => Self::Q5_1,
+                Block::Q8_0 | Block::IQ4_NL => Self::Q8_0,
+                Block::Q2_K => Self::Q2_K,
+                Block::Q4_K => Self::Q4_K,
+                Block::Q5_K => Self::Q5_K,
+                Block::Q3_K | Block::Q6_K => Self::Q6_K,
+            },
+        }
+    }
+
+    /// Bytes of a unit's planes of fifth and sixth bits, and of the unit.
+    fn unit_bytes(self) -> (usize, usize) {
+        match self {
+            Self::Plain(_) => unreachable!("plain weights have no units"),
+            Self::Affine { bits: 4, .. } | Self::Q4_0 | Self::Q4_1 | Self::Q2_K | Self::Q4_K => (0, 128),
+            Self::Q5_0 | Self::Q5_1 | Self::Q5_K => (32, 160),
+            Self::Affine { bits: 6, .. } | Self::Q6_K => (64, 192),
+            Self::Affine { .. } | Self::Q8_0 => (0, 256),
         }
     }
 }
 
-/// Whether every bias of Q4_0, which is minus eight scales, is an f16: all but the largest are.
-fn biases_fit(data: &[u8]) -> bool {
-    data.chunks_exact(Block::Q4_0.bytes()).all(|block| {
-        let bias = -8.0 * Element::F16.get(block, 0);
-        f16::from_f32(bias).to_f32() == bias
-    })
+/// Block `block` of the eight rows from `first`; rows beyond the last stay zero.
+fn pack(out: &mut [u8], kind: Kind, matrix: &Matrix<'_>, first: usize, block: usize) {
+    let (rows, columns) = matrix.shape();
+    let lanes = LANES.min(rows - first);
+    if let Matrix::Plain { element, data, .. } = matrix {
+        (0..lanes).for_each(|lane| pack_plain(out, *element, data, (first + lane) * columns + block * UNIT, lane));
+        return;
+    }
+    let units = kind.block() / UNIT;
+    let (planes, bytes) = kind.unit_bytes();
+    let (header, body) = out.split_at_mut(out.len() - units * bytes);
+    for lane in 0..lanes {
+        match matrix {
+            Matrix::Quantized(q) => pack_pair(header, q, (first + lane) * (columns / q.quantization.group) + block, lane),
+            Matrix::Blocks { block: of, data, .. } => {
+                pack_scales(header, kind, *of, data, (first + lane) * columns + block * kind.block(), lane)
+            }
+            Matrix::Plain { .. } => unreachable!("packed above"),
+        }
+    }
+    for (unit, out) in body.chunks_exact_mut(bytes).enumerate() {
+        let mut q = [[0u8; UNIT]; LANES];
+        for (lane, q) in q.iter_mut().enumerate().take(lanes) {
+            let at = (first + lane) * columns + (block * units + unit) * UNIT;
+            *q = match matrix {
+                Matrix::Quantized(of) => integers(of, at),
+                Matrix::Blocks { block: of, data, .. } => of.integers(of.at(data, at), at % of.weights() / UNIT),
+                Matrix::Plain { .. } => unreachable!("packed above"),
+            };
+        }
+        pack_unit(out, planes, &q);
+    }
 }
 
-fn pack_plain(out: &mut [u8], element: Element, data: &[u8], first: usize, block: usize, lane: usize) {
+fn pack_plain(out: &mut [u8], element: Element, data: &[u8], first: usize, lane: usize) {
     let bytes = element.bytes();
     for i in 0..UNIT {
-        let from = (first + block * UNIT + i) * bytes;
-        let to = (i * LANES + lane) * bytes;
+        let (from, to) = ((first + i) * bytes, (i * LANES + lane) * bytes);
         out[to..to + bytes].copy_from_slice(&data[from..from + bytes]);
     }
 }
 
-fn pack_quantized(out: &mut [u8], kind: Kind, q: &Quantized<'_>, row: usize, block: usize, lane: usize) {
-    let (group, bits) = (q.quantization.group, q.quantization.bits);
-    let (four, wide) = match kind {
-        Kind::Q4 { wide, .. } => (true, wide),
-        Kind::Q8 { wide, .. } => (false, wide),
-        Kind::Plain(_) => unreachable!("the kind was made from this matrix"),
+/// A unit in steps: a word is four inputs of one row.
+fn pack_unit(out: &mut [u8], planes: usize, q: &[[u8; UNIT]; LANES]) {
+    let word = |lane: usize, step: usize| u32::from_le_bytes(q[lane][4 * step..4 * step + 4].try_into().expect("four bytes"));
+    let put = |out: &mut [u8], vector: usize, lane: usize, word: u32| {
+        out[vector * 32 + lane * 4..vector * 32 + lane * 4 + 4].copy_from_slice(&word.to_le_bytes());
     };
-    let index = row * (q.columns / group) + block;
-    let (scale, mut bias) = (q.element.get(q.scales, index), q.element.get(q.biases, index));
-    if bits == 8 {
-        bias += 128.0 * scale;
-    }
-    pack_scale(out, wide, scale, bias, lane);
-    let words = &q.words[row * q.columns * bits / 8..(row + 1) * q.columns * bits / 8];
-    let out = &mut out[header(wide)..];
-    if four {
-        let words = &words[block * group / 2..(block + 1) * group / 2];
-        for (vector, word) in out.chunks_exact_mut(32).zip(words.chunks_exact(4)) {
-            let word = u32::from_le_bytes(word.try_into().expect("four bytes"));
-            let packed = spread(word & 0xffff) | spread(word >> 16) << 4;
-            vector[lane * 4..lane * 4 + 4].copy_from_slice(&packed.to_le_bytes());
+    let (high, low) = out.split_at_mut(planes);
+    for lane in 0..LANES {
+        if low.len() == 256 {
+            (0..8).for_each(|step| put(low, step, lane, word(lane, step)));
+            continue;
         }
-        return;
-    }
-    for i in 0..group {
-        let value = unpack(words, bits, block * group + i);
-        out[i / 4 * 32 + lane * 4 + i % 4] = if bits == 8 { value.wrapping_sub(128) } else { value };
-    }
-}
-
-/// Group `index` of all the groups of a GGUF weight.
-fn pack_group(out: &mut [u8], kind: Kind, block: Block, data: &[u8], index: usize, lane: usize) {
-    let per_block = block.weights() / block.group();
-    let bytes = &data[index / per_block * block.bytes()..][..block.bytes()];
-    let mut q = [0i8; 32];
-    let q = &mut q[..block.group()];
-    let (scale, bias) = block.decode(bytes, index % per_block, q);
-    let (four, wide) = match kind {
-        Kind::Q4 { wide, .. } => (true, wide),
-        Kind::Q8 { wide, .. } => (false, wide),
-        Kind::Plain(_) => unreachable!("the kind was made from this matrix"),
-    };
-    pack_scale(out, wide, scale, bias, lane);
-    let vectors = out[header(wide)..].chunks_exact_mut(32);
-    if four {
-        for (vector, q) in vectors.zip(q.chunks_exact(8)) {
-            for i in 0..4 {
-                vector[lane * 4 + i] = (q[i] | q[4 + i] << 4) as u8;
-            }
+        for j in 0..4 {
+            put(low, j, lane, word(lane, 2 * j) & 0x0f0f_0f0f | (word(lane, 2 * j + 1) & 0x0f0f_0f0f) << 4);
         }
-    } else {
-        for (vector, q) in vectors.zip(q.chunks_exact(4)) {
-            for i in 0..4 {
-                vector[lane * 4 + i] = q[i] as u8;
+        match planes {
+            32 => put(high, 0, lane, (0..8).fold(0, |plane, step| plane | (word(lane, step) >> 4 & 0x0101_0101) << step)),
+            64 => {
+                for half in 0..2 {
+                    let bits = |plane, step| plane | (word(lane, half * 4 + step) >> 4 & 0x0303_0303) << (2 * step);
+                    put(high, half, lane, (0..4).fold(0, bits));
+                }
             }
+            _ => {}
         }
     }
 }
 
-fn pack_scale(out: &mut [u8], wide: bool, scale: f32, bias: f32, lane: usize) {
-    for (which, value) in [scale, bias].into_iter().enumerate() {
-        let at = which * LANES + lane;
-        if wide {
-            out[at * 4..at * 4 + 4].copy_from_slice(&value.to_le_bytes());
+/// MLX's scale and bias of group `index` of the whole weight.
+fn pack_pair(header: &mut [u8], q: &Quantized<'_>, index: usize, lane: usize) {
+    let bytes = if q.element == Element::F16 { 2 } else { 4 };
+    for (which, values) in [q.scales, q.biases].into_iter().enumerate() {
+        let at = (which * LANES + lane) * bytes;
+        let value = q.element.get(values, index);
+        if bytes == 2 {
+            put_half(header, at, f16::from_f32(value));
         } else {
-            out[at * 2..at * 2 + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+            header[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
     }
 }
 
-/// Four nibbles to the low halves of four bytes.
-fn spread(nibbles: u32) -> u32 {
-    let pairs = (nibbles | nibbles << 8) & 0x00ff_00ff;
-    (pairs | pairs << 4) & 0x0f0f_0f0f
+/// The scales of a packed block's groups, whose first input is `first` of the whole weight's.
+fn pack_scales(header: &mut [u8], kind: Kind, of: Block, data: &[u8], first: usize, lane: usize) {
+    let block = of.at(data, first);
+    let affine = |group| of.affine(block, group);
+    let Affine { d, e, .. } = affine(0);
+    put_half(header, lane * 2, d);
+    match kind {
+        Kind::Q4_0 | Kind::Q5_0 | Kind::Q8_0 => {}
+        Kind::Q4_1 | Kind::Q5_1 => put_half(header, (LANES + lane) * 2, e),
+        Kind::Q2_K | Kind::Q4_K | Kind::Q5_K => {
+            put_half(header, (LANES + lane) * 2, e);
+            for (group, factors) in header[LANES * 4..].chunks_exact_mut(LANES * 2).enumerate() {
+                let Affine { scale, bias, .. } = affine(group);
+                (factors[lane], factors[LANES + lane]) = (scale as u8, -bias as u8);
+            }
+        }
+        Kind::Q6_K => {
+            for (group, factors) in header[LANES * 2..].chunks_exact_mut(LANES).enumerate().take(16) {
+                factors[lane] = affine(group).scale as u8;
+            }
+        }
+        Kind::Plain(_) | Kind::Affine { .. } => unreachable!("not of GGUF's blocks"),
+    }
 }
 
-/// Integer `index` of a little-endian stream of `bits`-wide integers.
-fn unpack(words: &[u8], bits: usize, index: usize) -> u8 {
-    let (byte, shift) = (index * bits / 8, index * bits % 8);
-    let low = u16::from(words[byte]);
-    let high = words.get(byte + 1).map_or(0, |&b| u16::from(b));
-    (((high << 8 | low) >> shift) & ((1 << bits) - 1)) as u8
+fn put_half(out: &mut [u8], at: usize, value: f16) {
+    out[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Integers `first..first + 32` of a little-endian stream; eight bits less 128, as their form has them.
+fn integers(q: &Quantized<'_>, first: usize) -> [u8; UNIT] {
+    let bits = q.quantization.bits;
+    let bytes = &q.words[first * bits / 8..][..UNIT * bits / 8];
+    match bits {
+        4 => std::array::from_fn(|i| bytes[i / 2] >> (i % 2 * 4) & 15),
+        8 => std::array::from_fn(|i| bytes[i].wrapping_sub(128)),
+        _ => std::array::from_fn(|i| {
+            let (byte, shift) = (i * bits / 8, i * bits % 8);
+            let next = bytes.get(byte + 1).map_or(0, |&next| u16::from(next));
+            ((next << 8 | u16::from(bytes[byte])) >> shift & ((1 << bits) - 1)) as u8
+        }),
+    }
 }

@@ -1,10 +1,12 @@
 //! Kernels against the definition of what they compute, and every instruction set against the reference, bit for bit.
 
 use super::attention::{self, Job, Scratch};
+use super::buffer::Arena;
 use super::cache::{Cache, Shape};
+use super::forms::Grouping;
 use super::isa::LANES;
-use super::kernels::{Input, Kernels};
-use super::matmul::{Quants, QuantsOut};
+use super::kernels::Kernels;
+use super::matmul::Quants;
 use super::pack::Packed;
 use super::pool::Pool;
 use crate::models::weights::{Element, Matrix, Quantization, Quantized};
@@ -85,7 +87,7 @@ impl Source {
                 Matrix::Quantized(Quantized { rows, columns, quantization, words, element, scales, biases })
             }
         };
-        Packed::new(&matrix, &mut Pool::new(1)).expect("a supported shape")
+        Packed::new(&matrix, &mut Arena::default(), &mut Pool::new(1)).expect("a supported shape")
     }
 
     fn all(random: &mut Random) -> Vec<Self> {
@@ -103,16 +105,23 @@ impl Source {
     }
 }
 
-pub(super) fn quantize(kernels: &Kernels, x: &[f32], rows: usize, group: usize) -> Quants {
+pub(super) fn quantize(kernels: &Kernels, x: &[f32], rows: usize, grouping: Grouping) -> Quants {
     let columns = x.len() / rows;
     let mut quants = Quants::default();
-    quants.resize(rows, columns, group);
-    let out = QuantsOut { rows, q: quants.q.as_mut_ptr(), scale: quants.scale.as_mut_ptr(), sum: quants.sum.as_mut_ptr() };
+    quants.resize(rows, columns, grouping);
+    let out = quants.out();
     for row in 0..rows {
         // SAFETY: made for this processor; room for every row.
-        unsafe { (kernels.quantize)(&x[row * columns..(row + 1) * columns], row, group, out) };
+        unsafe { (kernels.quantize)(&x[row * columns..(row + 1) * columns], row, grouping, out) };
     }
     quants
+}
+
+/// What multiplies a weight.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
+    F32(&'a [f32]),
+    Int8(&'a Quants),
 }
 
 /// `[rows][outputs]`.
@@ -121,7 +130,12 @@ pub(super) fn product(kernels: &Kernels, weight: &Packed, input: Input<'_>, rows
     let mut sums = vec![0.0; rows * LANES];
     for slab in 0..weight.slabs() {
         // SAFETY: made for this processor; eight sums a row.
-        unsafe { (kernels.slab)(weight, slab, input, sums.as_mut_ptr()) };
+        unsafe {
+            match input {
+                Input::F32(x) => (kernels.slab_f32)(weight, slab, x, rows, sums.as_mut_ptr()),
+                Input::Int8(x) => (kernels.slab_int8)(weight, slab, x, sums.as_mut_ptr()),
+            }
+        }
         for row in 0..rows {
             for lane in 0..LANES.min(weight.rows - slab * LANES) {
                 y[row * weight.rows + slab * LANES + lane] = sums[row * LANES + lane];
@@ -137,7 +151,8 @@ fn a_packed_weight_is_the_files_weight() {
         let packed = source.packed();
         let mut row = vec![0.0; source.columns];
         for r in 0..source.rows {
-            packed.row(r, &mut row);
+            // SAFETY: made for this processor.
+            unsafe { (Kernels::all()[0].row)(&packed, r, &mut row) };
             for (got, want) in row.iter().zip(&source.values[r * source.columns..]) {
                 assert!(
                     (got - want).abs() <= 1e-6 * want.abs().max(1.0),
@@ -163,9 +178,9 @@ fn products_are_the_definitions_and_the_same_on_every_instruction_set() {
             };
             let mut results: Vec<(f32, Vec<Vec<f32>>)> = vec![(1e-4, Vec::new()), (0.25, Vec::new())];
             for kernels in Kernels::all() {
-                results[0].1.push(product(kernels, &weight, Input::F32 { x: &x, rows }, rows));
+                results[0].1.push(product(kernels, &weight, Input::F32(&x), rows));
                 if source.quantization.is_some() {
-                    let quants = quantize(kernels, &x, rows, weight.kind.group());
+                    let quants = quantize(kernels, &x, rows, weight.kind.grouping().expect("integers"));
                     results[1].1.push(product(kernels, &weight, Input::Int8(&quants), rows));
                 }
             }
@@ -191,11 +206,11 @@ fn products_are_the_definitions_and_the_same_on_every_instruction_set() {
 fn quantized_activations_of_extremes() {
     for kernels in Kernels::all() {
         let mut x = vec![0.0f32; 64];
-        let zero = quantize(kernels, &x, 1, 32);
+        let zero = quantize(kernels, &x, 1, Grouping { span: 32, group: 32, whole: false });
         assert_eq!((zero.scale[0], zero.sum[0], zero.q[0]), (0.0, 0.0, 0));
         x[3] = -1e30;
         x[40] = 1e-40;
-        let quants = quantize(kernels, &x, 1, 32);
+        let quants = quantize(kernels, &x, 1, Grouping { span: 32, group: 32, whole: false });
         assert_eq!((quants.q[3], quants.q[40]), (-127, 0), "{}", kernels.name);
     }
 }
@@ -225,10 +240,10 @@ fn attention_is_the_definition_and_the_same_on_every_instruction_set() {
                 .map(|kernels| {
                     let mut cache = Cache::new(shape);
                     cache.reserve(0, length);
-                    let chunks = cache.pointers();
+                    let chunks = cache.chunks();
                     for t in 0..length {
                         // SAFETY: reserved above, written by this thread alone.
-                        unsafe { (kernels.append)(chunks[t / super::cache::CHUNK], shape, 1, 1, t, &keys[t], &values[t]) };
+                        unsafe { (kernels.append)(cache.pointer(t / super::cache::CHUNK), shape, 1, 1, t, &keys[t], &values[t]) };
                     }
                     let mut out = vec![0.0; q.len()];
                     let job = Job {
@@ -239,9 +254,10 @@ fn attention_is_the_definition_and_the_same_on_every_instruction_set() {
                         group,
                         position,
                         rows,
-                        q: q.as_ptr(),
+                        q: &q,
+                        q_stride: group * size,
                         out: out.as_mut_ptr(),
-                        stride: group * size,
+                        out_stride: group * size,
                     };
                     // SAFETY: made for this processor; `q` and `out` have the job's rows.
                     unsafe { (kernels.attend)(&job, &mut Scratch::default()) };

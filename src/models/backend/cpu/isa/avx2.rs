@@ -1,14 +1,20 @@
-//! AVX2 with FMA and F16C: every x86-64 processor since 2013 (Haswell) and 2015 (Excavator).
+//! AVX2 with FMA and F16C: every x86-64 processor since 2013 (Haswell) and 2015 (Excavator). With VNNI, where a
+//! processor has it (Zen 4, Ice Lake; Alder Lake in its AVX-VNNI encoding), a dot product is one instruction for three.
 
 use super::Isa;
 use std::arch::x86_64::*;
 
+/// `DOT`: what multiplies bytes; one of the three below.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx2;
+pub(in super::super) struct Avx2<const DOT: u8>;
 
-// SAFETY of every block: the trait's contract — the processor has AVX2, FMA and F16C, pointers reach their lanes.
+pub(in super::super) const MADDUBS: u8 = 0;
+pub(in super::super) const AVX512_VNNI: u8 = 1;
+pub(in super::super) const AVX_VNNI: u8 = 2;
+
+// SAFETY of every block: the trait's contract: the processor has AVX2, FMA, F16C and what `DOT` names, pointers reach their lanes.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
-impl Isa for Avx2 {
+impl<const DOT: u8> Isa for Avx2<DOT> {
     type F = __m256;
     type I = __m256i;
     type B = __m256i;
@@ -36,6 +42,14 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> __m256 {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> __m256i {
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> __m256i {
+        unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())) }
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, x: __m256) {
@@ -117,35 +131,114 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot<const SIGNED: bool>(w: &[__m256i; 8], x: *const i8) -> __m256i {
+    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: __m256i, planes: __m256i) -> __m256i {
+        // Words are shifted: what crosses from one byte into the other is outside the mask.
         unsafe {
-            let ones = _mm256_set1_epi16(1);
-            if SIGNED {
-                // |w| <= 128 and |x| <= 127: a pair is at most 32512, so maddubs can't saturate.
-                let mut sums = _mm256_setzero_si256();
-                for (step, w) in w.iter().enumerate() {
-                    let x = _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned());
-                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w));
-                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
-                }
-                sums
+            let shifted = if SHIFT < 0 {
+                _mm256_srl_epi16(planes, _mm_cvtsi32_si128(-SHIFT))
             } else {
-                // Eight pairs of at most 2 * 15 * 127 stay below 32767.
-                let mut pairs = _mm256_setzero_si256();
-                for (step, w) in w.iter().enumerate() {
-                    let x = _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned());
-                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, x));
-                }
-                _mm256_madd_epi16(pairs, ones)
-            }
+                _mm256_sll_epi16(planes, _mm_cvtsi32_si128(SHIFT))
+            };
+            _mm256_or_si256(x, _mm256_and_si256(shifted, _mm256_set1_epi8(MASK)))
         }
     }
     #[inline(always)]
-    unsafe fn store_i8(p: *mut i8, x: __m256) {
+    unsafe fn dot<const SUMS: usize>(w: &[__m256i], x: *const i8) -> __m256i {
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = _mm256_setzero_si256();
+            if DOT != MADDUBS {
+                for (step, w) in w.iter().enumerate() {
+                    let x = four(x, step);
+                    let (w, x) = if SUMS == 0 { (_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w)) } else { (*w, x) };
+                    sums = if DOT == AVX512_VNNI { _mm256_dpbusd_epi32(sums, w, x) } else { _mm256_dpbusd_avx_epi32(sums, w, x) };
+                }
+            } else if SUMS == 0 {
+                // |w| <= 128 and |x| <= 127: a pair is at most 32512, so maddubs can't saturate.
+                for (step, w) in w.iter().enumerate() {
+                    let x = four(x, step);
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w));
+                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
+                }
+            } else {
+                for (part, w) in w.chunks(SUMS).enumerate() {
+                    let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * SUMS));
+                    for (step, w) in w.iter().enumerate().skip(1) {
+                        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * SUMS + step)));
+                    }
+                    let new = _mm256_madd_epi16(pairs, ones);
+                    sums = if part == 0 { new } else { _mm256_add_epi32(sums, new) };
+                }
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_times<const SUMS: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, factor: __m256i) -> __m256i {
+        unsafe {
+            if DOT != MADDUBS || SUMS == 0 {
+                return _mm256_add_epi32(sums, _mm256_mullo_epi32(Self::dot::<SUMS>(w, x), factor));
+            }
+            // Pairs are summed up anyway: by the factor in place of one.
+            let factor = pair(factor, factor);
+            for (part, w) in w.chunks(SUMS).enumerate() {
+                let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * SUMS));
+                for (step, w) in w.iter().enumerate().skip(1) {
+                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * SUMS + step)));
+                }
+                sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, factor));
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn two_times(sums: __m256i, x: *const i16, a: __m256i, b: __m256i) -> __m256i {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            _mm256_add_epi32(sums, _mm256_madd_epi16(x, pair(a, b)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: __m256) -> __m256i {
         unsafe {
             let words = _mm256_cvtps_epi32(x);
             let halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
             _mm_storel_epi64(p.cast(), _mm_packs_epi16(halves, halves));
+            words
         }
     }
+    #[inline(always)]
+    unsafe fn sum_i32(x: __m256i) -> i32 {
+        unsafe {
+            let fours = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let twos = _mm_add_epi32(fours, _mm_shuffle_epi32::<0b01_00_11_10>(fours));
+            _mm_cvtsi128_si32(_mm_add_epi32(twos, _mm_shuffle_epi32::<0b10_11_00_01>(twos)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(x: __m256) -> f32 {
+        unsafe {
+            let fours = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let twos = _mm_max_ps(fours, _mm_movehl_ps(fours, fours));
+            _mm_cvtss_f32(_mm_max_ss(twos, _mm_movehdup_ps(twos)))
+        }
+    }
+}
+
+/// Four activations to every row.
+#[inline(always)]
+unsafe fn four(x: *const i8, step: usize) -> __m256i {
+    // SAFETY: the caller's: `x` reaches that far, and the processor has AVX2.
+    unsafe { _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned()) }
+}
+
+/// The low sixteen bits of `a`, and of `b` above them.
+#[inline(always)]
+unsafe fn pair(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: registers only, and the processor has AVX2.
+    unsafe { _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b)) }
 }

@@ -9,7 +9,7 @@ mod avx2;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx2::Avx2;
+pub(super) use avx2::{AVX_VNNI, AVX512_VNNI, Avx2, MADDUBS};
 pub(super) use scalar::Scalar;
 
 /// Lanes of `F` and `I`: the rows of a slab.
@@ -34,6 +34,9 @@ pub(super) trait Isa {
     unsafe fn store(p: *mut f32, x: Self::F);
     unsafe fn load_f16(p: *const u16) -> Self::F;
     unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// Eight bytes as whole numbers.
+    unsafe fn load_u8(p: *const u8) -> Self::I;
+    unsafe fn load_i8(p: *const u8) -> Self::I;
     /// Rounds to nearest even.
     unsafe fn store_f16(p: *mut u16, x: Self::F);
     unsafe fn add(x: Self::F, y: Self::F) -> Self::F;
@@ -59,11 +62,22 @@ pub(super) trait Isa {
     unsafe fn nibbles(x: Self::B) -> (Self::B, Self::B);
     /// Byte `which` (0..4) of every row's four, as a whole number: unsigned, or signed.
     unsafe fn lane_byte<const SIGNED: bool>(x: Self::B, which: usize) -> Self::F;
-    /// Row by row the dot product of eight vectors with 32 activations in -127..=127.
-    /// Unsigned bytes are at most 15, so that eight products fit 16 bits; signed ones are any.
-    unsafe fn dot<const SIGNED: bool>(w: &[Self::B; 8], x: *const i8) -> Self::I;
-    /// Eight f32 as whole numbers (nearest even) in eight bytes; they are within -127..=127.
-    unsafe fn store_i8(p: *mut i8, x: Self::F);
+    /// `x` and, in the bits of MASK (of every byte), `planes` shifted left by SHIFT, right if negative.
+    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: Self::B, planes: Self::B) -> Self::B;
+    /// Row by row the dot product of some vectors with four activations each, in -127..=127.
+    /// SUMS: how many sums of two products sixteen bits can add up; 0: bytes are signed, and any.
+    unsafe fn dot<const SUMS: usize>(w: &[Self::B], x: *const i8) -> Self::I;
+    /// `sums + dot(w, x) * factor`; factors are within -128..=127 or 0..=63.
+    unsafe fn dot_times<const SUMS: usize>(sums: Self::I, w: &[Self::B], x: *const i8, factor: Self::I) -> Self::I;
+    /// `sums + x[0] * a + x[1] * b`, of numbers that fit sixteen bits.
+    unsafe fn two_times(sums: Self::I, x: *const i16, a: Self::I, b: Self::I) -> Self::I;
+    /// Brings a cache line near that is read soon; any address will do.
+    unsafe fn prefetch(p: *const u8);
+    /// Eight f32 as whole numbers (nearest even) in eight bytes; they are within -127..=127. Returns them.
+    unsafe fn store_i8(p: *mut i8, x: Self::F) -> Self::I;
+    unsafe fn sum_i32(x: Self::I) -> i32;
+    /// The largest of eight lanes.
+    unsafe fn largest(x: Self::F) -> f32;
 }
 
 /// The sum of eight lanes in one fixed order.
@@ -73,15 +87,6 @@ pub(super) unsafe fn sum<S: Isa>(x: S::F) -> f32 {
     // SAFETY: eight lanes are written to eight floats.
     unsafe { S::store(l.as_mut_ptr(), x) };
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
-}
-
-/// The largest of eight lanes.
-#[inline(always)]
-pub(super) unsafe fn largest<S: Isa>(x: S::F) -> f32 {
-    let mut l = [0f32; LANES];
-    // SAFETY: eight lanes are written to eight floats.
-    unsafe { S::store(l.as_mut_ptr(), x) };
-    l.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
 }
 
 /// `e^x` for `x <= 0`, within about 2 units in the last place; 0 below -87, so no denormals.

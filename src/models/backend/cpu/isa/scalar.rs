@@ -43,6 +43,14 @@ impl Isa for Scalar {
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
         each(|i| bf16::from_bits(bits[i]).to_f32())
     }
+    unsafe fn load_u8(p: *const u8) -> I {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(i32::from)
+    }
+    unsafe fn load_i8(p: *const u8) -> I {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(i32::from)
+    }
     unsafe fn store_f16(p: *mut u16, x: F) {
         // SAFETY: the trait's contract.
         unsafe { p.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits())) }
@@ -98,23 +106,46 @@ impl Isa for Scalar {
     unsafe fn lane_byte<const SIGNED: bool>(x: B, which: usize) -> F {
         each(|i| if SIGNED { f32::from(x[i * 4 + which] as i8) } else { f32::from(x[i * 4 + which]) })
     }
-    unsafe fn dot<const SIGNED: bool>(w: &[B; 8], x: *const i8) -> I {
+    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
+        let shifted = planes.map(|b| if SHIFT < 0 { b >> -SHIFT } else { b << SHIFT });
+        std::array::from_fn(|i| x[i] | shifted[i] & MASK as u8)
+    }
+    unsafe fn dot<const SUMS: usize>(w: &[B], x: *const i8) -> I {
         let mut sums = [0i32; LANES];
         for (step, bytes) in w.iter().enumerate() {
-            // SAFETY: the trait's contract: 32 activations.
+            // SAFETY: the trait's contract: four activations a vector.
             let x = unsafe { x.add(step * 4).cast::<[i8; 4]>().read_unaligned() };
             for (row, sum) in sums.iter_mut().enumerate() {
                 for input in 0..4 {
                     let byte = bytes[row * 4 + input];
-                    let weight = if SIGNED { i32::from(byte as i8) } else { i32::from(byte) };
+                    let weight = if SUMS == 0 { i32::from(byte as i8) } else { i32::from(byte) };
                     *sum += weight * i32::from(x[input]);
                 }
             }
         }
         sums
     }
-    unsafe fn store_i8(p: *mut i8, x: F) {
+    unsafe fn dot_times<const SUMS: usize>(sums: I, w: &[B], x: *const i8, factor: I) -> I {
         // SAFETY: the trait's contract.
-        unsafe { p.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x.round_ties_even() as i8)) }
+        let new = unsafe { Self::dot::<SUMS>(w, x) };
+        std::array::from_fn(|i| sums[i] + new[i] * factor[i])
+    }
+    unsafe fn two_times(sums: I, x: *const i16, a: I, b: I) -> I {
+        // SAFETY: the trait's contract.
+        let [x, y] = unsafe { x.cast::<[i16; 2]>().read_unaligned() }.map(i32::from);
+        std::array::from_fn(|i| sums[i] + x * a[i] + y * b[i])
+    }
+    unsafe fn prefetch(_: *const u8) {}
+    unsafe fn store_i8(p: *mut i8, x: F) -> I {
+        let whole = x.map(|x| x.round_ties_even() as i8);
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[i8; LANES]>().write_unaligned(whole) };
+        whole.map(i32::from)
+    }
+    unsafe fn sum_i32(x: I) -> i32 {
+        x.into_iter().sum()
+    }
+    unsafe fn largest(x: F) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
     }
 }
