@@ -7,4 +7,6 @@ mod guard;
 mod rooms;
 mod sockets;
 mod support;
+#[path = "../shared/terabyte.rs"]
+mod terabyte;
 mod transcripts;
