@@ -8,4 +8,6 @@ mod guard;
 mod rooms;
 mod sockets;
 mod support;
+#[path = "../shared/terabyte.rs"]
+mod terabyte;
 mod transcripts;
