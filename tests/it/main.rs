@@ -1,6 +1,7 @@
 //! The program from outside: the real binary, its worker a process of its own.
 
 mod bad_input;
+mod bench;
 mod clients;
 mod doctor;
 mod guard;
