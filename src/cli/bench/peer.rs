@@ -109,7 +109,7 @@ mod tests {
             case \"$*\" in *'-t 9'*) echo broken >&2; exit 3;; esac\necho loading\necho \"{\\\"n_gen\\\": 16, \\\"avg_ts\\\": $s}\"\n";
         std::fs::write(&program, script.replace("LOG", log.to_str().unwrap())).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let programs = [parse(&format!("llama-bench={}", program.display())).ok().expect("a peer")];
+        let programs = [parse(&format!("llama-bench={}", program.display())).expect("a peer")];
         let mut peers = Peers::new(&programs, Path::new("a model.gguf"));
         let deep = Task::Generate { depth: 4096, tokens: 16 };
         assert_eq!([(); 3].map(|()| peers.run(deep, 2).unwrap()), [4.5; 3]);
