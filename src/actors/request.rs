@@ -94,6 +94,17 @@ pub struct DecoderStatus {
     pub cache_budget_bytes: u64,
     /// Keys and values of the running sequences.
     pub running_bytes: u64,
+    /// Since the last step ended; `None` before the first.
+    pub last_step_us: Option<u64>,
+    /// What the prompter is at, if anything.
+    pub prompting: Option<Prompting>,
+}
+
+/// The request or question that a prompter is at, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prompting {
+    pub id: u64,
+    pub time: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,9 +112,18 @@ pub enum ModelState {
     Unloaded,
     Loading,
     Ready,
-    /// Between two lives of its worker.
+    /// Its worker died, and the next one is not ready yet.
     Restarting,
+    /// Loaded, and its decode loop does not answer. Told by who asks it, as `status` does.
+    Stalled,
     Failed,
+}
+
+/// A death of a model's worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    pub cause: String,
+    pub ago: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -113,13 +133,21 @@ pub struct ModelStatus {
     pub state: ModelState,
     pub worker_pid: Option<u32>,
     pub in_flight: usize,
-    /// Deaths of this model's workers since the start, and the last one's cause.
+    /// Deaths of this model's workers since the start, and the last of them, newest last.
     pub restarts: u32,
-    pub last_cause: Option<String>,
+    pub deaths: Vec<Death>,
+    /// Since its decode loop was last heard; `None` when not loaded.
+    pub last_sign: Option<Duration>,
     /// What is known since it was first loaded.
     pub card: Option<Card>,
     /// `None` when not loaded, or when the decode loop did not answer in time.
     pub decoder: Option<DecoderStatus>,
+}
+
+impl ModelStatus {
+    pub fn last_cause(&self) -> Option<&str> {
+        self.deaths.last().map(|death| death.cause.as_str())
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -131,7 +159,7 @@ pub struct Status {
 }
 
 /// The version of the two enums below; the first frame of a worker says it, and another is refused.
-pub const WIRE: u32 = 1;
+pub const WIRE: u32 = 2;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {

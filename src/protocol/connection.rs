@@ -4,9 +4,8 @@
 //! that was answered on the spot has had its answer taken. A peer that does not read can so still cancel, but not flood.
 //! Calls run side by side inside this one future; dropping it drops their readers, which cancels them.
 
-use super::{api::Api, peer::Peer};
-use futures_util::{Sink, SinkExt, Stream, StreamExt};
-use rustix::process::{Pid, test_kill_process};
+use super::{api::Api, parent, peer::Peer};
+use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt, future::OptionFuture};
 use std::{
     future::poll_fn,
     ops::ControlFlow,
@@ -16,10 +15,8 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// What was written already is given this long to leave.
+/// What was written already is given this long to leave, and so are the answers of calls that have just ended.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
-/// How often we look whether the process that `initialize` named still lives.
-const PARENT_PERIOD: Duration = Duration::from_secs(1);
 
 /// A message that never became text. All but `BadHeader` and `Truncated` leave the stream in step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,10 +51,12 @@ pub enum Closed {
 /// What differs between transports.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// After the peer's last message its calls may go on this long: a pipe can end while its reader still waits.
+    /// After the peer's last message its calls may go on this long, and are then cancelled: a pipe can end while its
+    /// reader still waits.
     pub linger: Duration,
     /// Close when the process that `initialize` names is gone.
     pub watch_parent: bool,
+    /// Close, when all calls have ended or are about to.
     pub stop: CancellationToken,
 }
 
@@ -68,41 +67,50 @@ where
 {
     let (sender, mut outbox) = mpsc::channel(api.limits().outbox);
     let mut peer = Peer::new(api, sender);
-    let mut look = tokio::time::interval(PARENT_PERIOD);
+    let mut parent_gone = None;
     let closed = loop {
+        if rules.watch_parent && parent_gone.is_none() {
+            parent_gone = peer.lifecycle.parent().map(|parent| parent::gone(parent).boxed());
+        }
         tokio::select! {
             biased;
             written = write_one(&mut peer.reply, &mut outbox, &mut outgoing) => if written.is_err() { break Closed::Broken },
             Some(ended) = peer.running.next() => peer.forget(ended),
             () = rules.stop.cancelled() => break Closed::Stopped,
-            _ = look.tick(), if rules.watch_parent => if peer.lifecycle.parent().is_some_and(is_gone) { break Closed::ParentGone },
+            Some(()) = OptionFuture::from(parent_gone.as_mut()) => break Closed::ParentGone,
             arrived = incoming.next(), if peer.reply.is_none() => match arrived {
                 None => break Closed::ByPeer,
                 Some(message) => if let ControlFlow::Break(closed) = peer.take(message) { break closed },
             },
         }
     };
-    let Peer { mut running, mut reply, sender, .. } = peer;
-    drop(sender);
-    if closed == Closed::ByPeer && !rules.linger.is_zero() {
-        let finish = async {
-            while !running.is_empty() {
-                tokio::select! {
-                    biased;
-                    written = write_one(&mut reply, &mut outbox, &mut outgoing) => if written.is_err() { break },
-                    _ = running.next() => {}
-                }
-            }
-        };
-        let _ = tokio::time::timeout(rules.linger, finish).await;
-    }
-    drop(running);
+    let linger = match closed {
+        Closed::ByPeer | Closed::Exit { .. } => rules.linger,
+        Closed::Stopped => FLUSH_TIME,
+        Closed::ParentGone | Closed::OutOfStep | Closed::Broken => Duration::ZERO,
+    };
+    let _ = tokio::time::timeout(linger, answer_all(&mut peer, &mut outbox, &mut outgoing)).await;
+    peer.cancel_all();
+    let _ = tokio::time::timeout(FLUSH_TIME, answer_all(&mut peer, &mut outbox, &mut outgoing)).await;
+    let Peer { running, mut reply, sender, .. } = peer;
+    drop((running, sender));
     let flush = async { while let Ok(()) = write_one(&mut reply, &mut outbox, &mut outgoing).await {} };
     if closed != Closed::Broken {
         let _ = tokio::time::timeout(FLUSH_TIME, flush).await;
         let _ = tokio::time::timeout(FLUSH_TIME, outgoing.flush()).await;
     }
     closed
+}
+
+/// Until every call has been answered, or nothing can be written any more.
+async fn answer_all<O: Sink<String> + Unpin>(peer: &mut Peer<'_>, outbox: &mut mpsc::Receiver<String>, outgoing: &mut O) {
+    while !peer.running.is_empty() {
+        tokio::select! {
+            biased;
+            written = write_one(&mut peer.reply, outbox, outgoing) => if written.is_err() { break },
+            Some(ended) = peer.running.next() => peer.forget(ended),
+        }
+    }
 }
 
 /// Hands the peer one message, the reply first, when it has room; else pushes what is under way. Cancel-safe.
@@ -129,8 +137,4 @@ async fn write_one<O: Sink<String> + Unpin>(
         }
     })
     .await
-}
-
-fn is_gone(parent: Pid) -> bool {
-    test_kill_process(parent) == Err(rustix::io::Errno::SRCH)
 }

@@ -15,7 +15,7 @@ const TOKEN_SUBPROTOCOL: &str = "souffleur.token.";
 /// A route: the router is built from these, and the tests go over them.
 pub struct Route {
     pub path: &'static str,
-    /// Whether the guard asks for the token. `/health` does without: it says nothing but up.
+    /// Whether the guard asks for the token. `/health` does without: it then says one word.
     pub needs_token: bool,
     pub(crate) handler: fn() -> actix_web::Route,
 }
@@ -70,10 +70,15 @@ impl Guard {
         }
         // A path that is no route needs it too, so that none can be told from another without it.
         let needs_token = ROUTES.iter().find(|route| route.path == uri.path()).is_none_or(|route| route.needs_token);
-        if needs_token && !offered(uri, headers).any(|token| self.token.matches(token)) {
+        if needs_token && !self.knows(uri, headers) {
             return Err(StatusCode::UNAUTHORIZED);
         }
         Ok(())
+    }
+
+    /// Whether a request brings the token.
+    pub(crate) fn knows(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+        offered(uri, headers).any(|token| self.token.matches(token))
     }
 }
 

@@ -5,9 +5,10 @@
 use super::{
     envelope::Params,
     error::{Fault, Kind},
+    parent,
     types::{InitializeParams, InitializeResult, read},
 };
-use rustix::process::{Pid, test_kill_process};
+use rustix::process::Pid;
 
 #[derive(Debug, Default)]
 pub(super) struct Lifecycle {
@@ -57,7 +58,7 @@ impl Lifecycle {
         let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get()));
         let process = read::<InitializeParams>(&params)?.process_id.filter(|&id| id > 0).and_then(Pid::from_raw);
         // Out of our sight from the start, as across process namespaces, it can't be seen to end.
-        self.parent = process.filter(|&parent| test_kill_process(parent) != Err(rustix::io::Errno::SRCH));
+        self.parent = process.filter(|&parent| parent::exists(parent));
         Ok(serde_json::to_string(&InitializeResult::new()).expect("strings only"))
     }
 

@@ -17,6 +17,7 @@ pub mod guard;
 mod lifecycle;
 #[cfg(test)]
 mod page;
+mod parent;
 mod peer;
 mod respond;
 #[cfg(test)]

@@ -1,26 +1,22 @@
 //! PROTOCOL.md and the code say the same.
 
-use super::{Api, Kind};
-use crate::{
-    actors::{ModelSource, Runtime, Settings},
-    config::{Config, Isolation, Limits, Model, RestartLimit},
+use super::{
+    Api, Kind,
+    tests::without_a_model,
+    types::{HealthResult, StatusResult},
 };
+use crate::{
+    actors::{Death, DecoderStatus, ModelSource, ModelState, ModelStatus, Status},
+    config::Limits,
+};
+use serde_json::{Value, json};
+use std::time::Duration;
 
 const PAGE: &str = include_str!("../../PROTOCOL.md");
 
 #[test]
 fn every_method_has_a_heading_and_every_heading_a_method() {
-    let model = Model { name: "none".into(), source: ModelSource::Folder("/nowhere".into()) };
-    let runtime = Runtime::start(Config {
-        models: vec![model],
-        embedded: None,
-        isolation: Isolation::Thread,
-        settings: Settings::default(),
-        limits: Limits::default(),
-        restarts: RestartLimit::default(),
-        keep_alive: None,
-    });
-    let api = Api::new(runtime.unwrap());
+    let api = Api::new(without_a_model());
     let mut methods: Vec<_> = api.names().collect();
     let mut headings: Vec<_> = PAGE.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`')).collect();
     methods.sort_unstable();
@@ -70,5 +66,59 @@ fn the_limits_are_those_of_the_code() {
         format!("| WebSockets at once | {};", limits.connections),
     ] {
         assert!(PAGE.contains(&row), "PROTOCOL.md lacks the row {row}");
+    }
+}
+
+/// The names of an object's members, of those within it, and of its arrays' first elements.
+fn names(value: &Value) -> Vec<String> {
+    let within = |name: &String, value: &Value| {
+        std::iter::once(name.clone()).chain(names(value).into_iter().map(|inner| format!("{name}.{inner}"))).collect::<Vec<_>>()
+    };
+    match value {
+        Value::Object(members) => members.iter().flat_map(|(name, value)| within(name, value)).collect(),
+        Value::Array(elements) => elements.first().map(names).unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn what_status_and_health_tell_is_what_the_page_shows() {
+    let death = Death { cause: "killed by signal 9".into(), ago: Duration::from_millis(640) };
+    let model = |state| ModelStatus {
+        name: "a".into(),
+        source: ModelSource::Embedded,
+        state,
+        worker_pid: Some(1),
+        in_flight: 0,
+        restarts: 1,
+        deaths: vec![death.clone()],
+        last_sign: Some(Duration::ZERO),
+        card: None,
+        decoder: Some(DecoderStatus { last_step_us: Some(1), ..DecoderStatus::default() }),
+    };
+    let status = |states: &[ModelState]| Status {
+        uptime: Duration::ZERO,
+        requests_in_flight: 0,
+        requests_limit: 64,
+        models: states.iter().copied().map(model).collect(),
+    };
+    let shown = PAGE.lines().find(|line| line.contains(r#""uptimeMs""#)).expect("an example");
+    let shown: Value = serde_json::from_str(shown).unwrap();
+    let told = serde_json::to_value(StatusResult::new(status(&[ModelState::Ready]), "a")).unwrap();
+    assert_eq!(names(&shown["result"]), names(&told));
+
+    use ModelState::{Failed, Loading, Ready, Restarting, Stalled, Unloaded};
+    for (states, word, code) in [
+        (&[Ready, Loading, Unloaded][..], "ok", 200),
+        (&[Restarting, Ready], "restarting", 503),
+        (&[Ready, Stalled, Restarting], "stalled", 503),
+        (&[Stalled, Restarting, Failed], "failed", 503),
+    ] {
+        let health = HealthResult::new(status(states), "a", false);
+        assert_eq!(health.is_ok(), code == 200);
+        assert_eq!(serde_json::to_value(health).unwrap(), json!({ "status": word }));
+        assert!(PAGE.contains(&format!("| `{word}` | {code} |")), "PROTOCOL.md lacks the row of {word}");
+        let full = serde_json::to_value(HealthResult::new(status(states), "a", true)).unwrap();
+        assert_eq!(names(&full["models"]), names(&told["models"]));
     }
 }

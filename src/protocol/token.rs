@@ -1,6 +1,9 @@
 //! The secret of one start: who can read its file may speak to us.
 
-use rustix::process::geteuid;
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::geteuid,
+};
 use std::{
     fmt, fs,
     io::{self, Write},
@@ -49,9 +52,12 @@ pub enum TokenFileError {
 }
 
 /// The token in a file that only its owner can read; removed when dropped.
+///
+/// It is locked while its server lives, so that the next server can tell what a killed one has left behind.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
+    _locked: fs::File,
 }
 
 impl TokenFile {
@@ -68,16 +74,22 @@ impl TokenFile {
         if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o077 != 0 {
             return Err(TokenFileError::Shared { path: directory.to_owned() });
         }
+        // One server at a time looks and makes, or it could take another's new file, not yet locked, for an old one.
+        let turn = fs::File::open(directory).map_err(failed)?;
+        flock(&turn, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        remove_left(directory).map_err(failed)?;
         let path = directory.join(format!("{port}.token"));
         let failed = |cause| TokenFileError::Io { path: path.clone(), cause };
-        // One that was left behind: its server no longer has this port.
+        // Its server no longer has this port, even if it is still about to end.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             Ok(()) | Err(_) => {}
         }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         // From here on a failure, such as a full disk, removes the file again.
-        let token_file = Self { path: path.clone() };
+        let token_file = Self { path: path.clone(), _locked: file };
+        let mut file = &token_file._locked;
+        flock(file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         writeln!(file, "{}", token.reveal()).and_then(|()| file.sync_all()).map_err(failed)?;
         Ok(token_file)
     }
@@ -91,6 +103,19 @@ impl Drop for TokenFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Removes the files that nobody has locked any more: their servers were killed.
+fn remove_left(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let is_left = path.extension().is_some_and(|extension| extension == "token")
+            && fs::File::open(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
+        if is_left {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// `$XDG_RUNTIME_DIR/souffleur`, which is gone after a logout; else below the cache; else below the temporary directory.
@@ -132,6 +157,20 @@ mod tests {
         let path = again.path().to_owned();
         drop(again);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_killed_server_left_is_removed_and_nothing_else() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("run");
+        let token = Token::new().unwrap();
+        let living = TokenFile::create_in(&directory, &token, 7).unwrap();
+        for name in ["8.token", "notes.txt"] {
+            fs::write(directory.join(name), "left").unwrap();
+        }
+        let started = TokenFile::create_in(&directory, &token, 9).unwrap();
+        assert!(living.path().exists() && started.path().exists() && directory.join("notes.txt").exists());
+        assert!(!directory.join("8.token").exists());
     }
 
     #[test]

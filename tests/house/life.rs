@@ -46,7 +46,7 @@ fn a_killed_worker_is_replaced_and_its_texts_go_on_unchanged() {
         }
         let model = house.model().await;
         assert_eq!((model.state, model.restarts, model.in_flight), (ModelState::Ready, 1, 0));
-        assert!(model.last_cause.is_some_and(|cause| cause.contains("signal 9")));
+        assert!(model.last_cause().is_some_and(|cause| cause.contains("signal 9")));
         assert_ne!(model.worker_pid, Some(pid));
         assert!(!is_there(pid));
         assert_eq!(house.run(requests[0].clone()).await.tokens, told[0].tokens);

@@ -36,9 +36,17 @@ impl House {
 
     /// The embedded model and models of folders, by name.
     pub(crate) fn start(settings: Settings, folders: Vec<(String, PathBuf)>) -> Self {
+        Self::over(Self::config(settings, folders))
+    }
+
+    pub(crate) fn over(config: Config) -> Self {
+        Self { runtime: Runtime::start(config).expect("a runtime starts") }
+    }
+
+    pub(crate) fn config(settings: Settings, folders: Vec<(String, PathBuf)>) -> Config {
         let embedded = Model { name: MODEL.into(), source: ModelSource::Embedded };
         let folders = folders.into_iter().map(|(name, folder)| Model { name, source: ModelSource::Folder(folder) });
-        let config = Config {
+        Config {
             models: std::iter::once(embedded).chain(folders).collect(),
             embedded: None,
             isolation: Isolation::Process { program: env!("CARGO_BIN_EXE_souffleur").into() },
@@ -46,8 +54,7 @@ impl House {
             limits: Limits::default(),
             restarts: RestartLimit::default(),
             keep_alive: None,
-        };
-        Self { runtime: Runtime::start(config).expect("a runtime starts") }
+        }
     }
 
     pub(crate) async fn card(&self) -> Card {

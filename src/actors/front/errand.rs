@@ -4,7 +4,7 @@ use super::transcript::{Recorder, Ticket};
 use crate::actors::{Answer, Card, DecoderStatus, Error, Question, Request, Result};
 use actix::Message;
 use std::{collections::BTreeMap, sync::Arc};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -90,6 +90,8 @@ pub(super) enum Sign {
         total: u64,
     },
     Ready(Card),
+    /// The decoder said something.
+    Heard(Instant),
 }
 
 /// A life's last message: all that it had in hand, for the next one.

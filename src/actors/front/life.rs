@@ -5,8 +5,9 @@ use super::{
     hand::Hand,
     house::House,
     link::{Link, Parting},
+    restarts::{Restarts, Verdict},
 };
-use crate::actors::{DecoderStatus, Error, FromWorker, ToWorker, WIRE, frame};
+use crate::actors::{DecoderStatus, End, Error, FromWorker, Prompting, ToWorker, WIRE, frame};
 use crate::config::Model;
 use std::{collections::HashMap, future::pending, ops::ControlFlow, sync::Arc, time::Duration};
 use tokio::{
@@ -14,8 +15,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// How often a decoder with work in hand is asked for a sign: several times within the silence that it is allowed.
-const PING_EVERY: Duration = Duration::from_secs(5);
+/// How often a decoder with work in hand is asked for a sign within the silence that it is allowed.
+const PINGS_IN_SILENCE: u32 = 6;
 
 /// What a life starts from.
 pub(super) struct Birth {
@@ -98,6 +99,8 @@ struct Life<F> {
     greeted: bool,
     ready: bool,
     hand: Hand,
+    /// Panics of this worker's stages.
+    panics: Restarts,
     pings: HashMap<u64, oneshot::Sender<DecoderStatus>>,
     pings_sent: u64,
     /// The last sign of the decoder, or when it got something to do.
@@ -112,6 +115,7 @@ impl<F: Fn(Sign)> Life<F> {
         Self {
             start: now + birth.after,
             hand: Hand::new(birth.model.name.clone(), replay),
+            panics: Restarts::new(birth.house.config.restarts),
             birth,
             told,
             link: None,
@@ -131,6 +135,10 @@ impl<F: Fn(Sign)> Life<F> {
 
     fn silence_ends(&self) -> Instant {
         self.heard_at + self.birth.house.config.limits.decoder_silence
+    }
+
+    fn next_ping(&self) -> Instant {
+        Instant::now() + self.birth.house.config.limits.decoder_silence / PINGS_IN_SILENCE
     }
 
     /// When something is due without anybody saying a word; an idle life without a keep-alive has no timer at all.
@@ -175,7 +183,7 @@ impl<F: Fn(Sign)> Life<F> {
 
     fn ping(&mut self) -> u64 {
         self.pings_sent += 1;
-        self.ping_at = Instant::now() + PING_EVERY;
+        self.ping_at = self.next_ping();
         let id = self.pings_sent;
         if let Some(link) = &mut self.link {
             // A ping always fits a frame.
@@ -188,12 +196,13 @@ impl<F: Fn(Sign)> Life<F> {
         let Some(errand) = errand else { return Next::Break(Fate::Close(Cause::Dismissed)) };
         if !self.has_work() {
             self.heard_at = Instant::now();
-            self.ping_at = self.heard_at + PING_EVERY;
+            self.ping_at = self.next_ping();
         }
         match errand {
             Errand::Complete(complete, in_hand) => self.hand.complete(complete, in_hand),
             Errand::Ask(ask) => self.hand.ask(ask),
             Errand::Ping(reply) if self.ready => {
+                self.pings.retain(|_, waits| !waits.is_closed());
                 let id = self.ping();
                 self.pings.insert(id, reply);
             }
@@ -221,11 +230,15 @@ impl<F: Fn(Sign)> Life<F> {
             Ok(None) | Err(frame::Error::Io(_)) => return Next::Break(Fate::Ended),
             Err(error) => return Next::Break(Fate::Kill(format!("it sent {error}"))),
         };
+        // Answers are the prompter's.
+        if !matches!(message, FromWorker::Answer { .. }) {
+            self.heard_at = Instant::now();
+            (self.told)(Sign::Heard(self.heard_at));
+        }
         let Some(link) = &mut self.link else { return Next::Continue(()) };
         match message {
             FromWorker::Hello { wire: WIRE } => {
                 self.greeted = true;
-                self.heard_at = Instant::now();
                 let load = ToWorker::Load { source: self.birth.model.source.clone(), settings: self.birth.house.config.settings.clone() };
                 if let Err(error) = link.post(load) {
                     return Next::Break(Fate::Close(Cause::Refused(Error::Internal(error.to_string()))));
@@ -235,35 +248,41 @@ impl<F: Fn(Sign)> Life<F> {
             FromWorker::Broken { cause } => return Next::Break(Fate::Close(Cause::Died(cause))),
             _ if !self.greeted => return Next::Break(Fate::Kill("it spoke before its hello".into())),
             FromWorker::Loading { done, total } => {
-                self.heard_at = Instant::now();
                 (self.told)(Sign::Loading { done, total });
             }
             FromWorker::Loaded(Ok(card)) => {
                 self.ready = true;
-                self.heard_at = Instant::now();
-                self.ping_at = self.heard_at + PING_EVERY;
+                self.ping_at = self.next_ping();
                 self.idle_since = self.heard_at;
                 (self.told)(Sign::Ready(card));
                 self.send();
             }
             FromWorker::Loaded(Err(error)) => return Next::Break(Fate::Close(Cause::Refused(error))),
             FromWorker::Step { id, step } => {
-                self.heard_at = Instant::now();
                 if let Err(wrong) = self.hand.record(id, step, link) {
                     return Next::Break(Fate::Kill(wrong));
                 }
             }
             FromWorker::End { id, end } => {
-                self.heard_at = Instant::now();
                 self.idle_since = self.heard_at;
+                let panicked = if let End::Failed(error) = &end { panicked(error) } else { None };
                 self.hand.end(id, end, link);
+                return self.count(panicked);
             }
             FromWorker::Answer { id, answer } => {
                 self.idle_since = Instant::now();
+                let panicked = answer.as_ref().err().and_then(panicked);
                 self.hand.answer(id, answer);
+                return self.count(panicked);
             }
             FromWorker::Pong { id, status } => {
-                self.heard_at = Instant::now();
+                let limit = self.birth.house.config.limits.prompter_time;
+                if let Some(Prompting { id, .. }) = status.prompting.filter(|prompting| prompting.time > limit) {
+                    let cause = format!("its prompter was at one request for more than {} s", limit.as_secs());
+                    // What is known to be to blame is not tried again.
+                    self.hand.lose(id, &cause);
+                    return Next::Break(Fate::Kill(cause));
+                }
                 if let Some(reply) = self.pings.remove(&id) {
                     // Who asked may have waited long enough.
                     let _ = reply.send(status);
@@ -272,6 +291,19 @@ impl<F: Fn(Sign)> Life<F> {
         }
         Next::Continue(())
     }
+
+    /// A stage that keeps panicking takes its worker with it, as often as a worker may die.
+    fn count(&mut self, panicked: Option<String>) -> Next {
+        match panicked.map(|stage| (self.panics.died(Instant::now()), stage)) {
+            Some((Verdict::GiveUp, stage)) => Next::Break(Fate::Close(Cause::Died(format!("its {stage} panicked too often")))),
+            Some((Verdict::RestartAfter(_), _)) | None => Next::Continue(()),
+        }
+    }
+}
+
+/// The stage that panicked for a request or question, if that is how it ended.
+fn panicked(error: &Error) -> Option<String> {
+    if let Error::StagePanicked { stage, .. } = error { Some(stage.clone()) } else { None }
 }
 
 pub(super) fn other_version(wire: u32) -> Error {

@@ -14,14 +14,16 @@ use crate::actors::{Card, Error, ModelState, Result};
 use crate::config::Model;
 use actix::{Actor, AsyncContext, Context, Handler, Message};
 use futures_util::FutureExt;
-use std::{convert::Infallible, mem, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, mem, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     time::Instant,
 };
 
 /// Errands beside the requests in hand, which have tickets: pings, of which each connection may have one.
-const PINGS: usize = 64;
+pub(super) const PINGS: usize = 64;
+/// Deaths whose causes are told: as many as give a model up by default, and some before.
+const DEATHS: usize = 8;
 
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -57,10 +59,14 @@ pub(super) struct ModelActor {
     /// Lives so far; the last one's number.
     lives: u64,
     restarts: Restarts,
+    /// Why it was given up, until a load succeeds.
+    given_up: Option<String>,
     deaths: u32,
-    last_cause: Option<String>,
+    last_deaths: VecDeque<(String, Instant)>,
     card: Option<Card>,
     progress: Arc<watch::Sender<(u64, u64)>>,
+    /// When the decoder was last heard.
+    heard: Arc<watch::Sender<Option<Instant>>>,
     loads: Vec<oneshot::Sender<Result<Card>>>,
     in_hand: InHand,
     /// One inspection at a time: a list that is asked for often must not start a crowd of workers.
@@ -75,10 +81,12 @@ impl ModelActor {
             lives: 0,
             restarts: Restarts::new(house.config.restarts),
             house,
+            given_up: None,
             deaths: 0,
-            last_cause: None,
+            last_deaths: VecDeque::new(),
             card: None,
             progress: Arc::new(watch::Sender::default()),
+            heard: Arc::new(watch::Sender::default()),
             loads: Vec::new(),
             in_hand: InHand::default(),
             inspection: Arc::default(),
@@ -103,6 +111,7 @@ impl ModelActor {
         self.lives += 1;
         let number = self.lives;
         self.progress.send_replace((0, 0));
+        self.heard.send_replace(None);
         let (errands, inbox) = mpsc::channel(self.house.config.limits.requests_in_flight + PINGS);
         for errand in waiting {
             if let Err(refused) = errands.try_send(errand) {
@@ -114,9 +123,10 @@ impl ModelActor {
 
         // Weak: a life must not keep the actor that nobody else knows any more.
         let model = ctx.address().downgrade();
-        let progress = self.progress.clone();
+        let (progress, heard) = (self.progress.clone(), self.heard.clone());
         let told = move |sign| match sign {
             Sign::Loading { done, total } => drop(progress.send_replace((done, total))),
+            Sign::Heard(at) => drop(heard.send_replace(Some(at))),
             sign @ (Sign::Started { .. } | Sign::Ready(_)) => {
                 if let Some(model) = model.upgrade() {
                     model.do_send(Told { life: number, sign });
@@ -156,7 +166,10 @@ impl ModelActor {
     fn died(&mut self, cause: String, in_flight: InFlight, unsent: Vec<Errand>, ctx: &Context<Self>) {
         let model = self.model.name.clone();
         self.deaths += 1;
-        self.last_cause = Some(cause.clone());
+        self.last_deaths.push_back((cause.clone(), Instant::now()));
+        if self.last_deaths.len() > DEATHS {
+            self.last_deaths.pop_front();
+        }
         match self.restarts.died(Instant::now()) {
             Verdict::RestartAfter(after) => self.begin(in_flight, unsent, after, ctx),
             Verdict::GiveUp => {
@@ -198,13 +211,11 @@ impl Handler<Told> for ModelActor {
     fn handle(&mut self, Told { life, sign }: Told, _: &mut Self::Context) {
         let (true, State::Alive(alive)) = (life == self.lives, &mut self.state) else { return };
         match sign {
-            Sign::Started { pid } => {
-                alive.pid = pid;
-                alive.state = ModelState::Loading;
-            }
-            Sign::Loading { .. } => {}
+            Sign::Started { pid } => alive.pid = pid,
+            Sign::Loading { .. } | Sign::Heard(_) => {}
             Sign::Ready(card) => {
                 alive.state = ModelState::Ready;
+                self.given_up = None;
                 tracing::info!(model = self.model.name, pid = alive.pid, "model loaded");
                 self.card = Some(card.clone());
                 self.loaded(&Ok(card));
@@ -239,6 +250,7 @@ impl Handler<WorkerEnded> for ModelActor {
             }
             Cause::Refused(error) => {
                 tracing::warn!(model = self.model.name, %error, "model could not be loaded");
+                self.state = self.given_up.take().map_or(State::Unloaded, State::Failed);
                 self.end_all(in_flight, unsent, &error);
             }
             Cause::Idle | Cause::Dismissed if in_flight.is_empty() && unsent.is_empty() && self.loads.is_empty() => {

@@ -32,15 +32,11 @@ impl Restarts {
         self.deaths.push_back(now);
         let deaths = self.deaths.len() as u32;
         if deaths > self.limit.deaths {
-            self.forget();
+            self.deaths.clear();
             return Verdict::GiveUp;
         }
         let doubled = BACK_OFF_FIRST.saturating_mul(2u32.saturating_pow(deaths - 1));
         Verdict::RestartAfter(doubled.min(BACK_OFF_MAX))
-    }
-
-    pub(super) fn forget(&mut self) {
-        self.deaths.clear();
     }
 }
 

@@ -18,7 +18,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 
 /// Virtual time of one decode step.
 pub(super) const STEP: Duration = Duration::from_millis(1);
@@ -45,6 +48,10 @@ pub(super) struct World {
     pub(super) started: AtomicU32,
     pub(super) running: AtomicU32,
     pub(super) pings: AtomicU32,
+    /// A new value kills every worker there is.
+    pub(super) kill: watch::Sender<()>,
+    /// Workers that ended, or were not started, while their front wanted them.
+    pub(super) deaths: AtomicU32,
 }
 
 impl World {
@@ -55,19 +62,28 @@ impl World {
             let plan = if plans.is_empty() { Plan::Load } else { plans.remove(0) };
             drop(plans);
             match plan {
-                Plan::NotStarted => return Err(io::ErrorKind::NotFound.into()),
+                Plan::NotStarted => {
+                    world.deaths.fetch_add(1, Ordering::SeqCst);
+                    return Err(io::ErrorKind::NotFound.into());
+                }
                 Plan::PanicStarting => panic!("as planned"),
                 Plan::Load | Plan::Hello(_) | Plan::DieLoading | Plan::StallLoading | Plan::Refuse(_) => {}
             }
             // Few enough that both sides meet a full queue.
-            let (to, inbox) = mpsc::channel(2);
+            let (to, mut inbox) = mpsc::channel(2);
             let (outbox, from) = mpsc::channel(2);
             let life = world.started.fetch_add(1, Ordering::SeqCst) + 1;
             world.running.fetch_add(1, Ordering::SeqCst);
-            let world = world.clone();
+            let (world, mut killed) = (world.clone(), world.kill.subscribe());
             tokio::task::spawn_local(async move {
                 let mut worker = Worker { world: world.clone(), life, outbox, running: BTreeMap::new(), steps: 0 };
-                worker.run(inbox, plan).await;
+                tokio::select! {
+                    _ = worker.run(&mut inbox, plan) => {}
+                    _ = killed.changed() => {}
+                }
+                if !inbox.is_closed() {
+                    world.deaths.fetch_add(1, Ordering::SeqCst);
+                }
                 world.running.fetch_sub(1, Ordering::SeqCst);
             });
             Ok(Link::channel(to, from))
@@ -96,7 +112,7 @@ struct Worker {
 
 impl Worker {
     /// `None`, here and below, is a worker's end.
-    async fn run(&mut self, mut inbox: mpsc::Receiver<ToWorker>, plan: Plan) -> Option<()> {
+    async fn run(&mut self, inbox: &mut mpsc::Receiver<ToWorker>, plan: Plan) -> Option<()> {
         let wire = if let Plan::Hello(wire) = plan { wire } else { WIRE };
         self.say(FromWorker::Hello { wire }).await?;
         match inbox.recv().await? {

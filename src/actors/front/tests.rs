@@ -14,6 +14,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 
 mod deaths;
+mod loads;
 
 const GRACE: Duration = Duration::from_secs(1);
 

@@ -127,6 +127,7 @@ impl Parameter {
 /// All tensors of a model by name.
 pub struct Tensors<'a> {
     tensors: BTreeMap<String, Tensor<'a>>,
+    files: &'a Files,
 }
 
 impl<'a> Tensors<'a> {
@@ -137,7 +138,7 @@ impl<'a> Tensors<'a> {
                 let super::Info { name, shape, stored, data } = info;
                 (name.to_owned(), Tensor { stored, shape, data, file: gguf.file.to_owned() })
             };
-            return Ok(Self { tensors: gguf.tensors.into_iter().map(tensor).collect() });
+            return Ok(Self { tensors: gguf.tensors.into_iter().map(tensor).collect(), files });
         }
         let mut tensors = BTreeMap::new();
         for (file, bytes) in files.weights() {
@@ -154,7 +155,7 @@ impl<'a> Tensors<'a> {
                 }
             }
         }
-        Ok(Self { tensors })
+        Ok(Self { tensors, files })
     }
 
     /// Every parameter must be there and every tensor must be one of them: a model with random parts must not load.
@@ -174,6 +175,15 @@ impl<'a> Tensors<'a> {
         let missing: Vec<_> = expected.iter().filter(|name| !self.contains(name)).cloned().collect();
         let unexpected: Vec<_> = self.tensors.keys().filter(|name| !expected.contains(*name)).cloned().collect();
         if missing.is_empty() && unexpected.is_empty() { Ok(()) } else { Err(Error::Weights { missing, unexpected }) }
+    }
+
+    /// Gives back the memory of a matrix that was packed, so that a load never has two copies of all weights.
+    pub fn forget(&self, base: &str) {
+        for part in ["weight", "scales", "biases"] {
+            if let Some(tensor) = self.tensors.get(&format!("{base}.{part}")) {
+                self.files.forget(tensor.data);
+            }
+        }
     }
 
     pub fn contains(&self, name: &str) -> bool {

@@ -3,10 +3,10 @@
 use super::ws::Sockets;
 use crate::{
     actors::Runtime,
-    protocol::{Api, Guard, Token, TokenFile, guard::ROUTES, token::TokenFileError},
+    protocol::{Api, Guard, Token, TokenFile, guard::ROUTES, token::TokenFileError, types::HealthResult},
 };
 use actix_web::{
-    App, Error, HttpResponse, HttpServer,
+    App, Error, HttpRequest, HttpResponse, HttpServer,
     body::{EitherBody, MessageBody},
     dev::{Server as HttpServing, ServiceRequest, ServiceResponse},
     middleware::{Next, from_fn},
@@ -18,8 +18,8 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A graceful stop waits this many seconds for connections to say goodbye.
-const STOP_SECONDS: u64 = 5;
+/// A stop waits this many seconds for connections to say goodbye: their requests have ended before.
+const STOP_SECONDS: u64 = 1;
 
 /// Where to listen and who may come.
 #[derive(Clone, Debug)]
@@ -73,10 +73,10 @@ pub fn bind(runtime: Runtime, listen: Listen) -> Result<Server, BindError> {
     let token_file = TokenFile::create(&token, address.port())?;
     let guard = Guard::new(address, listen.origins, token.clone()).and_hosts(listen.hosts);
     let stop = CancellationToken::new();
-    let sockets = Sockets::new(Api::new(runtime), stop.clone());
+    let sockets = Sockets::new(Api::new(runtime.clone()), stop.clone());
     let serving = HttpServer::new(move || {
         let (guard, sockets) = (web::Data::new(guard.clone()), web::Data::new(sockets.clone()));
-        let app = App::new().app_data(sockets).app_data(guard).wrap(from_fn(admit));
+        let app = App::new().app_data(sockets).app_data(guard).app_data(web::Data::new(runtime.clone())).wrap(from_fn(admit));
         ROUTES.iter().fold(app, |app, route| app.route(route.path, (route.handler)()))
     })
     // One is enough to carry text, and with one a connection's future need not be `Send`.
@@ -126,7 +126,10 @@ async fn admit<B: MessageBody>(request: ServiceRequest, next: Next<B>) -> Result
     }
 }
 
-/// Up, and no more.
-pub(crate) async fn health() -> HttpResponse {
-    HttpResponse::Ok().content_type("application/json").body(r#"{"status":"ok"}"#)
+/// How the models are, asked of their decode loops: one word, and everything for who has the token.
+pub(crate) async fn health(request: HttpRequest, runtime: web::Data<Runtime>, guard: web::Data<Guard>) -> HttpResponse {
+    let in_full = guard.knows(request.uri(), request.headers());
+    let health = HealthResult::new(runtime.status().await, runtime.default_model(), in_full);
+    let mut response = if health.is_ok() { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    response.content_type("application/json").body(serde_json::to_string(&health).expect("wire types have string keys"))
 }

@@ -2,6 +2,7 @@
 
 use crate::actors::{Card, DecoderStatus, FimOrder, ModelSource, ModelState, ModelStatus, Status};
 use serde::Serialize;
+use std::time::Duration;
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -65,7 +66,8 @@ pub(crate) struct ModelResult {
     worker_pid: Option<u32>,
     in_flight: usize,
     restarts: u32,
-    last_cause: Option<String>,
+    deaths: Vec<DeathResult>,
+    last_sign_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     decoder: Option<DecoderResult>,
 }
@@ -84,15 +86,24 @@ impl ModelResult {
                 ModelState::Loading => "loading",
                 ModelState::Ready => "ready",
                 ModelState::Restarting => "restarting",
+                ModelState::Stalled => "stalled",
                 ModelState::Failed => "failed",
             },
             worker_pid: model.worker_pid,
             in_flight: model.in_flight,
             restarts: model.restarts,
-            last_cause: model.last_cause,
+            deaths: model.deaths.into_iter().map(|death| DeathResult { cause: death.cause, ago_ms: millis(death.ago) }).collect(),
+            last_sign_ms: model.last_sign.map(millis),
             decoder: model.decoder.map(DecoderResult::from),
         }
     }
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DeathResult {
+    cause: String,
+    ago_ms: u64,
 }
 
 /// The decode loop, told by itself.
@@ -109,6 +120,7 @@ struct DecoderResult {
     cache_bytes: u64,
     cache_budget_bytes: u64,
     running_bytes: u64,
+    last_step_ms: Option<u64>,
 }
 
 impl From<DecoderStatus> for DecoderResult {
@@ -124,6 +136,7 @@ impl From<DecoderStatus> for DecoderResult {
             cache_bytes: decoder.cache_bytes,
             cache_budget_bytes: decoder.cache_budget_bytes,
             running_bytes: decoder.running_bytes,
+            last_step_ms: decoder.last_step_us.map(|us| us / 1000),
         }
     }
 }
@@ -153,10 +166,39 @@ impl StatusResult {
     pub(crate) fn new(status: Status, default_model: &str) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            uptime_ms: u64::try_from(status.uptime.as_millis()).unwrap_or(u64::MAX),
+            uptime_ms: millis(status.uptime),
             requests_in_flight: status.requests_in_flight,
             requests_limit: status.requests_limit,
             models: ModelsResult::new(status.models, default_model).models,
         }
     }
+}
+
+/// Whether each model can do what is asked of it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct HealthResult {
+    status: &'static str,
+    /// For those who brought the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    models: Option<Vec<ModelResult>>,
+}
+
+impl HealthResult {
+    pub(crate) fn new(status: Status, default_model: &str, in_full: bool) -> Self {
+        let is = |state| status.models.iter().any(|model| model.state == state);
+        // The worst of all models.
+        let troubles = [(ModelState::Failed, "failed"), (ModelState::Stalled, "stalled"), (ModelState::Restarting, "restarting")];
+        let trouble = troubles.into_iter().find(|(state, _)| is(*state));
+        let status_word = trouble.map_or("ok", |(_, word)| word);
+        Self { status: status_word, models: in_full.then(|| ModelsResult::new(status.models, default_model).models) }
+    }
+
+    pub(crate) fn is_ok(&self) -> bool {
+        self.status == "ok"
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -2,13 +2,13 @@
 
 use super::{Alive, ModelActor, State};
 use crate::actors::{
-    Card, Error, ModelState, ModelStatus, Result,
+    Card, Death, Error, ModelState, ModelStatus, Result,
     front::{
         errand::{Errand, InFlight},
         inspect::inspect,
     },
 };
-use actix::{Handler, Message, MessageResult, ResponseFuture};
+use actix::{AsyncContext, Handler, Message, MessageResult, ResponseFuture};
 use std::{convert::Infallible, mem, sync::Arc, time::Duration};
 use tokio::{
     sync::{oneshot, watch},
@@ -18,7 +18,7 @@ use tokio::{
 /// A `status` is not worth a longer wait; a decoder that does not answer by then is told as such.
 const PING_TIME: Duration = Duration::from_secs(1);
 
-/// Loads the model if it isn't, and forgets that it has failed.
+/// Loads the model if it isn't, also when it has failed.
 #[derive(Message)]
 #[rtype(result = "Loading")]
 pub(in crate::actors::front) struct Load;
@@ -51,8 +51,8 @@ impl Handler<Load> for ModelActor {
     fn handle(&mut self, _: Load, ctx: &mut Self::Context) -> Self::Result {
         match &self.state {
             State::Unloaded => self.begin(InFlight::new(), Vec::new(), Duration::ZERO, ctx),
-            State::Failed(_) => {
-                self.restarts.forget();
+            State::Failed(cause) => {
+                self.given_up = Some(cause.clone());
                 self.begin(InFlight::new(), Vec::new(), Duration::ZERO, ctx);
             }
             State::Alive(_) | State::Ending { .. } => {}
@@ -66,6 +66,7 @@ impl Handler<Unload> for ModelActor {
 
     fn handle(&mut self, Unload(why): Unload, _: &mut Self::Context) -> Self::Result {
         let (done, wait) = oneshot::channel();
+        self.given_up = None;
         match mem::replace(&mut self.state, State::Unloaded) {
             State::Unloaded | State::Failed(_) => drop(done),
             State::Alive(Alive { errands, pid, late, .. }) => {
@@ -103,7 +104,7 @@ impl Handler<Show> for ModelActor {
 impl Handler<Look> for ModelActor {
     type Result = ResponseFuture<ModelStatus>;
 
-    fn handle(&mut self, look: Look, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, look: Look, ctx: &mut Self::Context) -> Self::Result {
         let (state, worker_pid) = match &self.state {
             State::Unloaded => (ModelState::Unloaded, None),
             State::Alive(alive) => (alive.state, alive.pid),
@@ -124,14 +125,23 @@ impl Handler<Look> for ModelActor {
             worker_pid,
             in_flight: Arc::strong_count(&self.in_hand) - 1,
             restarts: self.deaths,
-            last_cause: self.last_cause.clone(),
+            deaths: self.last_deaths.iter().map(|(cause, at)| Death { cause: cause.clone(), ago: at.elapsed() }).collect(),
+            last_sign: None,
             card: self.card.clone(),
             decoder: None,
         };
+        let heard = matches!(self.state, State::Alive(_)).then(|| self.heard.subscribe());
+        let address = ctx.address();
         Box::pin(async move {
             if let Some(pong) = pong {
-                status.decoder = timeout(PING_TIME, pong).await.ok().and_then(|pong| pong.ok());
+                match timeout(PING_TIME, pong).await {
+                    Ok(Ok(decoder)) => status.decoder = Some(decoder),
+                    // Its worker ended meanwhile, so the state is another by now.
+                    Ok(Err(_)) => return address.send(Look { decoder: false }).await.unwrap_or(status),
+                    Err(_) => status.state = ModelState::Stalled,
+                }
             }
+            status.last_sign = heard.and_then(|heard| heard.borrow().map(|at| at.elapsed()));
             status
         })
     }

@@ -3,8 +3,10 @@
 //! A query's result depends on its own length only: scores and values are summed over absolute positions,
 //! chunks (not threads, not tiles) cut the context, and their partial results are merged in chunk order.
 
+use super::buffer::Buffer;
 use super::cache::{CHUNK, Shape};
 use super::isa::{Isa, LANES, exp, sum};
+use std::sync::Arc;
 
 /// Rows of one span that share a pass over the keys and values.
 pub(super) const ROWS: usize = 4;
@@ -28,7 +30,7 @@ impl Default for Scratch {
 /// `rows` consecutive rows of one sequence against one key-value head.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
-    pub(super) chunks: &'a [*mut u8],
+    pub(super) chunks: &'a [Arc<Buffer>],
     pub(super) shape: Shape,
     pub(super) layer: usize,
     pub(super) kv_head: usize,
@@ -37,10 +39,12 @@ pub(super) struct Job<'a> {
     /// Position of the first row.
     pub(super) position: usize,
     pub(super) rows: usize,
-    /// First row's first query head of this group: rotated and scaled. A row is `stride` floats.
-    pub(super) q: *const f32,
+    /// From the first row's first query head of this group on: rotated and scaled.
+    pub(super) q: &'a [f32],
+    /// Floats from one row to the next.
+    pub(super) q_stride: usize,
     pub(super) out: *mut f32,
-    pub(super) stride: usize,
+    pub(super) out_stride: usize,
 }
 
 /// Writes one position's key and value of one head.
@@ -100,7 +104,8 @@ unsafe fn all_chunks<S: Isa, const HALF: bool>(job: &Job<'_>, scratch: &mut Scra
     let mut sums = [0f32; QUERIES];
     // SAFETY: the caller's; queries and dimensions stay within rows, positions within the chunk.
     unsafe {
-        let head = |query: usize| query / group * job.stride + query % group * size;
+        let place = |query: usize, stride: usize| query / group * stride + query % group * size;
+        let head = |query: usize| place(query, job.out_stride);
         for (index, chunk) in job.chunks.iter().enumerate() {
             let start = index * CHUNK;
             let length = |query: usize| (job.position + query / group + 1).saturating_sub(start).min(CHUNK);
@@ -112,14 +117,14 @@ unsafe fn all_chunks<S: Isa, const HALF: bool>(job: &Job<'_>, scratch: &mut Scra
             while length(first) == 0 {
                 first += 1;
             }
-            let (keys, values) = (chunk.add(key_offset), chunk.add(value_offset));
+            let (keys, values) = (chunk.as_ptr().add(key_offset).cast_const(), chunk.as_ptr().add(value_offset).cast_const());
             let scores = scratch.scores.as_mut_ptr();
             let mut query = first;
             while query < count {
                 let n = (count - query).min(4);
-                let mut q = [job.q; 4];
+                let mut q = [job.q.as_ptr(); 4];
                 for (i, q) in q.iter_mut().enumerate().take(n) {
-                    *q = job.q.add(head(query + i));
+                    *q = job.q.as_ptr().add(place(query + i, job.q_stride));
                 }
                 let reach = length(query + n - 1);
                 let to = scores.add(query * CHUNK);

@@ -224,7 +224,7 @@ fn products_of_blocks_are_the_definitions_and_the_same_on_every_instruction_set(
         for x_rows in [1, 2, 4, 5, 131] {
             let x = random.floats(x_rows * columns);
             let results = Kernels::all().into_iter().map(|kernels| {
-                let quants = quantize(kernels, &x, x_rows, weight.kind.group().expect("integers"));
+                let quants = quantize(kernels, &x, x_rows, weight.kind.grouping().expect("integers"));
                 let exact = product(kernels, &weight, Input::F32(&x), x_rows);
                 (exact, product(kernels, &weight, Input::Int8(&quants), x_rows))
             });

@@ -8,6 +8,7 @@
 //! that were never written are zero, and those beyond a sequence's length are finite and masked.
 
 use super::buffer::Buffer;
+use crate::faults::{self, Point};
 use std::sync::Arc;
 
 /// Positions of a chunk. Attention is summed chunk by chunk at absolute positions, so it must not depend on the step.
@@ -73,6 +74,7 @@ impl Cache {
     /// Makes `count` positions from `position` on writable: allocates what is missing, copies what is shared.
     pub(super) fn reserve(&mut self, position: usize, count: usize) {
         assert_eq!(position, self.length, "a span goes on where its cache ends");
+        faults::at(Point::Reserve, None);
         self.length = position + count;
         self.chunks.resize_with(self.length.div_ceil(CHUNK), || Arc::new(Buffer::zeroed(self.shape.chunk_bytes())));
         for chunk in &mut self.chunks[position / CHUNK..] {
@@ -80,8 +82,12 @@ impl Cache {
         }
     }
 
-    /// The chunks by pointer. Those that `reserve` made writable are this cache's alone.
-    pub(super) fn pointers(&self) -> Vec<*mut u8> {
-        self.chunks.iter().map(|chunk| chunk.as_ptr()).collect()
+    pub(super) fn chunks(&self) -> Vec<Arc<Buffer>> {
+        self.chunks.clone()
+    }
+
+    /// A chunk to write to: one that `reserve` made writable is this cache's alone, late readers of other layers apart.
+    pub(super) fn pointer(&self, chunk: usize) -> *mut u8 {
+        self.chunks[chunk].as_ptr()
     }
 }

@@ -34,18 +34,12 @@ pub(super) trait Form {
 
 /// A form with integer weights: `w = q * scale + bias`, one scale and bias per group and row.
 pub(super) trait Quantized: Form {
-    /// Inputs of one group.
-    const GROUP: usize;
+    type Header: Header;
     type Bits: Bits;
 
     /// # Safety
     /// `p` points to a block; the processor has the instruction set.
     unsafe fn quants<S: Isa>(p: *const u8, unit: usize) -> [S::B; 8];
-    /// Scale and bias of the block's group `group`.
-    ///
-    /// # Safety
-    /// As `quants`.
-    unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F);
 }
 
 /// The integers of a unit of eight rows.
@@ -64,10 +58,25 @@ pub(super) trait Header {
     const GROUP: usize;
     const BLOCK: usize;
     const BYTES: usize;
+    /// Scales are a factor per group times one scale of the block, and so are biases: then integers are summed over the
+    /// whole block, and its activations have one scale.
+    const TWO_LEVELS: bool = false;
 
     /// # Safety
     /// `p` points to a header; the processor has the instruction set.
     unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F);
+    /// Of two levels: the group's factors of scale and bias, and the block's scale and bias.
+    ///
+    /// # Safety
+    /// As `scales`.
+    unsafe fn factors<S: Isa>(_: *const u8, _: usize) -> (S::I, S::I) {
+        unreachable!("one level")
+    }
+    /// # Safety
+    /// As `scales`.
+    unsafe fn tops<S: Isa>(_: *const u8) -> (S::F, S::F) {
+        unreachable!("one level")
+    }
 }
 
 pub(super) struct Plain<E>(PhantomData<E>);
@@ -108,7 +117,7 @@ impl<B: Bits, H: Header> Form for Packing<B, H> {
         unsafe {
             for input in (0..Self::BLOCK).step_by(4) {
                 let step = Self::quants::<S>(p, input / UNIT)[input % UNIT / 4];
-                let (scale, bias) = Self::scales::<S>(p, input / H::GROUP);
+                let (scale, bias) = H::scales::<S>(p, input / H::GROUP);
                 for byte in 0..4 {
                     let q = if B::SUMS == 0 { S::lane_byte::<true>(step, byte) } else { S::lane_byte::<false>(step, byte) };
                     S::store(out.add((input + byte) * LANES), S::fma(q, scale, bias));
@@ -119,18 +128,13 @@ impl<B: Bits, H: Header> Form for Packing<B, H> {
 }
 
 impl<B: Bits, H: Header> Quantized for Packing<B, H> {
-    const GROUP: usize = H::GROUP;
+    type Header = H;
     type Bits = B;
 
     #[inline(always)]
     unsafe fn quants<S: Isa>(p: *const u8, unit: usize) -> [S::B; 8] {
         // SAFETY: the trait's contract.
         unsafe { B::quants::<S>(p.add(H::BYTES + unit * B::BYTES)) }
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F) {
-        // SAFETY: the trait's contract.
-        unsafe { H::scales::<S>(p, group) }
     }
 }
 
@@ -274,16 +278,25 @@ impl<const G: usize> Header for Factors<G> {
     const GROUP: usize = G;
     const BLOCK: usize = 256;
     const BYTES: usize = LANES * 4 + 256 / G * LANES * 2;
+    const TWO_LEVELS: bool = true;
 
     #[inline(always)]
     unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F) {
-        // SAFETY: the f16s, then sixteen factors a group.
+        // SAFETY: the trait's contract.
+        unsafe { multiplied::<S, Self>(p, group) }
+    }
+    #[inline(always)]
+    unsafe fn factors<S: Isa>(p: *const u8, group: usize) -> (S::I, S::I) {
+        // SAFETY: sixteen factors a group behind the f16s.
         unsafe {
             let factors = p.add(LANES * 4 + group * LANES * 2);
-            let scale = S::mul(S::load_f16(p.cast()), S::load_u8(factors));
-            let min = S::mul(S::load_f16(p.cast::<u16>().add(LANES)), S::load_u8(factors.add(LANES)));
-            (scale, S::sub(S::zero(), min))
+            (S::load_u8(factors), S::load_u8(factors.add(LANES)))
         }
+    }
+    #[inline(always)]
+    unsafe fn tops<S: Isa>(p: *const u8) -> (S::F, S::F) {
+        // SAFETY: a header begins with the f16s.
+        unsafe { (S::load_f16(p.cast()), S::sub(S::zero(), S::load_f16(p.cast::<u16>().add(LANES)))) }
     }
 }
 
@@ -295,14 +308,38 @@ impl Header for SignedFactors {
     const GROUP: usize = 16;
     const BLOCK: usize = 256;
     const BYTES: usize = 160; // 144, and up to whole vectors
+    const TWO_LEVELS: bool = true;
 
     #[inline(always)]
     unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F) {
-        // SAFETY: the f16s, then eight factors a group.
+        // SAFETY: the trait's contract.
+        unsafe { multiplied::<S, Self>(p, group) }
+    }
+    #[inline(always)]
+    unsafe fn factors<S: Isa>(p: *const u8, group: usize) -> (S::I, S::I) {
+        // SAFETY: eight factors a group behind the f16s.
         unsafe {
-            let scale = S::mul(S::load_f16(p.cast()), S::load_i8(p.add(LANES * 2 + group * LANES)));
+            let factors = S::load_i8(p.add(LANES * 2 + group * LANES));
+            (factors, factors)
+        }
+    }
+    #[inline(always)]
+    unsafe fn tops<S: Isa>(p: *const u8) -> (S::F, S::F) {
+        // SAFETY: a header begins with the f16s.
+        unsafe {
+            let scale = S::load_f16(p.cast());
             (scale, S::mul(scale, S::splat(-32.0)))
         }
+    }
+}
+
+/// A group's scale and bias of two levels: exact, an f16 times a byte.
+#[inline(always)]
+unsafe fn multiplied<S: Isa, H: Header>(p: *const u8, group: usize) -> (S::F, S::F) {
+    // SAFETY: the caller's.
+    unsafe {
+        let ((scale, bias), (top_scale, top_bias)) = (H::factors::<S>(p, group), H::tops::<S>(p));
+        (S::mul(top_scale, S::to_f32(scale)), S::mul(top_bias, S::to_f32(bias)))
     }
 }
 
@@ -386,11 +423,29 @@ impl Kind {
     pub(super) fn block_bytes(self) -> usize {
         with_form!(self, F => F::BYTES)
     }
-    /// Inputs of a group; none for plain weights.
-    pub(super) fn group(self) -> Option<usize> {
+    /// How activations that meet this weight are quantized; not at all for plain weights.
+    pub(super) fn grouping(self) -> Option<Grouping> {
         match self {
             Self::Plain(_) => None,
-            _ => Some(with_form!(@quantized self, F => F::GROUP)),
+            _ => Some(with_form!(@quantized self, F => Grouping::of::<F>())),
         }
+    }
+}
+
+/// Groups of activations in eight bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Grouping {
+    /// Inputs that share a scale.
+    pub(super) span: usize,
+    /// Inputs that are summed up, for the weights' biases.
+    pub(super) group: usize,
+    /// Sums are whole numbers.
+    pub(super) whole: bool,
+}
+
+impl Grouping {
+    fn of<F: Quantized>() -> Self {
+        let (group, whole) = (F::Header::GROUP, F::Header::TWO_LEVELS);
+        Self { span: if whole { F::BLOCK } else { group }, group, whole }
     }
 }

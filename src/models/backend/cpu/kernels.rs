@@ -5,7 +5,9 @@
 
 use super::attention::{self, Job, Scratch};
 use super::cache::Shape;
-use super::forms::{Bf16, Bytes, F16, F32, Factors, Fives, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form};
+use super::forms::{
+    Bf16, Bytes, F16, F32, Factors, Fives, Grouping, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
+};
 use super::isa::{self, Isa};
 use super::matmul::{self, Quants, QuantsOut};
 use super::pack::Packed;
@@ -21,7 +23,7 @@ pub(super) struct Kernels {
     /// One slab times all rows into `[row][8]`.
     pub(super) slab_int8: unsafe fn(&Packed, usize, &Quants, *mut f32),
     pub(super) slab_f32: unsafe fn(&Packed, usize, &[f32], usize, *mut f32),
-    pub(super) quantize: unsafe fn(&[f32], usize, usize, QuantsOut),
+    pub(super) quantize: unsafe fn(&[f32], usize, Grouping, QuantsOut),
     pub(super) norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(super) gate_silu: unsafe fn(&mut [f32], &[f32]),
     pub(super) add: unsafe fn(&mut [f32], &[f32]),
@@ -99,7 +101,7 @@ macro_rules! table {
             table!(@fn $($feature)?, row(weight: &Packed, row: usize, out: &mut [f32]) = Packed::row::<$isa>);
             table!(@fn $($feature)?, slab_int8(weight: &Packed, slab: usize, x: &Quants, out: *mut f32) = super::slab_int8::<$isa>);
             table!(@fn $($feature)?, slab_f32(weight: &Packed, slab: usize, x: &[f32], rows: usize, out: *mut f32) = super::slab_f32::<$isa>);
-            table!(@fn $($feature)?, quantize(x: &[f32], row: usize, group: usize, out: QuantsOut) = matmul::quantize::<$isa>);
+            table!(@fn $($feature)?, quantize(x: &[f32], row: usize, grouping: Grouping, out: QuantsOut) = matmul::quantize::<$isa>);
             table!(@fn $($feature)?, norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) = rows::norm::<$isa>);
             table!(@fn $($feature)?, gate_silu(gate: &mut [f32], up: &[f32]) = rows::gate_silu::<$isa>);
             table!(@fn $($feature)?, add(x: &mut [f32], y: &[f32]) = rows::add::<$isa>);

@@ -3,7 +3,7 @@
 //! Every output is summed over its inputs in one order, whatever the number of rows: inside a block integers
 //! (exact, so any order) or one fused multiply-add per input, then the blocks from first to last.
 
-use super::forms::{Bits, Form, Quantized};
+use super::forms::{Bits, Form, Grouping, Header, Quantized};
 use super::isa::{Isa, LANES, UNIT};
 use std::mem::MaybeUninit;
 
@@ -13,37 +13,42 @@ const ROWS: usize = 128;
 /// as memory gives, and fetching ahead only costs it.
 const AHEAD: usize = 1024;
 
-/// Activations in eight bits. `q` is `[unit][row][32]`, `scale` is `[span][row]` and `sum` is `[group][row]`: the scale
-/// times the sum of the group's integers, which the weights' biases multiply. A span shares a scale: it is a group,
-/// or two groups of 16.
+/// Activations in eight bits. `q` is `[unit][row][32]` and `scale` is `[span][row]`. Of each group, `sum` is
+/// `[group][row]`: the scale times the sum of its integers, which the weights' biases multiply; or `whole` is
+/// `[pair of groups][row][2]`: the sums themselves.
 #[derive(Default)]
 pub(super) struct Quants {
     pub(super) rows: usize,
     pub(super) q: Vec<i8>,
     pub(super) scale: Vec<f32>,
     pub(super) sum: Vec<f32>,
+    pub(super) whole: Vec<i16>,
 }
 
 impl Quants {
-    pub(super) fn resize(&mut self, rows: usize, columns: usize, group: usize) {
+    pub(super) fn resize(&mut self, rows: usize, columns: usize, grouping: Grouping) {
         self.rows = rows;
+        let sums = rows * columns / grouping.group;
         self.q.resize(rows * columns, 0);
-        self.scale.resize(rows * columns / span(group), 0.0);
-        self.sum.resize(rows * columns / group, 0.0);
+        self.scale.resize(rows * columns / grouping.span, 0.0);
+        self.sum.resize(if grouping.whole { 0 } else { sums }, 0.0);
+        self.whole.resize(if grouping.whole { sums } else { 0 }, 0);
     }
-}
 
-const fn span(group: usize) -> usize {
-    if group < UNIT { UNIT } else { group }
+    pub(super) fn out(&mut self) -> QuantsOut {
+        let Self { rows, q, scale, sum, whole } = self;
+        QuantsOut { rows: *rows, q: q.as_mut_ptr(), scale: scale.as_mut_ptr(), sum: sum.as_mut_ptr(), whole: whole.as_mut_ptr() }
+    }
 }
 
 /// Where `quantize` writes: `Quants` by pointer, because several threads fill rows of one.
 #[derive(Clone, Copy)]
 pub(super) struct QuantsOut {
-    pub(super) rows: usize,
-    pub(super) q: *mut i8,
-    pub(super) scale: *mut f32,
-    pub(super) sum: *mut f32,
+    rows: usize,
+    q: *mut i8,
+    scale: *mut f32,
+    sum: *mut f32,
+    whole: *mut i16,
 }
 
 // SAFETY: rows are disjoint; each is written by one thread.
@@ -54,8 +59,8 @@ unsafe impl Sync for QuantsOut {}
 /// # Safety
 /// `out` has room for `row`; `x` has whole spans.
 #[inline(always)]
-pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, group: usize, out: QuantsOut) {
-    let (span, rows) = (span(group), out.rows);
+pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, grouping: Grouping, out: QuantsOut) {
+    let (Grouping { span, group, whole }, rows) = (grouping, out.rows);
     // SAFETY: indices follow the layout of `Quants`.
     unsafe {
         for (index, x) in x.chunks_exact(span).enumerate() {
@@ -73,9 +78,15 @@ pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, group: usize, out: 
                 let at = index * span + i;
                 let q = out.q.add((at / UNIT * rows + row) * UNIT + at % UNIT);
                 total = S::add_i32(total, S::store_i8(q, S::mul(factor, S::load(x.as_ptr().add(i)))));
-                if (at + LANES) % group == 0 {
-                    *out.sum.add(at / group * rows + row) = scale * S::sum_i32(total) as f32;
-                    total = S::zero_i32();
+                if !(at + LANES).is_multiple_of(group) {
+                    continue;
+                }
+                let (group, sum) = (at / group, S::sum_i32(total));
+                total = S::zero_i32();
+                if whole {
+                    *out.whole.add((group / 2 * rows + row) * 2 + group % 2) = sum as i16;
+                } else {
+                    *out.sum.add(group * rows + row) = scale * sum as f32;
                 }
             }
         }
@@ -85,7 +96,7 @@ pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, group: usize, out: 
 /// One slab times all rows of `x`; `out` is `[row][8]`.
 ///
 /// # Safety
-/// `w` points to `blocks` blocks, `out` has room, `x` was quantized in groups of `F::GROUP`.
+/// `w` points to `blocks` blocks, `out` has room, `x` was quantized in the form's grouping.
 #[inline(always)]
 pub(super) unsafe fn slab_int8<S: Isa, F: Quantized>(w: *const u8, blocks: usize, x: &Quants, out: *mut f32) {
     // SAFETY: the caller's.
@@ -96,10 +107,12 @@ pub(super) unsafe fn slab_int8<S: Isa, F: Quantized>(w: *const u8, blocks: usize
             3 => few_int8::<S, F, 3>(w, blocks, x, out),
             4 => few_int8::<S, F, 4>(w, blocks, x, out),
             rows => {
-                let mut first = 0;
-                while first < rows {
-                    many_int8::<S, F>(w, blocks, x, first, out);
-                    first += ROWS;
+                for first in (0..rows).step_by(ROWS) {
+                    if F::Header::TWO_LEVELS {
+                        many_two_levels::<S, F>(w, blocks, x, first, out);
+                    } else {
+                        many_int8::<S, F>(w, blocks, x, first, out);
+                    }
                 }
             }
         }
@@ -119,39 +132,47 @@ unsafe fn flush<S: Isa>(sums: S::F, integers: S::I, w: (S::F, S::F), scale: f32,
 /// Up to four rows: their sums stay in registers.
 #[inline(always)]
 unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, blocks: usize, x: &Quants, out: *mut f32) {
+    let group = F::Header::GROUP;
     // SAFETY: the layout of `Quants` and the caller's promise.
     unsafe {
         let mut sums = [S::zero(); M];
-        let (mut q, mut scale, mut sum) = (x.q.as_ptr(), x.scale.as_ptr(), x.sum.as_ptr());
+        let (mut q, mut scale, mut sum, mut whole) = (x.q.as_ptr(), x.scale.as_ptr(), x.sum.as_ptr(), x.whole.as_ptr());
         for _ in 0..blocks {
-            let mut integers = [S::zero_i32(); M];
+            let (mut integers, mut biases) = ([S::zero_i32(); M], [S::zero_i32(); M]);
             for unit in 0..F::BLOCK / UNIT {
                 let quants = F::quants::<S>(w, unit);
-                if F::GROUP < UNIT {
-                    for half in 0..2 {
-                        let scales = F::scales::<S>(w, unit * 2 + half);
-                        for r in 0..M {
-                            let integers = half_dot::<S, F>(&quants, half, q.add(r * UNIT));
-                            sums[r] = flush::<S>(sums[r], integers, scales, *scale.add(r), *sum.add(r));
-                        }
-                        sum = sum.add(M);
+                if F::Header::TWO_LEVELS {
+                    for (r, integers) in integers.iter_mut().enumerate() {
+                        *integers = unit_times::<S, F>(*integers, w, unit, &quants, q.add(r * UNIT));
                     }
-                    scale = scale.add(M);
+                    if (unit + 1) * UNIT % (2 * group) == 0 {
+                        let second = (unit + 1) * UNIT / group - 1;
+                        let ((_, a), (_, b)) = (F::Header::factors::<S>(w, second - 1), F::Header::factors::<S>(w, second));
+                        for (r, biases) in biases.iter_mut().enumerate() {
+                            *biases = S::two_times(*biases, whole.add(r * 2), a, b);
+                        }
+                        whole = whole.add(2 * M);
+                    }
                 } else {
                     for (r, integers) in integers.iter_mut().enumerate() {
                         *integers = S::add_i32(*integers, dot::<S, F>(&quants, q.add(r * UNIT)));
                     }
-                    if (unit + 1) * UNIT % F::GROUP == 0 {
-                        let scales = F::scales::<S>(w, unit * UNIT / F::GROUP);
-                        for r in 0..M {
-                            sums[r] = flush::<S>(sums[r], integers[r], scales, *scale.add(r), *sum.add(r));
-                        }
-                        integers = [S::zero_i32(); M];
-                        (scale, sum) = (scale.add(M), sum.add(M));
-                    }
                 }
                 q = q.add(M * UNIT);
             }
+            if F::Header::TWO_LEVELS {
+                let tops = F::Header::tops::<S>(w);
+                for r in 0..M {
+                    sums[r] = flush_two_levels::<S>(sums[r], integers[r], biases[r], tops, *scale.add(r));
+                }
+            } else {
+                let scales = F::Header::scales::<S>(w, 0);
+                for r in 0..M {
+                    sums[r] = flush::<S>(sums[r], integers[r], scales, *scale.add(r), *sum.add(r));
+                }
+                sum = sum.add(M);
+            }
+            scale = scale.add(M);
             w = w.add(F::BYTES);
         }
         for (r, sums) in sums.iter().enumerate() {
@@ -173,12 +194,42 @@ unsafe fn dot<S: Isa, F: Quantized>(w: &[S::B; 8], x: *const i8) -> S::I {
     }
 }
 
+/// `sums +` a unit's dot product, group by group times the group's factor.
 #[inline(always)]
-unsafe fn half_dot<S: Isa, F: Quantized>(w: &[S::B; 8], half: usize, x: *const i8) -> S::I {
+unsafe fn unit_times<S: Isa, F: Quantized>(sums: S::I, w: *const u8, unit: usize, quants: &[S::B; 8], x: *const i8) -> S::I {
     // SAFETY: the caller's: a unit of activations.
     unsafe {
-        let (w, x) = (&w[half * 4..half * 4 + 4], x.add(half * UNIT / 2));
-        if F::Bits::SUMS < 4 { S::dot::<2>(w, x) } else { S::dot::<4>(w, x) }
+        if F::Header::GROUP < UNIT {
+            let (first, second) = (F::Header::factors::<S>(w, unit * 2).0, F::Header::factors::<S>(w, unit * 2 + 1).0);
+            let sums = dot_times::<S, F>(sums, &quants[..4], x, first);
+            dot_times::<S, F>(sums, &quants[4..], x.add(UNIT / 2), second)
+        } else {
+            dot_times::<S, F>(sums, &quants[..], x, F::Header::factors::<S>(w, unit).0)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_times<S: Isa, F: Quantized>(sums: S::I, w: &[S::B], x: *const i8, factor: S::I) -> S::I {
+    // SAFETY: the caller's.
+    unsafe {
+        match F::Bits::SUMS {
+            0 => S::dot_times::<0>(sums, w, x, factor),
+            2 => S::dot_times::<2>(sums, w, x, factor),
+            4 => S::dot_times::<4>(sums, w, x, factor),
+            _ => S::dot_times::<8>(sums, w, x, factor),
+        }
+    }
+}
+
+/// `sums + integers * (weight scale * row scale) + biases * (weight bias * row scale)`.
+#[inline(always)]
+unsafe fn flush_two_levels<S: Isa>(sums: S::F, integers: S::I, biases: S::I, tops: (S::F, S::F), scale: f32) -> S::F {
+    // SAFETY: registers only.
+    unsafe {
+        let scale = S::splat(scale);
+        let sums = S::fma(S::to_f32(integers), S::mul(tops.0, scale), sums);
+        S::fma(S::to_f32(biases), S::mul(tops.1, scale), sums)
     }
 }
 
@@ -186,50 +237,94 @@ unsafe fn half_dot<S: Isa, F: Quantized>(w: &[S::B; 8], half: usize, x: *const i
 #[inline(always)]
 unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Quants, first: usize, out: *mut f32) {
     let rows = ROWS.min(x.rows - first);
+    let last = F::BLOCK / UNIT - 1;
     // SAFETY: the layout of `Quants` and the caller's promise.
     unsafe {
         let out = out.add(first * LANES);
-        // Written by a group's first unit before its later ones read it.
+        // Written by a block's first unit before its later ones read it.
         let mut integers = [const { MaybeUninit::uninit() }; ROWS];
         for r in 0..rows {
             S::store(out.add(r * LANES), S::zero());
         }
         let (mut q, mut scale, mut sum) = (x.q.as_ptr().add(first * UNIT), x.scale.as_ptr().add(first), x.sum.as_ptr().add(first));
         for _ in 0..blocks {
-            for line in (0..F::BYTES).step_by(64) {
-                S::prefetch(w.wrapping_add(AHEAD + line));
-            }
-            for unit in 0..F::BLOCK / UNIT {
+            prefetch::<S, F>(w);
+            for unit in 0..last {
                 let quants = F::quants::<S>(w, unit);
-                if F::GROUP < UNIT {
-                    let (low, high) = (F::scales::<S>(w, unit * 2), F::scales::<S>(w, unit * 2 + 1));
-                    for r in 0..rows {
-                        let (to, q) = (out.add(r * LANES), q.add(r * UNIT));
-                        let (a, b) = (half_dot::<S, F>(&quants, 0, q), half_dot::<S, F>(&quants, 1, q));
-                        let sums = flush::<S>(S::load(to), a, low, *scale.add(r), *sum.add(r));
-                        S::store(to, flush::<S>(sums, b, high, *scale.add(r), *sum.add(x.rows + r)));
-                    }
-                    (scale, sum) = (scale.add(x.rows), sum.add(2 * x.rows));
-                } else if (unit + 1) * UNIT % F::GROUP == 0 {
-                    let scales = F::scales::<S>(w, unit * UNIT / F::GROUP);
-                    for r in 0..rows {
-                        let new = dot::<S, F>(&quants, q.add(r * UNIT));
-                        let all = if F::GROUP == UNIT { new } else { S::add_i32(integers.get_unchecked(r).assume_init(), new) };
-                        let to = out.add(r * LANES);
-                        S::store(to, flush::<S>(S::load(to), all, scales, *scale.add(r), *sum.add(r)));
-                    }
-                    (scale, sum) = (scale.add(x.rows), sum.add(x.rows));
-                } else {
-                    for r in 0..rows {
-                        let new = dot::<S, F>(&quants, q.add(r * UNIT));
-                        let slot = integers.get_unchecked_mut(r);
-                        slot.write(if unit == 0 { new } else { S::add_i32(slot.assume_init(), new) });
-                    }
+                for r in 0..rows {
+                    let new = dot::<S, F>(&quants, q.add(r * UNIT));
+                    let slot = integers.get_unchecked_mut(r);
+                    slot.write(if unit == 0 { new } else { S::add_i32(slot.assume_init(), new) });
                 }
                 q = q.add(x.rows * UNIT);
             }
+            let (quants, scales) = (F::quants::<S>(w, last), F::Header::scales::<S>(w, 0));
+            for r in 0..rows {
+                let new = dot::<S, F>(&quants, q.add(r * UNIT));
+                let all = if last == 0 { new } else { S::add_i32(integers.get_unchecked(r).assume_init(), new) };
+                let to = out.add(r * LANES);
+                S::store(to, flush::<S>(S::load(to), all, scales, *scale.add(r), *sum.add(r)));
+            }
+            q = q.add(x.rows * UNIT);
+            (scale, sum) = (scale.add(x.rows), sum.add(x.rows));
             w = w.add(F::BYTES);
         }
+    }
+}
+
+/// As `many_int8`, of blocks of two levels: integers and biases are summed over the block before they become floats.
+#[inline(always)]
+unsafe fn many_two_levels<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Quants, first: usize, out: *mut f32) {
+    let rows = ROWS.min(x.rows - first);
+    let (groups, units) = (F::BLOCK / F::Header::GROUP, F::BLOCK / UNIT);
+    // SAFETY: the layout of `Quants` and the caller's promise.
+    unsafe {
+        let out = out.add(first * LANES);
+        // Written by a block's first unit before its later ones read it.
+        let mut integers = [const { MaybeUninit::uninit() }; ROWS];
+        for r in 0..rows {
+            S::store(out.add(r * LANES), S::zero());
+        }
+        let (mut q, mut scale) = (x.q.as_ptr().add(first * UNIT), x.scale.as_ptr().add(first));
+        let mut whole = x.whole.as_ptr().add(first * 2);
+        for _ in 0..blocks {
+            prefetch::<S, F>(w);
+            for unit in 0..units {
+                let quants = F::quants::<S>(w, unit);
+                for r in 0..rows {
+                    let slot = integers.get_unchecked_mut(r);
+                    let sums = if unit == 0 { S::zero_i32() } else { slot.assume_init() };
+                    slot.write(unit_times::<S, F>(sums, w, unit, &quants, q.add(r * UNIT)));
+                }
+                q = q.add(x.rows * UNIT);
+            }
+            let tops = F::Header::tops::<S>(w);
+            let mut factors = [S::zero_i32(); 16];
+            for (group, factor) in factors.iter_mut().enumerate().take(groups) {
+                *factor = F::Header::factors::<S>(w, group).1;
+            }
+            for r in 0..rows {
+                let mut biases = S::zero_i32();
+                for pair in 0..groups / 2 {
+                    let sums = whole.add((pair * x.rows + r) * 2);
+                    biases = S::two_times(biases, sums, factors[pair * 2], factors[pair * 2 + 1]);
+                }
+                let to = out.add(r * LANES);
+                let integers = integers.get_unchecked(r).assume_init();
+                S::store(to, flush_two_levels::<S>(S::load(to), integers, biases, tops, *scale.add(r)));
+            }
+            (scale, whole) = (scale.add(x.rows), whole.add(groups * x.rows));
+            w = w.add(F::BYTES);
+        }
+    }
+}
+
+/// Brings the blocks that follow near.
+#[inline(always)]
+unsafe fn prefetch<S: Isa, F: Quantized>(w: *const u8) {
+    for line in (0..F::BYTES).step_by(64) {
+        // SAFETY: any address will do.
+        unsafe { S::prefetch(w.wrapping_add(AHEAD + line)) };
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a file's rows to slabs of eight: exact, so that a packed weight is the file's weight to the bit.
 
+use super::Scratch;
 use super::buffer::{Arena, Buffer};
 use super::forms::{
     Bf16, Bytes, F16, F32, Factors, Fives, Form, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
@@ -20,7 +21,7 @@ pub struct Packed {
 }
 
 impl Packed {
-    pub(super) fn new(matrix: &Matrix<'_>, arena: &mut Arena, pool: &mut Pool) -> Result<Self> {
+    pub(super) fn new(matrix: &Matrix<'_>, arena: &mut Arena, pool: &mut Pool<Scratch>) -> Result<Self> {
         let (rows, columns) = matrix.shape();
         if columns % UNIT != 0 {
             return Err(Error::Unsupported(format!("{columns} inputs are not a multiple of {UNIT}")));

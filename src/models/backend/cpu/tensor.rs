@@ -1,11 +1,12 @@
 //! Activations between two operations.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 thread_local! {
     /// Memory of tensors that were dropped, for the next ones: a step needs the same few sizes in every layer, and
     /// fresh memory would be cleared and mapped each time.
-    static SPARE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Vec<Arc<Vec<f32>>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Tensors that live at one time, and some more.
@@ -15,7 +16,8 @@ const SPARE_MAX: usize = 16;
 pub struct Tensor {
     pub(super) rows: usize,
     pub(super) width: usize,
-    pub(super) data: Vec<f32>,
+    /// Shared with an operation that reads it, also when that is over but for a late thread.
+    pub(super) data: Arc<Vec<f32>>,
 }
 
 impl Tensor {
@@ -23,21 +25,25 @@ impl Tensor {
     pub(super) fn new(rows: usize, width: usize) -> Self {
         let length = rows * width;
         let mut data = SPARE.with_borrow_mut(|spare| {
-            let fitting = (0..spare.len()).filter(|&i| spare[i].capacity() >= length).min_by_key(|&i| spare[i].capacity());
-            fitting.map(|index| spare.swap_remove(index)).unwrap_or_default()
+            let free = (0..spare.len()).filter(|&i| spare[i].capacity() >= length && Arc::strong_count(&spare[i]) == 1);
+            free.min_by_key(|&i| spare[i].capacity()).map(|index| spare.swap_remove(index)).unwrap_or_default()
         });
-        data.resize(length, 0.0);
+        Arc::make_mut(&mut data).resize(length, 0.0);
         Self { rows, width, data }
     }
 
     pub(super) fn row(&self, row: usize) -> &[f32] {
         &self.data[row * self.width..(row + 1) * self.width]
     }
+
+    /// To be filled by several threads; a copy if a late one still reads.
+    pub(super) fn shared(&mut self) -> Shared {
+        Shared(Arc::make_mut(&mut self.data).as_mut_ptr())
+    }
 }
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        let data = std::mem::take(&mut self.data);
         // A thread that ends has no use for it.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
@@ -45,7 +51,7 @@ impl Drop for Tensor {
                 let smallest = (0..SPARE_MAX).min_by_key(|&i| spare[i].capacity()).expect("some");
                 spare.swap_remove(smallest);
             }
-            spare.push(data);
+            spare.push(self.data.clone());
         });
     }
 }

@@ -3,9 +3,10 @@
 use super::attention::{self, Job, Scratch};
 use super::buffer::Arena;
 use super::cache::{Cache, Shape};
+use super::forms::Grouping;
 use super::isa::LANES;
 use super::kernels::Kernels;
-use super::matmul::{Quants, QuantsOut};
+use super::matmul::Quants;
 use super::pack::Packed;
 use super::pool::Pool;
 use crate::models::weights::{Element, Matrix, Quantization, Quantized};
@@ -104,14 +105,14 @@ impl Source {
     }
 }
 
-pub(super) fn quantize(kernels: &Kernels, x: &[f32], rows: usize, group: usize) -> Quants {
+pub(super) fn quantize(kernels: &Kernels, x: &[f32], rows: usize, grouping: Grouping) -> Quants {
     let columns = x.len() / rows;
     let mut quants = Quants::default();
-    quants.resize(rows, columns, group);
-    let out = QuantsOut { rows, q: quants.q.as_mut_ptr(), scale: quants.scale.as_mut_ptr(), sum: quants.sum.as_mut_ptr() };
+    quants.resize(rows, columns, grouping);
+    let out = quants.out();
     for row in 0..rows {
         // SAFETY: made for this processor; room for every row.
-        unsafe { (kernels.quantize)(&x[row * columns..(row + 1) * columns], row, group, out) };
+        unsafe { (kernels.quantize)(&x[row * columns..(row + 1) * columns], row, grouping, out) };
     }
     quants
 }
@@ -179,7 +180,7 @@ fn products_are_the_definitions_and_the_same_on_every_instruction_set() {
             for kernels in Kernels::all() {
                 results[0].1.push(product(kernels, &weight, Input::F32(&x), rows));
                 if source.quantization.is_some() {
-                    let quants = quantize(kernels, &x, rows, weight.kind.group().expect("integers"));
+                    let quants = quantize(kernels, &x, rows, weight.kind.grouping().expect("integers"));
                     results[1].1.push(product(kernels, &weight, Input::Int8(&quants), rows));
                 }
             }
@@ -205,11 +206,11 @@ fn products_are_the_definitions_and_the_same_on_every_instruction_set() {
 fn quantized_activations_of_extremes() {
     for kernels in Kernels::all() {
         let mut x = vec![0.0f32; 64];
-        let zero = quantize(kernels, &x, 1, 32);
+        let zero = quantize(kernels, &x, 1, Grouping { span: 32, group: 32, whole: false });
         assert_eq!((zero.scale[0], zero.sum[0], zero.q[0]), (0.0, 0.0, 0));
         x[3] = -1e30;
         x[40] = 1e-40;
-        let quants = quantize(kernels, &x, 1, 32);
+        let quants = quantize(kernels, &x, 1, Grouping { span: 32, group: 32, whole: false });
         assert_eq!((quants.q[3], quants.q[40]), (-127, 0), "{}", kernels.name);
     }
 }
@@ -239,10 +240,10 @@ fn attention_is_the_definition_and_the_same_on_every_instruction_set() {
                 .map(|kernels| {
                     let mut cache = Cache::new(shape);
                     cache.reserve(0, length);
-                    let chunks = cache.pointers();
+                    let chunks = cache.chunks();
                     for t in 0..length {
                         // SAFETY: reserved above, written by this thread alone.
-                        unsafe { (kernels.append)(chunks[t / super::cache::CHUNK], shape, 1, 1, t, &keys[t], &values[t]) };
+                        unsafe { (kernels.append)(cache.pointer(t / super::cache::CHUNK), shape, 1, 1, t, &keys[t], &values[t]) };
                     }
                     let mut out = vec![0.0; q.len()];
                     let job = Job {
@@ -253,9 +254,10 @@ fn attention_is_the_definition_and_the_same_on_every_instruction_set() {
                         group,
                         position,
                         rows,
-                        q: q.as_ptr(),
+                        q: &q,
+                        q_stride: group * size,
                         out: out.as_mut_ptr(),
-                        stride: group * size,
+                        out_stride: group * size,
                     };
                     // SAFETY: made for this processor; `q` and `out` have the job's rows.
                     unsafe { (kernels.attend)(&job, &mut Scratch::default()) };

@@ -44,12 +44,12 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
     }
     #[inline(always)]
-    unsafe fn load_u8(p: *const u8) -> __m256 {
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) }
+    unsafe fn load_u8(p: *const u8) -> __m256i {
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
     }
     #[inline(always)]
-    unsafe fn load_i8(p: *const u8) -> __m256 {
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    unsafe fn load_i8(p: *const u8) -> __m256i {
+        unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())) }
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, x: __m256) {
@@ -174,6 +174,31 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn dot_times<const SUMS: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, factor: __m256i) -> __m256i {
+        unsafe {
+            if DOT != MADDUBS || SUMS == 0 {
+                return _mm256_add_epi32(sums, _mm256_mullo_epi32(Self::dot::<SUMS>(w, x), factor));
+            }
+            // Pairs are summed up anyway: by the factor in place of one.
+            let factor = pair(factor, factor);
+            for (part, w) in w.chunks(SUMS).enumerate() {
+                let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * SUMS));
+                for (step, w) in w.iter().enumerate().skip(1) {
+                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * SUMS + step)));
+                }
+                sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, factor));
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn two_times(sums: __m256i, x: *const i16, a: __m256i, b: __m256i) -> __m256i {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            _mm256_add_epi32(sums, _mm256_madd_epi16(x, pair(a, b)))
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
@@ -209,4 +234,11 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
 unsafe fn four(x: *const i8, step: usize) -> __m256i {
     // SAFETY: the caller's: `x` reaches that far, and the processor has AVX2.
     unsafe { _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned()) }
+}
+
+/// The low sixteen bits of `a`, and of `b` above them.
+#[inline(always)]
+unsafe fn pair(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: registers only, and the processor has AVX2.
+    unsafe { _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b)) }
 }

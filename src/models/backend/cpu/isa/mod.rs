@@ -41,8 +41,8 @@ pub(super) trait Isa {
     unsafe fn load_f16(p: *const u16) -> Self::F;
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Eight bytes as whole numbers.
-    unsafe fn load_u8(p: *const u8) -> Self::F;
-    unsafe fn load_i8(p: *const u8) -> Self::F;
+    unsafe fn load_u8(p: *const u8) -> Self::I;
+    unsafe fn load_i8(p: *const u8) -> Self::I;
     /// Rounds to nearest even.
     unsafe fn store_f16(p: *mut u16, x: Self::F);
     unsafe fn add(x: Self::F, y: Self::F) -> Self::F;
@@ -73,6 +73,10 @@ pub(super) trait Isa {
     /// Row by row the dot product of four or eight vectors with four activations each, in -127..=127.
     /// SUMS: how many sums of two products sixteen bits can add up; 0: bytes are signed, and any.
     unsafe fn dot<const SUMS: usize>(w: &[Self::B], x: *const i8) -> Self::I;
+    /// `sums + dot(w, x) * factor`; factors are within -128..=127 or 0..=63.
+    unsafe fn dot_times<const SUMS: usize>(sums: Self::I, w: &[Self::B], x: *const i8, factor: Self::I) -> Self::I;
+    /// `sums + x[0] * a + x[1] * b`, of numbers that fit sixteen bits.
+    unsafe fn two_times(sums: Self::I, x: *const i16, a: Self::I, b: Self::I) -> Self::I;
     /// Brings a cache line near that is read soon; any address will do.
     unsafe fn prefetch(p: *const u8);
     /// Eight f32 as whole numbers (nearest even) in eight bytes; they are within -127..=127. Returns them.

@@ -43,13 +43,13 @@ impl Isa for Scalar {
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
         each(|i| bf16::from_bits(bits[i]).to_f32())
     }
-    unsafe fn load_u8(p: *const u8) -> F {
+    unsafe fn load_u8(p: *const u8) -> I {
         // SAFETY: the trait's contract.
-        unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(f32::from)
+        unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(i32::from)
     }
-    unsafe fn load_i8(p: *const u8) -> F {
+    unsafe fn load_i8(p: *const u8) -> I {
         // SAFETY: the trait's contract.
-        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(i32::from)
     }
     unsafe fn store_f16(p: *mut u16, x: F) {
         // SAFETY: the trait's contract.
@@ -124,6 +124,16 @@ impl Isa for Scalar {
             }
         }
         sums
+    }
+    unsafe fn dot_times<const SUMS: usize>(sums: I, w: &[B], x: *const i8, factor: I) -> I {
+        // SAFETY: the trait's contract.
+        let new = unsafe { Self::dot::<SUMS>(w, x) };
+        std::array::from_fn(|i| sums[i] + new[i] * factor[i])
+    }
+    unsafe fn two_times(sums: I, x: *const i16, a: I, b: I) -> I {
+        // SAFETY: the trait's contract.
+        let [x, y] = unsafe { x.cast::<[i16; 2]>().read_unaligned() }.map(i32::from);
+        std::array::from_fn(|i| sums[i] + x * a[i] + y * b[i])
     }
     unsafe fn prefetch(_: *const u8) {}
     unsafe fn store_i8(p: *mut i8, x: F) -> I {

@@ -1,0 +1,166 @@
+//! Attention of a step's rows, by all threads: rotate, append, attend.
+
+use super::attention::{self, Job};
+use super::buffer::Buffer;
+use super::cache::{CHUNK, Cache, Shape};
+use super::product::ROWS_PURE;
+use super::tensor::{Shared, Tensor};
+use super::{Cpu, Scratch, each_row};
+use crate::models::backend::Span;
+use crate::models::network::DecoderSpec;
+use std::sync::Arc;
+
+/// The chunks of every span's cache.
+pub(super) type Chunks = Vec<Vec<Arc<Buffer>>>;
+
+/// Consecutive rows of one span.
+struct Tile {
+    span: usize,
+    row: usize,
+    rows: usize,
+    position: usize,
+}
+
+/// What the scores and values are made from.
+struct Attention {
+    q: Arc<Vec<f32>>,
+    chunks: Arc<Chunks>,
+    tiles: Vec<Tile>,
+    shape: Shape,
+    layer: usize,
+    heads: usize,
+    kernels: &'static super::Kernels,
+}
+
+impl Attention {
+    fn group(&self) -> usize {
+        self.heads / self.shape.kv_heads
+    }
+
+    /// Where a piece's first row and head are in `q`, and in the result.
+    fn start(&self, tile: &Tile, kv_head: usize) -> usize {
+        (tile.row * self.heads + kv_head * self.group()) * self.shape.head_size
+    }
+
+    /// A tile's rows and the query heads of one key-value head into `out`, whose rows are `stride` apart.
+    ///
+    /// # Safety
+    /// `out` reaches every row's heads, which nobody else writes.
+    unsafe fn tile(&self, piece: usize, scratch: &mut attention::Scratch, out: *mut f32, stride: usize) {
+        let (tile, kv_head) = (&self.tiles[piece / self.shape.kv_heads], piece % self.shape.kv_heads);
+        let job = Job {
+            chunks: &self.chunks[tile.span],
+            shape: self.shape,
+            layer: self.layer,
+            kv_head,
+            group: self.group(),
+            position: tile.position,
+            rows: tile.rows,
+            q: &self.q[self.start(tile, kv_head)..],
+            q_stride: self.heads * self.shape.head_size,
+            out,
+            out_stride: stride,
+        };
+        // SAFETY: made for this processor; all keys and values were appended by the operation before.
+        unsafe { (self.kernels.attend)(&job, scratch) }
+    }
+}
+
+impl Cpu {
+    pub(super) fn attention(
+        &mut self,
+        [mut q, mut k, v]: [Tensor; 3],
+        layer: usize,
+        spec: &DecoderSpec,
+        spans: &mut [Span<'_, Cache>],
+    ) -> Tensor {
+        let Some(shape) = spans.first().map(|span| span.cache.shape) else { return q };
+        if layer == 0 {
+            // A chunk that is held twice would be copied.
+            self.step = None;
+            spans.iter_mut().for_each(|span| span.cache.reserve(span.position, span.tokens.len()));
+            self.rope.reach(spans.iter().map(|span| span.position + span.tokens.len()).max().unwrap_or(0));
+        }
+        let held = self.step.take().unwrap_or_else(|| Arc::new(spans.iter().map(|span| span.cache.chunks()).collect()));
+        self.append(&mut q, &mut k, &v, layer, spec, spans);
+
+        let mut tiles = Vec::new();
+        let mut first = 0;
+        for (index, span) in spans.iter().enumerate() {
+            let tile =
+                |i| Tile { span: index, row: first + i, rows: attention::ROWS.min(span.tokens.len() - i), position: span.position + i };
+            tiles.extend((0..span.tokens.len()).step_by(attention::ROWS).map(tile));
+            first += span.tokens.len();
+        }
+        let (rows, heads, size) = (q.rows, spec.heads, spec.head_size);
+        let kernels = self.kernels;
+        let attention = Arc::new(Attention { q: q.data.clone(), chunks: held.clone(), tiles, shape, layer, heads, kernels });
+        let (group, pieces) = (attention.group(), attention.tiles.len() * shape.kv_heads);
+        let mut y = Tensor::new(rows, heads * size);
+        let out = y.shared();
+        if rows <= ROWS_PURE {
+            let computed = attention.clone();
+            let compute = move |piece: usize, scratch: &mut Scratch| {
+                scratch.out.resize(attention::ROWS * group * size, 0.0);
+                // SAFETY: room for a tile's rows.
+                unsafe { computed.tile(piece, &mut scratch.attention, scratch.out.as_mut_ptr(), group * size) }
+            };
+            self.pool.run_pure(pieces, Box::new(compute), &|piece, scratch| {
+                let (tile, kv_head) = (&attention.tiles[piece / shape.kv_heads], piece % shape.kv_heads);
+                for (row, from) in scratch.out.chunks_exact(group * size).enumerate().take(tile.rows) {
+                    // SAFETY: these rows' heads are this piece's, which is committed once.
+                    let to = unsafe { out.part(attention.start(tile, kv_head) + row * heads * size, group * size) };
+                    to.copy_from_slice(from);
+                }
+            });
+        } else {
+            self.pool.run(pieces, &|piece, scratch| {
+                let (tile, kv_head) = (&attention.tiles[piece / shape.kv_heads], piece % shape.kv_heads);
+                // SAFETY: these rows' heads are this piece's.
+                unsafe {
+                    let out = out.part(attention.start(tile, kv_head), 0).as_mut_ptr();
+                    attention.tile(piece, &mut scratch.attention, out, heads * size);
+                }
+            });
+        }
+        // What a sequence that ends gives back must be free at once.
+        self.step = (layer + 1 < spec.layers).then_some(held);
+        y
+    }
+
+    /// Turns queries and keys to their positions, and keeps keys and values.
+    fn append(&mut self, q: &mut Tensor, k: &mut Tensor, v: &Tensor, layer: usize, spec: &DecoderSpec, spans: &[Span<'_, Cache>]) {
+        // Where every row stands: its position, and the chunk that has it.
+        let mut places: Vec<(usize, Chunk)> = Vec::new();
+        for span in spans {
+            let chunk = |position| Chunk(span.cache.pointer(position / CHUNK));
+            places.extend((span.position..span.position + span.tokens.len()).map(|position| (position, chunk(position))));
+        }
+        let Some(shape) = spans.first().map(|span| span.cache.shape) else { return };
+        let (rows, size, kernels, rope) = (q.rows, spec.head_size, self.kernels, &self.rope);
+        let (q_out, k_out): (Shared, Shared) = (q.shared(), k.shared());
+        let scale = 1.0 / (size as f32).sqrt();
+        each_row(&mut self.pool, rows, &|row| {
+            let (position, Chunk(chunk)) = places[row];
+            let (cos, sin) = rope.at(position);
+            // SAFETY: a row belongs to one piece, and its position in the cache, made writable at the first layer, to
+            // this row.
+            unsafe {
+                for head in 0..spec.heads {
+                    (kernels.rotate)(q_out.part((row * spec.heads + head) * size, size), cos, sin, scale);
+                }
+                for head in 0..spec.kv_heads {
+                    let key = k_out.part((row * spec.kv_heads + head) * size, size);
+                    (kernels.rotate)(key, cos, sin, 1.0);
+                    let value = &v.row(row)[head * size..(head + 1) * size];
+                    (kernels.append)(chunk, shape, layer, head, position, key, value);
+                }
+            }
+        });
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Chunk(*mut u8);
+// SAFETY: within one operation, threads write disjoint positions.
+unsafe impl Sync for Chunk {}

@@ -1,0 +1,150 @@
+//! Weights times the rows of a step, by all threads.
+
+use super::forms::Grouping;
+use super::isa::LANES;
+use super::matmul::Quants;
+use super::pack::Packed;
+use super::tensor::{Shared, Tensor};
+use super::{Cpu, Scratch, each_row};
+use crate::models::Activations;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes of weights in one piece of a product, at least: a few microseconds of reading.
+const PIECE_BYTES: usize = 32 << 10;
+/// Pieces of one weight, at most: enough to share evenly.
+const PIECES: usize = 64;
+/// Rows up to which a piece's results fit beside its weights in the nearest caches, so that it is made pure. With more
+/// rows an operation takes long beside what a late thread costs.
+pub(super) const ROWS_PURE: usize = 16;
+
+/// Slabs of one of the weights.
+struct Piece {
+    weight: usize,
+    slabs: Range<usize>,
+}
+
+/// What a product reads.
+struct Product {
+    weights: Vec<Arc<Packed>>,
+    /// For each weight; `None` is the f32 activations themselves.
+    quants: Vec<Option<Arc<Quants>>>,
+    x: Arc<Vec<f32>>,
+    rows: usize,
+    pieces: Vec<Piece>,
+    kernels: &'static super::Kernels,
+}
+
+impl Product {
+    /// One slab times all rows into `[row][8]`.
+    fn slab(&self, weight: usize, slab: usize, out: &mut [[f32; LANES]]) {
+        assert!(out.len() >= self.rows);
+        let (packed, out) = (&self.weights[weight], out.as_mut_ptr().cast());
+        // SAFETY: made for this processor; `out` has eight floats a row.
+        unsafe {
+            match &self.quants[weight] {
+                Some(quants) => (self.kernels.slab_int8)(packed, slab, quants, out),
+                None => (self.kernels.slab_f32)(packed, slab, &self.x, self.rows, out),
+            }
+        }
+    }
+
+    /// A slab's results to its columns of every row.
+    ///
+    /// # Safety
+    /// `to` is the weight's tensor, of which nobody else writes these columns.
+    unsafe fn place(&self, weight: usize, slab: usize, from: &[[f32; LANES]], to: Shared) {
+        let outputs = self.weights[weight].rows;
+        let width = LANES.min(outputs - slab * LANES);
+        for (row, from) in from.iter().enumerate().take(self.rows) {
+            // SAFETY: the caller's.
+            let to = unsafe { to.part(row * outputs + slab * LANES, width) };
+            match <&mut [f32; LANES]>::try_from(&mut *to) {
+                Ok(to) => *to = *from,
+                Err(_) => to.copy_from_slice(&from[..width]),
+            }
+        }
+    }
+}
+
+impl Cpu {
+    pub(super) fn products(&mut self, x: &Tensor, by: &[&Arc<Packed>]) -> Vec<Tensor> {
+        let mut ys: Vec<Tensor> = by.iter().map(|weight| Tensor::new(x.rows, weight.rows)).collect();
+        if x.rows == 0 {
+            return ys;
+        }
+        // One quantization for each grouping among the weights: nearly always one in all.
+        let activations = self.activations;
+        let int8 = |weight: &Packed| weight.kind.grouping().filter(|_| activations == Activations::Int8);
+        let mut groups: Vec<Grouping> = by.iter().filter_map(|weight| int8(weight)).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let quants: Vec<(Grouping, Arc<Quants>)> = groups.into_iter().map(|group| (group, self.quantize(x, group))).collect();
+        let of = |weight: &&Arc<Packed>| quants.iter().find(|(group, _)| int8(weight) == Some(*group)).map(|(_, quants)| quants.clone());
+        let product = Arc::new(Product {
+            weights: by.iter().map(|&weight| weight.clone()).collect(),
+            quants: by.iter().map(of).collect(),
+            x: x.data.clone(),
+            rows: x.rows,
+            pieces: pieces(by),
+            kernels: self.kernels,
+        });
+        self.quants.extend(quants.into_iter().map(|(_, quants)| quants));
+
+        let outs: Vec<Shared> = ys.iter_mut().map(Tensor::shared).collect();
+        let (rows, count) = (x.rows, product.pieces.len());
+        if rows <= ROWS_PURE {
+            let computed = product.clone();
+            let compute = move |piece: usize, scratch: &mut Scratch| {
+                let Piece { weight, slabs } = &computed.pieces[piece];
+                scratch.out.resize(slabs.len() * rows * LANES, 0.0);
+                let slots = scratch.out.as_chunks_mut::<LANES>().0.chunks_exact_mut(rows);
+                slabs.clone().zip(slots).for_each(|(slab, out)| computed.slab(*weight, slab, out));
+            };
+            self.pool.run_pure(count, Box::new(compute), &|piece, scratch| {
+                let Piece { weight, slabs } = &product.pieces[piece];
+                for (slab, from) in slabs.clone().zip(scratch.out.as_chunks::<LANES>().0.chunks_exact(rows)) {
+                    // SAFETY: these columns are this piece's, which is committed once.
+                    unsafe { product.place(*weight, slab, from, outs[*weight]) };
+                }
+            });
+        } else {
+            self.pool.run(count, &|piece, scratch| {
+                let Piece { weight, slabs } = &product.pieces[piece];
+                scratch.out.resize(rows * LANES, 0.0);
+                for slab in slabs.clone() {
+                    let sums = scratch.out.as_chunks_mut::<LANES>().0;
+                    product.slab(*weight, slab, sums);
+                    // SAFETY: these columns are this piece's.
+                    unsafe { product.place(*weight, slab, sums, outs[*weight]) };
+                }
+            });
+        }
+        ys
+    }
+
+    fn quantize(&mut self, x: &Tensor, grouping: Grouping) -> Arc<Quants> {
+        // One that no late thread still reads.
+        let free = self.quants.iter().position(|quants| Arc::strong_count(quants) == 1);
+        let mut quants = free.map(|index| self.quants.swap_remove(index)).unwrap_or_default();
+        let into = Arc::get_mut(&mut quants).expect("nobody else's");
+        into.resize(x.rows, x.width, grouping);
+        let out = into.out();
+        let kernels = self.kernels;
+        each_row(&mut self.pool, x.rows, &|row| {
+            // SAFETY: `quants` has room for every row, and each row is written once.
+            unsafe { (kernels.quantize)(x.row(row), row, grouping, out) }
+        });
+        quants
+    }
+}
+
+/// The pieces of all weights in one row, so that one operation has them all.
+fn pieces(by: &[&Arc<Packed>]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (index, weight) in by.iter().enumerate() {
+        let (slabs, all) = ((PIECE_BYTES / weight.slab_bytes()).max(weight.slabs().div_ceil(PIECES)).max(1), weight.slabs());
+        pieces.extend((0..all).step_by(slabs).map(|first| Piece { weight: index, slabs: first..all.min(first + slabs) }));
+    }
+    pieces
+}
