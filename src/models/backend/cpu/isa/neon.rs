@@ -52,14 +52,14 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         unsafe { widen(vld1q_u16(p)).map(|x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(x))) }
     }
     #[inline(always)]
-    unsafe fn load_u8(p: *const u8) -> F {
-        unsafe { widen(vmovl_u8(vld1_u8(p))).map(|x| vcvtq_f32_u32(x)) }
+    unsafe fn load_u8(p: *const u8) -> I {
+        unsafe { widen(vmovl_u8(vld1_u8(p))).map(|x| vreinterpretq_s32_u32(x)) }
     }
     #[inline(always)]
-    unsafe fn load_i8(p: *const u8) -> F {
+    unsafe fn load_i8(p: *const u8) -> I {
         unsafe {
             let x = vmovl_s8(vld1_s8(p.cast()));
-            [vcvtq_f32_s32(vmovl_s16(vget_low_s16(x))), vcvtq_f32_s32(vmovl_high_s16(x))]
+            [vmovl_s16(vget_low_s16(x)), vmovl_high_s16(x)]
         }
     }
     #[inline(always)]
@@ -166,6 +166,20 @@ impl<const DOT: bool> Isa for Neon<DOT> {
                 }
             }
             sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_times<const SUMS: usize>(sums: I, w: &[B], x: *const i8, factor: I) -> I {
+        unsafe {
+            let dot = Self::dot::<SUMS>(w, x);
+            from_fn(|i| vmlaq_s32(sums[i], dot[i], factor[i]))
+        }
+    }
+    #[inline(always)]
+    unsafe fn two_times(sums: I, x: *const i16, a: I, b: I) -> I {
+        unsafe {
+            let (first, second) = (i32::from(x.read_unaligned()), i32::from(x.add(1).read_unaligned()));
+            from_fn(|i| vmlaq_n_s32(vmlaq_n_s32(sums[i], a[i], first), b[i], second))
         }
     }
     #[inline(always)]

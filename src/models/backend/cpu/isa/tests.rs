@@ -94,8 +94,8 @@ unsafe fn results<S: Isa>() -> Results {
             floats("load_bf16", S::load_bf16(halves.as_ptr()));
         }
         for bytes in bytes.as_chunks::<LANES>().0 {
-            floats("load_u8", S::load_u8(bytes.as_ptr()));
-            floats("load_i8", S::load_i8(bytes.as_ptr()));
+            floats("load_u8", S::to_f32(S::load_u8(bytes.as_ptr())));
+            floats("load_i8", S::to_f32(S::load_i8(bytes.as_ptr())));
         }
         let mut all_bytes = |name, x: S::B| {
             for which in 0..4 {
@@ -126,6 +126,16 @@ unsafe fn results<S: Isa>() -> Results {
             floats("dot 4", S::to_f32(S::dot::<4>(&w(31), x.as_ptr())));
             floats("dot 2", S::to_f32(S::dot::<2>(&w(63), x.as_ptr())));
             floats("half dot", S::to_f32(S::dot::<2>(&w(63)[4..], x.as_ptr().add(16))));
+            let (a, b) = (S::load_i8(bytes.as_ptr().add(i)), S::load_i8(bytes.as_ptr().add(i + 8)));
+            let small = S::load_u8(at(9, 63).as_ptr());
+            for (factor, signs) in [(a, "dot times signed"), (small, "dot times")] {
+                floats(signs, S::to_f32(S::dot_times::<8>(a, &w(15), x.as_ptr(), factor)));
+                floats(signs, S::to_f32(S::dot_times::<4>(a, &w(31), x.as_ptr(), factor)));
+                floats(signs, S::to_f32(S::dot_times::<2>(a, &w(63)[..4], x.as_ptr(), factor)));
+                floats(signs, S::to_f32(S::dot_times::<0>(a, &w(0xff), x.as_ptr(), factor)));
+            }
+            let pair = [16 * 127 * if i % 2 == 0 { 1 } else { -1 }, i16::from(x[i % UNIT]) * 32];
+            floats("two times", S::to_f32(S::two_times(a, pair.as_ptr(), b, small)));
             for most in [0x7f, 0x80, 0xff] {
                 floats("dot 0", S::to_f32(S::dot::<0>(&w(most), x.as_ptr())));
             }
