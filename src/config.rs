@@ -78,6 +78,9 @@ pub struct Limits {
     /// A decoder with work in hand that gives no sign for this long is ended: the longest honest gap is one prefill chunk
     /// or one tensor of a load, so this is a machine that swaps, and then some.
     pub decoder_silence: Duration,
+    /// A prompter that is at one request for this long is ended. 2 MiB of one letter, the slowest text that is known, took 30 s
+    /// on a machine with ten times as much to do as it has processors, and code an eighth of that.
+    pub prompter_time: Duration,
 }
 
 impl Default for Limits {
@@ -97,6 +100,7 @@ impl Default for Limits {
             files: 64,
             connections: 1024,
             decoder_silence: Duration::from_secs(30),
+            prompter_time: Duration::from_secs(120),
         }
     }
 }

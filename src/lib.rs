@@ -6,5 +6,7 @@
 
 pub mod actors;
 pub mod config;
+#[doc(hidden)]
+pub mod faults;
 pub mod models;
 pub mod protocol;

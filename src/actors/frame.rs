@@ -80,8 +80,8 @@ fn filled(read: io::Result<()>) -> io::Result<bool> {
 mod tests {
     use super::*;
     use crate::actors::{
-        Answer, DecoderStatus, End, Error as Failure, File, FinishReason, FromWorker, ModelSource, Prompt, Question, Rendered, Replay,
-        Request, Sampled, Sampling, Settings, Step, ToWorker, Usage, front::script,
+        Answer, DecoderStatus, End, Error as Failure, File, FinishReason, FromWorker, ModelSource, Prompt, Prompting, Question, Rendered,
+        Replay, Request, Sampled, Sampling, Settings, Step, ToWorker, Usage, front::script,
     };
     use std::fmt::Debug;
 
@@ -144,6 +144,7 @@ mod tests {
 
     #[test]
     fn every_message_from_a_worker_survives_the_pipe() {
+        let prompting = Some(Prompting { id: 7, time: std::time::Duration::from_millis(8) });
         let rendered = Rendered { text: "a".into(), tokens: vec![1], control: vec![0] };
         let done =
             End::Done { reason: FinishReason::Stop, usage: Usage { decode_us: 1, ..Usage::default() }, applied: Sampling::default() };
@@ -155,7 +156,7 @@ mod tests {
             FromWorker::Step { id: 1, step: Step { text: "a".into(), tokens: vec![sampled()] } },
             FromWorker::End { id: 1, end: done },
             FromWorker::End { id: 1, end: End::Failed(Failure::StagePanicked { stage: "template".into(), cause: "x".into() }) },
-            FromWorker::Pong { id: 3, status: DecoderStatus { steps: 4, ..DecoderStatus::default() } },
+            FromWorker::Pong { id: 3, status: DecoderStatus { steps: 4, prompting, ..DecoderStatus::default() } },
             FromWorker::Broken { cause: "decoder panicked".into() },
             FromWorker::Answer { id: 2, answer: Err(Failure::ShuttingDown) },
         ];

@@ -20,6 +20,6 @@ pub use crate::models::{
 pub use error::{Error, Result};
 pub use front::{Ending, News, Reader, Runtime};
 pub use request::{
-    Answer, Death, DecoderStatus, End, FromWorker, ModelState, ModelStatus, Question, Rendered, Replay, Request, Status, Step, ToWorker,
-    Usage, WIRE,
+    Answer, Death, DecoderStatus, End, FromWorker, ModelState, ModelStatus, Prompting, Question, Rendered, Replay, Request, Status, Step,
+    ToWorker, Usage, WIRE,
 };

@@ -96,6 +96,15 @@ pub struct DecoderStatus {
     pub running_bytes: u64,
     /// Since the last step ended; `None` before the first.
     pub last_step_us: Option<u64>,
+    /// What the prompter is at, if anything.
+    pub prompting: Option<Prompting>,
+}
+
+/// The request or question that a prompter is at, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prompting {
+    pub id: u64,
+    pub time: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! `doctor`: what this machine has, what the model is, and what is wrong, in a sentence each.
 
-use super::{Models, load};
+use super::{Models, load, selftest};
 use clap::Args;
 use souffleur::actors::{Embedded, FimOrder, ModelSource, Runtime};
 use souffleur::models::{backend::cpu::Cpu, weights::free_memory};
@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 pub(crate) struct Doctor {
     #[command(flatten)]
     models: Models,
+    /// Kill a worker of each model in the middle of a text, and show that the text goes on
+    #[arg(long)]
+    self_test: bool,
 }
 
 pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitCode> {
@@ -55,6 +58,14 @@ pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitC
                     let _ = writeln!(report, "  infill       {fim}");
                     let _ = writeln!(report, "  backend      {} on {} threads", card.backend, card.threads);
                     let _ = writeln!(report, "  ready after  {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
+                    if arguments.self_test {
+                        let _ = std::io::stdout().write_all(std::mem::take(&mut report).as_bytes());
+                        match selftest::run(&runtime, &model.name, &card).await {
+                            Ok(true) => {}
+                            Ok(false) => wrong.push(format!("model {}: its text did not survive its worker.", model.name)),
+                            Err(error) => wrong.push(format!("model {}: the self-test failed: {error:#}.", model.name)),
+                        }
+                    }
                 }
             }
         }
@@ -72,8 +83,7 @@ pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitC
 
 fn machine() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut report =
-        format!("souffleur {}\nprocessor {}\n", env!("CARGO_PKG_VERSION"), processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
+    let mut report = format!("souffleur {}\nprocessor {}\n", super::VERSION, processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
     let _ = writeln!(report, "  features     {}", features());
     let _ = writeln!(report, "  processors   {threads} that this process may use");
     if let Some(free) = free_memory() {

@@ -3,17 +3,22 @@
 pub(crate) mod bench;
 pub(crate) mod complete;
 pub(crate) mod doctor;
+mod selftest;
 pub(crate) mod serve;
 pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use souffleur::actors::{Activations, Card, Embedded, Error, ModelSource, Runtime, Settings};
+use souffleur::actors::{Activations, Card, Embedded, Error, ModelSource, Runtime, Settings, worker};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+pub(crate) const VERSION: &str = if cfg!(feature = "faults") { WITH_FAULTS } else { env!("CARGO_PKG_VERSION") };
+/// A build for tests must be told from every other one.
+const WITH_FAULTS: &str = concat!(env!("CARGO_PKG_VERSION"), " with faults on purpose, for tests only");
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +31,7 @@ Examples:
 
 /// Whispers the next lines of code, from a model on this machine
 #[derive(Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(version = VERSION, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -54,8 +59,9 @@ pub(crate) enum Command {
 #[derive(Args)]
 #[command(next_help_heading = "Log, on stderr")]
 pub(crate) struct Log {
+    // A stranger's bad request is an error to actix_http; anybody on this machine could fill the log with those.
     /// What to log: error, warn, info, debug, or a filter such as souffleur=debug; never prompts
-    #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", default_value = "warn", global = true)]
+    #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", default_value = "warn,actix_http=off", global = true)]
     filter: String,
     /// How to write the log
     #[arg(long = "log-format", value_enum, default_value_t = LogFormat::Text, global = true)]
@@ -68,8 +74,9 @@ enum LogFormat {
     Json,
 }
 
-/// Logs go to stderr, because stdout is the protocol's.
+/// Logs go to stderr, because stdout is the protocol's; also what panics, in front and worker.
 pub(crate) fn log(log: &Log) {
+    worker::tell_panics_without_prompts();
     let filter = tracing_subscriber::EnvFilter::try_new(&log.filter).unwrap_or_else(|error| {
         eprintln!("souffleur: --log {:?} is not a filter ({error}); logging warnings", log.filter);
         tracing_subscriber::EnvFilter::new("warn")
@@ -88,7 +95,7 @@ pub(crate) struct Models {
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
     /// Threads that compute; 0 takes one for each processor
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024))]
     threads: u32,
     /// How exact the products with quantized weights are: int8 is faster, f32 is what the reference computes
     #[arg(long, value_enum, default_value_t = Precision::Int8)]
@@ -102,6 +109,9 @@ pub(crate) struct Models {
     /// End and replace a worker that stands still for this many seconds with work in hand
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..))]
     stall_limit: u32,
+    /// Give a request up whose prompt takes longer than this many seconds to be made into tokens, and replace the worker
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = value_parser!(u32).range(1..))]
+    prompt_limit: u32,
     /// Give a model up when its worker dies more often than this within 30 seconds
     #[arg(long, value_name = "N", default_value_t = RestartLimit::default().deaths)]
     restarts: u32,
@@ -127,13 +137,14 @@ impl Models {
             Precision::Int8 => Activations::Int8,
             Precision::F32 => Activations::F32,
         };
-        let stall_limit = Duration::from_secs(u64::from(self.stall_limit));
+        let seconds = |limit| Duration::from_secs(u64::from(limit));
+        let (decoder_silence, prompter_time) = (seconds(self.stall_limit), seconds(self.prompt_limit));
         Ok(Config {
             models,
             embedded: Some(embedded),
             isolation: Isolation::Process { program: program()? },
             settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
-            limits: Limits { decoder_silence: stall_limit, ..Limits::default() },
+            limits: Limits { decoder_silence, prompter_time, ..Limits::default() },
             restarts: RestartLimit { deaths: self.restarts, ..RestartLimit::default() },
             keep_alive: (self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)),
         })

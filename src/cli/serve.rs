@@ -2,12 +2,16 @@
 
 use super::{Models, over};
 use clap::Args;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use souffleur::actors::{Embedded, Runtime};
 use souffleur::protocol::transport::http::{Listen, Server, bind};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// Files besides sockets: pipes to workers, and what the runtimes need.
+const OTHER_FILES: usize = 256;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,7 +60,9 @@ fn origin(text: &str) -> Result<String, &'static str> {
 }
 
 pub(crate) fn run(arguments: Serve, embedded: Embedded) -> anyhow::Result<ExitCode> {
-    let runtime = Runtime::start(arguments.models.config(embedded)?)?;
+    let config = arguments.models.config(embedded)?;
+    make_room(config.limits.connections);
+    let runtime = Runtime::start(config)?;
     let nameless = arguments.address.is_unspecified() && arguments.hosts.is_empty();
     let listen = Listen {
         address: SocketAddr::new(arguments.address, arguments.port),
@@ -79,6 +85,19 @@ pub(crate) fn run(arguments: Serve, embedded: Embedded) -> anyhow::Result<ExitCo
         served
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Many systems let a process have 1024 files open if it does not ask for more; without one, no worker could be started.
+fn make_room(connections: usize) {
+    let wanted = (connections + OTHER_FILES) as u64;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    limit.current = Some(limit.maximum.map_or(wanted, |maximum| wanted.min(maximum)));
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "can't have more files open");
+    }
 }
 
 fn announce(server: &Server, nameless: bool) -> std::io::Result<()> {

@@ -2,9 +2,10 @@
 
 use super::family::{self, Family};
 use super::network::{DecoderSpec, eos_ids};
+use super::prompt::{self, Part};
 use super::tokenizer::Tokenizer;
 use super::weights::{About, Files, Json};
-use super::{Error, Prompt, Result, prompt};
+use super::{Error, Prompt, Result};
 use std::collections::BTreeSet;
 
 pub struct Language {
@@ -32,9 +33,18 @@ impl Language {
         Ok(Self { tokenizer, family, infill_ends, context: spec.context, vocabulary: spec.vocabulary })
     }
 
-    /// The tokens of a prompt, at least one, with room for an answer behind them.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        let mut tokens = prompt::encode(&prompt::render(prompt, self.family)?, &self.tokenizer)?;
+        self.tokens(&self.render(prompt)?)
+    }
+
+    /// A prompt's texts and control tokens.
+    pub fn render<'a>(&self, prompt: &'a Prompt) -> Result<Vec<Part<'a>>> {
+        prompt::render(prompt, self.family)
+    }
+
+    /// The tokens of a prompt's parts, at least one, with room for an answer behind them.
+    pub fn tokens(&self, parts: &[Part<'_>]) -> Result<Vec<u32>> {
+        let mut tokens = prompt::encode(parts, &self.tokenizer)?;
         if tokens.is_empty() {
             // Nothing said is the start of a text, and in training that stood behind the end of another.
             let start = self.tokenizer.eos().first().copied();

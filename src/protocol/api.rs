@@ -22,6 +22,10 @@ pub struct Api {
 impl Api {
     pub fn new(runtime: Runtime) -> Self {
         let limits = *runtime.limits();
+        Self { methods: Self::registry(runtime).into(), limits }
+    }
+
+    pub(super) fn registry(runtime: Runtime) -> RpcModule<Runtime> {
         let mut methods = RpcModule::new(runtime);
 
         streaming(&mut methods, "infill", |params: InfillParams, bounds| params.completion(bounds));
@@ -66,8 +70,7 @@ impl Api {
         method(&mut methods, "status", |runtime, _: NoParams, _| async move {
             Ok(StatusResult::new(runtime.status().await, runtime.default_model()))
         });
-
-        Self { methods: methods.into(), limits }
+        methods
     }
 
     /// Any registry, for tests of what carries it.
@@ -95,7 +98,7 @@ impl Api {
 }
 
 /// A method that ends with its answer; a cancel drops its work.
-fn method<P, R, F, W>(methods: &mut RpcModule<Runtime>, name: &'static str, work: F)
+pub(super) fn method<P, R, F, W>(methods: &mut RpcModule<Runtime>, name: &'static str, work: F)
 where
     P: DeserializeOwned + Send + 'static,
     R: Serialize + Clone + Send + 'static,

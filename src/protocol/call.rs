@@ -1,12 +1,11 @@
 //! What a method's handler gets besides its params, and what the connection keeps of a call.
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 use std::{future::Future, sync::Arc};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::error::Fault;
+use super::{envelope::CallId, error::Fault};
 use crate::actors::Usage;
 
 /// One call's side of its connection: where to stream, and how to learn of a cancel.
@@ -68,9 +67,9 @@ impl Handle {
     }
 }
 
-/// A string or an integer of the peer's choice, echoed as it was written.
+/// What an id may be, echoed with every piece.
 #[derive(Clone, Debug)]
-pub(crate) struct ProgressToken(pub(crate) Box<RawValue>);
+pub(crate) struct ProgressToken(pub(crate) CallId);
 
 /// Sends `$/progress` under one token. Waits while the peer has not made room, so a slow peer gets larger pieces.
 pub(crate) struct Progress {

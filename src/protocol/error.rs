@@ -98,6 +98,17 @@ impl Kind {
     }
 }
 
+/// Characters of a text in an error: what the peer wrote is not sent back at length.
+const TEXT_CHARACTERS: usize = 400;
+
+fn told(mut text: String) -> String {
+    if let Some((cut, _)) = text.char_indices().nth(TEXT_CHARACTERS) {
+        text.truncate(cut);
+        text.push('…');
+    }
+    text
+}
+
 /// One failure, as it goes on the wire.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{message}")]
@@ -110,11 +121,15 @@ pub struct Fault {
 
 impl Fault {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), data: Map::new() }
+        Self { kind, message: told(message.into()), data: Map::new() }
     }
 
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.data.insert(name.into(), value.into());
+        let value = match value.into() {
+            Value::String(text) => Value::String(told(text)),
+            other => other,
+        };
+        self.data.insert(name.into(), value);
         self
     }
 

@@ -2,11 +2,12 @@
 
 use super::{
     Api, Kind,
+    tests::without_a_model,
     types::{HealthResult, StatusResult},
 };
 use crate::{
-    actors::{Death, DecoderStatus, ModelSource, ModelState, ModelStatus, Runtime, Settings, Status},
-    config::{Config, Isolation, Limits, Model, RestartLimit},
+    actors::{Death, DecoderStatus, ModelSource, ModelState, ModelStatus, Status},
+    config::Limits,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -15,17 +16,7 @@ const PAGE: &str = include_str!("../../PROTOCOL.md");
 
 #[test]
 fn every_method_has_a_heading_and_every_heading_a_method() {
-    let model = Model { name: "none".into(), source: ModelSource::Folder("/nowhere".into()) };
-    let runtime = Runtime::start(Config {
-        models: vec![model],
-        embedded: None,
-        isolation: Isolation::Thread,
-        settings: Settings::default(),
-        limits: Limits::default(),
-        restarts: RestartLimit::default(),
-        keep_alive: None,
-    });
-    let api = Api::new(runtime.unwrap());
+    let api = Api::new(without_a_model());
     let mut methods: Vec<_> = api.names().collect();
     let mut headings: Vec<_> = PAGE.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`')).collect();
     methods.sort_unstable();

@@ -195,7 +195,6 @@ impl<'a> Peer<'a> {
     fn registered(&mut self, id: CallId, method: &str, params: Params, call: Call) -> Result<BoxFuture<'static, String>, Fault> {
         self.served += 1;
         let Some(work) = self.api.call(method, self.served, params, call) else {
-            let method: String = method.chars().take(100).collect();
             return Err(Fault::new(Kind::UnknownMethod, format!("unknown method {method:?}")).with("method", method));
         };
         let work = AssertUnwindSafe(work).catch_unwind();

@@ -1,8 +1,8 @@
 //! The connection's loop, over the real loop and a registry of toys.
 
-use super::{Api, Closed, Kind, Malformed, Rules, call::Call, error::Fault, serve};
-use crate::actors::Usage;
-use crate::config::Limits;
+use super::{Api, Closed, Kind, Malformed, Rules, api::method, call::Call, error::Fault, serve, types::NoParams};
+use crate::actors::{ModelSource, Runtime, Settings, Usage};
+use crate::config::{Config, Isolation, Limits, Model, RestartLimit};
 use jsonrpsee_core::server::{Extensions, RpcModule};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -79,16 +79,34 @@ impl Remote {
 }
 
 fn with_limits<F: Future<Output = ()>>(limits: Limits, script: impl FnOnce(Remote) -> F) -> Closed {
+    over(Api::over(toys(), limits), Rules { watch_parent: true, ..Rules::default() }, script)
+}
+
+fn over<F: Future<Output = ()>>(api: Api, rules: Rules, script: impl FnOnce(Remote) -> F) -> Closed {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let (to, incoming) = mpsc::channel(1);
         let (outgoing, from) = mpsc::channel(1);
         let (incoming, outgoing) = (ReceiverStream::new(incoming), PollSender::new(outgoing));
-        let api = Api::over(toys(), limits);
         let script = script(Remote { to, from });
-        let (closed, ()) = tokio::join!(serve(incoming, outgoing, &api, Rules { watch_parent: true, ..Rules::default() }), script);
+        let (closed, ()) = tokio::join!(serve(incoming, outgoing, &api, rules), script);
         closed
     })
+}
+
+/// The real methods' runtime, for what needs no model.
+pub(super) fn without_a_model() -> Runtime {
+    let model = Model { name: "none".into(), source: ModelSource::Folder("/nowhere".into()) };
+    Runtime::start(Config {
+        models: vec![model],
+        embedded: None,
+        isolation: Isolation::Thread,
+        settings: Settings::default(),
+        limits: Limits::default(),
+        restarts: RestartLimit::default(),
+        keep_alive: None,
+    })
+    .unwrap()
 }
 
 fn with<F: Future<Output = ()>>(script: impl FnOnce(Remote) -> F) -> Closed {
@@ -144,6 +162,7 @@ fn what_is_no_request_gets_one_typed_answer() {
             r#"{"jsonrpc":"2.0","id":"\udc00","method":"answer"}"#,
             "{\"a\":\"\u{1}\"}",
             "[01]",
+            r#"{"jsonrpc":"2.0","id":1,"method":"answer","params":{"temperature":1e400}}"#,
         ] {
             refused(&remote.ask(text).await, Value::Null, -32700, Kind::ParseError);
         }
@@ -227,6 +246,35 @@ fn a_panic_is_answered_and_disturbs_nobody() {
         refused(&remote.ask(call("2", "panic")).await, json!(2), -32603, Kind::Internal);
         remote.nothing_before_ping().await;
     });
+}
+
+#[test]
+fn a_panic_among_the_real_methods_disturbs_none_of_them() {
+    let mut methods = Api::registry(without_a_model());
+    method(&mut methods, "panic", |_, _: NoParams, _| async { panic!("as asked") as Result<(), Fault> });
+    over(Api::over(methods, Limits::default()), Rules::default(), async |mut remote: Remote| {
+        let both = remote.ask(format!("[{},{}]", call("1", "status"), call("2", "panic"))).await;
+        assert_eq!(both[0]["result"]["requestsInFlight"], 0, "{both}");
+        refused(&both[1], json!(2), -32603, Kind::Internal);
+        assert!(!both.to_string().contains("as asked"), "{both}");
+        assert_eq!(remote.ask(call("2", "models/list")).await["result"]["models"][0]["name"], "none");
+    });
+}
+
+#[test]
+fn calls_outlive_the_input_for_a_while_and_are_then_answered_as_cancelled() {
+    let rules = Rules { linger: Duration::from_millis(50), ..Rules::default() };
+    let closed = over(Api::over(toys(), Limits::default()), rules, async |mut remote: Remote| {
+        remote.send(call("1", "silent")).await;
+        remote.send(call("2", "endless")).await;
+        remote.to = mpsc::channel(1).0;
+        let mut ended = [remote.answer().await, remote.answer().await];
+        ended.sort_by_key(|answer| answer["id"].as_u64());
+        refused(&ended[0], json!(1), -32800, Kind::Cancelled);
+        refused(&ended[1], json!(2), -32800, Kind::Cancelled);
+        assert_eq!(remote.from.recv().await, None);
+    });
+    assert_eq!(closed, Closed::ByPeer);
 }
 
 #[test]

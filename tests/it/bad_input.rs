@@ -115,6 +115,22 @@ fn an_unknown_method() {
 }
 
 #[test]
+fn what_is_refused_is_not_sent_back_at_length() {
+    let long = "m".repeat(100_000);
+    let texts = [
+        call("1", "complete", json!({ "prompt": "x", "model": long })),
+        call("1", "complete", json!({ "prompt": "x", &long: 1 })),
+        call("1", "complete", json!({ "prompt": "x", "temperature": long })),
+        call("1", "complete", json!({ "prompt": "x", "partialResultToken": long })),
+        call("1", "complete", json!({ "prompt": "x", "workDoneToken": "w" })),
+    ];
+    each(&texts.each_ref().map(String::as_str), |_, answer| {
+        assert!(answer["id"] == 1 && answer["error"]["code"].is_i64(), "{answer}");
+        assert!(answer.to_string().len() < 1500, "{answer}");
+    });
+}
+
+#[test]
 fn a_request_that_is_none() {
     let texts = [
         r#"{}"#,
@@ -288,6 +304,25 @@ fn a_corrupt_config_json() {
 fn a_corrupt_tokenizer_json() {
     broken("tokenizer.json", |bytes| bytes[..bytes.len() / 2].to_vec(), names_the_file("tokenizer.json"));
     broken("tokenizer.json", |_| b"{\"decoder\":[}}}".to_vec(), names_the_file("tokenizer.json"));
+}
+
+#[test]
+fn a_file_that_is_a_pipe() {
+    let fifo = |path: &std::path::Path| {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    };
+    for file in ["config.json", "model.safetensors", "pipe.gguf"] {
+        let folder = model_folder();
+        let path = folder.path().join(file);
+        let _ = fs::remove_file(&path);
+        fifo(&path);
+        let model = if file.ends_with(".gguf") { &*path } else { folder.path() };
+        let mut client = Client::with(Wire::Lines, &["--model", model.to_str().unwrap()]);
+        let answer = client.ask(call("1", "complete", r#"{"prompt":"x"}"#));
+        names_the_file(file)(&answer["error"]["data"]);
+        lives(&mut client);
+    }
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 mod bad_input;
 mod clients;
+mod doctor;
 mod guard;
 mod rooms;
+mod sockets;
 mod support;
 mod transcripts;

@@ -43,7 +43,7 @@ pub(crate) struct Client {
 
 enum Inner {
     Pipes(Box<Pipes>),
-    Socket { socket: Box<Socket>, _server: Server },
+    Socket { socket: Box<Socket>, server: Server },
 }
 
 impl Client {
@@ -52,11 +52,19 @@ impl Client {
     }
 
     pub(crate) fn with(wire: Wire, arguments: &[&str]) -> Self {
+        let command = match wire {
+            Wire::Lines | Wire::Headers => Pipes::command(arguments),
+            Wire::Socket => Server::command(arguments),
+        };
+        Self::start(wire, command)
+    }
+
+    pub(crate) fn start(wire: Wire, command: Command) -> Self {
         let inner = match wire {
-            Wire::Lines | Wire::Headers => Inner::Pipes(Box::new(Pipes::new(wire, arguments))),
+            Wire::Lines | Wire::Headers => Inner::Pipes(Box::new(Pipes::start(wire, command))),
             Wire::Socket => {
-                let server = Server::with(arguments);
-                Inner::Socket { socket: Box::new(server.connect()), _server: server }
+                let server = Server::start(command);
+                Inner::Socket { socket: Box::new(server.connect()), server }
             }
         };
         Self { inner }
@@ -104,6 +112,15 @@ impl Client {
     pub(crate) fn ask(&mut self, text: impl ToString) -> Value {
         self.send(text);
         self.answer()
+    }
+
+    /// The program's process.
+    #[allow(dead_code, reason = "for the tests of faults, which share this file")]
+    pub(crate) fn pid(&self) -> u32 {
+        match &self.inner {
+            Inner::Pipes(pipes) => pipes.program.child.id(),
+            Inner::Socket { server, .. } => server.program.child.id(),
+        }
     }
 
     /// How the program ended, where it is this client's own.
@@ -172,7 +189,14 @@ pub(crate) struct Pipes {
 
 impl Pipes {
     pub(crate) fn new(wire: Wire, arguments: &[&str]) -> Self {
-        let mut command = souffleur(&[&["stdio"], arguments].concat());
+        Self::start(wire, Self::command(arguments))
+    }
+
+    pub(crate) fn command(arguments: &[&str]) -> Command {
+        souffleur(&[&["stdio"], arguments].concat())
+    }
+
+    fn start(wire: Wire, mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut program = Program::start(command);
         let input = program.child.stdin.take();
@@ -250,7 +274,14 @@ impl Server {
     }
 
     pub(crate) fn with(arguments: &[&str]) -> Self {
-        let mut command = souffleur(&[&["serve", "--port", "0"], arguments].concat());
+        Self::start(Self::command(arguments))
+    }
+
+    pub(crate) fn command(arguments: &[&str]) -> Command {
+        souffleur(&[&["serve", "--port", "0"], arguments].concat())
+    }
+
+    pub(crate) fn start(mut command: Command) -> Self {
         command.stdout(Stdio::piped());
         let mut program = Program::start(command);
         let mut lines = BufReader::new(program.child.stdout.take().expect("piped")).lines();
@@ -265,11 +296,15 @@ impl Server {
     }
 
     pub(crate) fn connect(&self) -> Socket {
+        self.connect_over(self.dial())
+    }
+
+    pub(crate) fn connect_over(&self, stream: TcpStream) -> Socket {
         let mut request = format!("ws://{}/rpc", self.address).into_client_request().expect("an address");
         let bearer = format!("Bearer {}", self.token).parse().expect("hexadecimal");
         request.headers_mut().insert("authorization", bearer);
         let config = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
-        client_with_config(request, self.dial(), Some(config)).expect("a handshake").0
+        client_with_config(request, stream, Some(config)).expect("a handshake").0
     }
 
     pub(crate) fn dial(&self) -> TcpStream {

@@ -116,6 +116,15 @@ impl Hand {
         }
     }
 
+    /// A request or question took its worker's time and will not get another's.
+    pub(super) fn lose(&mut self, id: u64, cause: &str) {
+        let error = lost(&self.model, cause);
+        match self.flights.remove(&id) {
+            Some(flight) => flight.recorder.fail(error),
+            None => self.answer(id, Err(error)),
+        }
+    }
+
     /// The readers of a request are gone. What no worker has is ended here.
     pub(super) fn cancel(&mut self, id: u64, link: Option<&mut Link>) {
         match (self.flights.get(&id).map(|flight| flight.standing), link) {

@@ -6,7 +6,8 @@ use crate::config::Model;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// A worker reads a few files' heads for this; a disk that takes longer will not be waited for.
+/// A worker reads a few files' heads for this; a disk that takes longer will not be waited for, nor one that takes longer than
+/// a decoder may say nothing.
 const INSPECTION_TIME: Duration = Duration::from_secs(10);
 
 pub(super) async fn inspect(house: &House, model: &Model) -> Result<Card> {
@@ -34,14 +35,15 @@ pub(super) async fn inspect(house: &House, model: &Model) -> Result<Card> {
             }
         }
     };
-    match timeout(INSPECTION_TIME, card).await {
+    let limit = INSPECTION_TIME.min(house.config.limits.decoder_silence);
+    match timeout(limit, card).await {
         Ok(card) => {
             link.end(Parting::Close).await;
             card
         }
         Err(_) => {
             link.end(Parting::Kill).await;
-            Err(lost(format!("it did not answer within {} s", INSPECTION_TIME.as_secs())))
+            Err(lost(format!("it did not answer within {} s", limit.as_secs())))
         }
     }
 }

@@ -5,8 +5,9 @@ use super::{
     hand::Hand,
     house::House,
     link::{Link, Parting},
+    restarts::{Restarts, Verdict},
 };
-use crate::actors::{DecoderStatus, Error, FromWorker, ToWorker, WIRE, frame};
+use crate::actors::{DecoderStatus, End, Error, FromWorker, Prompting, ToWorker, WIRE, frame};
 use crate::config::Model;
 use std::{collections::HashMap, future::pending, ops::ControlFlow, sync::Arc, time::Duration};
 use tokio::{
@@ -98,6 +99,8 @@ struct Life<F> {
     greeted: bool,
     ready: bool,
     hand: Hand,
+    /// Panics of this worker's stages.
+    panics: Restarts,
     pings: HashMap<u64, oneshot::Sender<DecoderStatus>>,
     pings_sent: u64,
     /// The last sign of the decoder, or when it got something to do.
@@ -112,6 +115,7 @@ impl<F: Fn(Sign)> Life<F> {
         Self {
             start: now + birth.after,
             hand: Hand::new(birth.model.name.clone(), replay),
+            panics: Restarts::new(birth.house.config.restarts),
             birth,
             told,
             link: None,
@@ -261,13 +265,24 @@ impl<F: Fn(Sign)> Life<F> {
             }
             FromWorker::End { id, end } => {
                 self.idle_since = self.heard_at;
+                let panicked = if let End::Failed(error) = &end { panicked(error) } else { None };
                 self.hand.end(id, end, link);
+                return self.count(panicked);
             }
             FromWorker::Answer { id, answer } => {
                 self.idle_since = Instant::now();
+                let panicked = answer.as_ref().err().and_then(panicked);
                 self.hand.answer(id, answer);
+                return self.count(panicked);
             }
             FromWorker::Pong { id, status } => {
+                let limit = self.birth.house.config.limits.prompter_time;
+                if let Some(Prompting { id, .. }) = status.prompting.filter(|prompting| prompting.time > limit) {
+                    let cause = format!("its prompter was at one request for more than {} s", limit.as_secs());
+                    // What is known to be to blame is not tried again.
+                    self.hand.lose(id, &cause);
+                    return Next::Break(Fate::Kill(cause));
+                }
                 if let Some(reply) = self.pings.remove(&id) {
                     // Who asked may have waited long enough.
                     let _ = reply.send(status);
@@ -276,6 +291,19 @@ impl<F: Fn(Sign)> Life<F> {
         }
         Next::Continue(())
     }
+
+    /// A stage that keeps panicking takes its worker with it, as often as a worker may die.
+    fn count(&mut self, panicked: Option<String>) -> Next {
+        match panicked.map(|stage| (self.panics.died(Instant::now()), stage)) {
+            Some((Verdict::GiveUp, stage)) => Next::Break(Fate::Close(Cause::Died(format!("its {stage} panicked too often")))),
+            Some((Verdict::RestartAfter(_), _)) | None => Next::Continue(()),
+        }
+    }
+}
+
+/// The stage that panicked for a request or question, if that is how it ended.
+fn panicked(error: &Error) -> Option<String> {
+    if let Error::StagePanicked { stage, .. } = error { Some(stage.clone()) } else { None }
 }
 
 pub(super) fn other_version(wire: u32) -> Error {

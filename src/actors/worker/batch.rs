@@ -4,8 +4,9 @@
 //! being read, about 50 ms of work in all: so a long prompt neither stalls its neighbours nor outlives its
 //! cancellation by more than that.
 
-use super::{Gone, Outbox, Prepared, ToDecoder};
+use super::{Gone, Outbox, Prepared, ToDecoder, Watch};
 use crate::actors::{DecoderStatus, End, Error, FinishReason, FromWorker, Sampled, Step, Usage};
+use crate::faults::{self, Point};
 use crate::models::backend::{Backend, Draw, Span};
 use crate::models::cache::{Kept, PrefixCache, common};
 use crate::models::language::Language;
@@ -34,6 +35,7 @@ pub(super) struct Batch<B: Backend> {
     outbox: Outbox,
     status: DecoderStatus,
     last_step: Option<Instant>,
+    watch: Watch,
     /// Prompt tokens that fit in a step, from how long the last ones took.
     chunk_tokens: usize,
 }
@@ -51,10 +53,21 @@ struct Running<C> {
 }
 
 impl<B: Backend> Batch<B> {
-    pub(super) fn new(decoder: Decoder<B>, language: Arc<Language>, cache_bytes: usize, outbox: Outbox) -> Self {
+    pub(super) fn new(decoder: Decoder<B>, language: Arc<Language>, cache_bytes: usize, outbox: Outbox, watch: Watch) -> Self {
         let cache = PrefixCache::new(cache_bytes);
         let status = DecoderStatus { cache_budget_bytes: cache_bytes as u64, ..DecoderStatus::default() };
-        Self { decoder, language, waiting: VecDeque::new(), running: Vec::new(), cache, outbox, status, last_step: None, chunk_tokens: 64 }
+        Self {
+            decoder,
+            language,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            cache,
+            outbox,
+            status,
+            last_step: None,
+            watch,
+            chunk_tokens: 64,
+        }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -80,6 +93,7 @@ impl<B: Backend> Batch<B> {
             cache_bytes: self.cache.bytes() as u64,
             running_bytes,
             last_step_us: self.last_step.map(|ended| micros(ended.elapsed())),
+            prompting: self.watch.look(),
             ..self.status.clone()
         }
     }
@@ -116,6 +130,7 @@ impl<B: Backend> Batch<B> {
 
     /// Gives a request its sequence, with the longest beginning that some cache has.
     fn admit(&mut self, prepared: Prepared) -> Result<(), Gone> {
+        faults::at(Point::Admit, Some(prepared.job.request.sampling.seed));
         let (request, replay) = (&prepared.job.request, &prepared.job.replay);
         let beyond = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= self.language.vocabulary());
         if let Some((token, _)) = beyond {
@@ -200,6 +215,7 @@ impl<B: Backend> Batch<B> {
             left -= if pending > 1 { running.chunk } else { 0 };
         }
 
+        faults::at(if left < self.chunk_tokens { Point::Prefill } else { Point::Decode }, None);
         let start = Instant::now();
         let (mut rows, mut row) = (Vec::new(), 0);
         let (mut spans, mut draws, mut chosen) = (Vec::new(), Vec::new(), Vec::new());
@@ -289,7 +305,11 @@ impl<B: Backend> Batch<B> {
     /// Gives a sequence its next token, behind the stopper's wall.
     fn grow(&self, running: &mut Running<B::Cache>, token: u32) -> Result<Grown, Error> {
         let ends = self.language.ends(&running.prepared.job.request.prompt);
-        let grown = catch_unwind(AssertUnwindSafe(|| running.sequence.grow(token, &self.language, ends)));
+        let grown = catch_unwind(AssertUnwindSafe(|| {
+            let fault = faults::check(Point::Stopper, Some(running.prepared.job.request.sampling.seed));
+            fault.map_err(|fault| crate::models::Error::Unsupported(fault.to_string()))?;
+            running.sequence.grow(token, &self.language, ends)
+        }));
         let grown = grown.map_err(|_| Error::StagePanicked { stage: "stopper".into(), cause: "turning a token into text".into() })?;
         Ok(grown?)
     }
@@ -305,6 +325,7 @@ impl<B: Backend> Batch<B> {
         let until = first_token.unwrap_or_else(Instant::now);
         usage.prefill_us = micros(until - admitted);
         usage.decode_us = micros(until.elapsed());
+        faults::at(Point::Keep, Some(prepared.job.request.sampling.seed));
         let bytes = self.decoder.backend.cache_bytes(&sequence.cache);
         sequence.tokens.truncate(sequence.computed);
         self.cache.keep(Kept { tokens: sequence.tokens, cache: sequence.cache, bytes });

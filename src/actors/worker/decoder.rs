@@ -1,8 +1,9 @@
 //! Loads the model, then owns everything that computes.
 
 use super::batch::Batch;
-use super::{Gone, Outbox, ToDecoder};
+use super::{Gone, Outbox, ToDecoder, Watch};
 use crate::actors::{Card, Error, FromWorker, ModelSource, Result, Settings};
+use crate::faults::{self, Point};
 use crate::models::backend::cpu::Cpu;
 use crate::models::language::Language;
 use crate::models::network::{Decoder, DecoderSpec};
@@ -20,9 +21,9 @@ const CACHE_TOKENS: usize = 4096;
 const WORKING_BYTES: u64 = 48 << 20;
 
 /// Returns when the inbox ends or nobody hears the answers.
-pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, embedded: Option<Embedded>) {
+pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, watch: Watch, embedded: Option<Embedded>) {
     let loaded = match inbox.recv() {
-        Ok(ToDecoder::Load { source, settings }) => load(&inbox, &outbox, &source, &settings, embedded),
+        Ok(ToDecoder::Load { source, settings }) => load(&inbox, &outbox, &source, &settings, watch, embedded),
         Ok(ToDecoder::Inspect { source, settings }) => {
             let _ = outbox.send(FromWorker::Loaded(inspect(&source, &settings, embedded)));
             return;
@@ -39,6 +40,7 @@ pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, embedded: Option<E
             return;
         }
     };
+    faults::at(Point::LoadEnd, None);
     if outbox.send(FromWorker::Loaded(Ok(card))).is_ok() {
         // Its only error is that the front is gone.
         let _ = serve(&inbox, &mut batch);
@@ -64,6 +66,7 @@ fn serve(inbox: &Receiver<ToDecoder>, batch: &mut Batch<Cpu>) -> std::result::Re
 }
 
 fn inspect(source: &ModelSource, settings: &Settings, embedded: Option<Embedded>) -> Result<Card> {
+    faults::check(Point::Inspect, None).map_err(|fault| Error::Internal(fault.to_string()))?;
     let files = Files::open(source, embedded)?;
     let spec = DecoderSpec::parse(&files)?;
     let tensors = Tensors::open(&files)?;
@@ -76,14 +79,18 @@ fn load(
     outbox: &Outbox,
     source: &ModelSource,
     settings: &Settings,
+    watch: Watch,
     embedded: Option<Embedded>,
 ) -> Result<(Card, Batch<Cpu>)> {
+    faults::check(Point::LoadFiles, None).map_err(|fault| Error::Internal(fault.to_string()))?;
     let files = Files::open(source, embedded)?;
     let spec = DecoderSpec::parse(&files)?;
     let bytes = files.weight_bytes();
+    let beside = spec.cache_bytes(CACHE_TOKENS.min(spec.context)) + WORKING_BYTES;
+    // Nearly what the weights take, and known before anything in the files is believed.
+    check_memory(bytes + beside)?;
     let tensors = Tensors::open(&files)?;
-    let weights = Decoder::<Cpu>::weight_bytes(&spec, &tensors)?;
-    check_memory(weights + spec.cache_bytes(CACHE_TOKENS.min(spec.context)) + WORKING_BYTES)?;
+    check_memory(Decoder::<Cpu>::weight_bytes(&spec, &tensors)? + beside)?;
     let backend = Cpu::new(&spec, settings.threads as usize, settings.activations)?;
     let mut told = Instant::now();
     let mut progress = |done: u64, total: u64| {
@@ -106,5 +113,5 @@ fn load(
         }
     };
     let card = card(&files, &tensors, &decoder.spec, &language, settings)?;
-    Ok((card, Batch::new(decoder, Arc::clone(&language), settings.cache_bytes as usize, outbox.clone())))
+    Ok((card, Batch::new(decoder, Arc::clone(&language), settings.cache_bytes as usize, outbox.clone(), watch)))
 }

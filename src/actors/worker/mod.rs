@@ -7,9 +7,10 @@ mod batch;
 mod decoder;
 mod pipe;
 mod prompter;
+mod watch;
 mod wire;
 
-pub use pipe::over_pipe;
+pub use pipe::{over_pipe, tell_panics_without_prompts};
 
 use super::{FromWorker, ModelSource, Question, Replay, Request, Settings, ToWorker};
 use crate::models::{Embedded, language::Language};
@@ -24,6 +25,7 @@ use std::{
     thread,
     time::Instant,
 };
+use watch::Watch;
 
 /// Messages that prompter and decoder may have waiting: all requests a front has in hand and their questions, with room;
 /// `wire` refuses what is more, because it must never wait while the link may end.
@@ -106,13 +108,14 @@ pub(crate) struct Prepared {
 pub fn run(inbox: impl IntoIterator<Item = ToWorker>, outbox: Outbox, embedded: Option<Embedded>) {
     let (to_decoder, decoder_inbox) = mpsc::sync_channel(INBOX);
     let (to_prompter, prompter_inbox) = mpsc::sync_channel(INBOX);
+    let watch = Watch::default();
     let decoder = {
-        let of_decoder = outbox.clone();
-        stage("decoder", &outbox, move || decoder::run(decoder_inbox, of_decoder, embedded))
+        let (of_decoder, watch) = (outbox.clone(), watch.clone());
+        stage("decoder", &outbox, move || decoder::run(decoder_inbox, of_decoder, watch, embedded))
     };
     let prompter = {
         let (to_decoder, of_prompter) = (to_decoder.clone(), outbox.clone());
-        stage("prompter", &outbox, move || prompter::run(prompter_inbox, to_decoder, of_prompter, embedded))
+        stage("prompter", &outbox, move || prompter::run(prompter_inbox, to_decoder, of_prompter, watch, embedded))
     };
     wire::run(inbox, &outbox, to_prompter, to_decoder);
     for thread in [prompter, decoder].into_iter().flatten() {

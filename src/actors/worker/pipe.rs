@@ -1,7 +1,8 @@
 //! A worker as a process: frames come from its stdin and go to a private copy of its stdout.
 
 use super::{Gone, Outbox, run, said};
-use crate::actors::{FromWorker, ToWorker, frame};
+use crate::actors::{FromWorker, ModelError, ToWorker, frame};
+use crate::faults::{self, Point};
 use crate::models::Embedded;
 use std::{
     fs::File,
@@ -15,7 +16,7 @@ use std::{
 
 /// The process of a worker. It ends with its stdin, which is when the front has closed it or is gone.
 pub fn over_pipe(embedded: Option<Embedded>) -> ! {
-    tell_panics_without_prompts();
+    faults::at(Point::WorkerStart, None);
     let (stdin, stdout) = match private_descriptors() {
         Ok(files) => files,
         Err(error) => {
@@ -24,7 +25,7 @@ pub fn over_pipe(embedded: Option<Embedded>) -> ! {
         }
     };
     let inbox = frames(BufReader::new(stdin), |code| process::exit(code));
-    run(inbox, outbox(stdout), embedded);
+    run(inbox, outbox(stdout, |code| process::exit(code)), embedded);
     unreachable!("the inbox ends with the process")
 }
 
@@ -38,7 +39,7 @@ fn private_descriptors() -> io::Result<(File, File)> {
 
 /// Frames until the end, which is told with the process's exit status.
 fn frames(mut input: impl Read, end: impl Fn(i32)) -> impl Iterator<Item = ToWorker> {
-    iter::from_fn(move || match frame::read(&mut input) {
+    iter::from_fn(move || match read(&mut input) {
         Ok(Some(message)) => Some(message),
         Ok(None) => {
             end(0);
@@ -52,21 +53,46 @@ fn frames(mut input: impl Read, end: impl Fn(i32)) -> impl Iterator<Item = ToWor
     })
 }
 
-/// Every message is one write, so threads take turns by whole frames.
-fn outbox(output: impl Write + Send + 'static) -> Outbox {
+fn read(input: &mut impl Read) -> Result<Option<ToWorker>, frame::Error> {
+    faults::check(Point::WorkerReadBefore, None)?;
+    let message = frame::read(input)?;
+    faults::check(Point::WorkerReadAfter, None)?;
+    Ok(message)
+}
+
+/// Every message is one write, so threads take turns by whole frames. One that can't be written is told with the process's
+/// exit status: a part of it may be, and whatever came next would be read as its rest.
+fn outbox(output: impl Write + Send + 'static, end: impl Fn(i32) + Send + Sync + 'static) -> Outbox {
     let output = Mutex::new(output);
     Outbox::new(move |message: FromWorker| {
-        let frame = frame::encode(&message).map_err(|error| {
+        let frame = frame::encode(&message).or_else(|error| match message {
+            // Many tokens have a long text; who asked for it must hear something.
+            FromWorker::Answer { id, .. } => {
+                let why = ModelError::Unsupported(format!("the answer is too long: {error}"));
+                frame::encode(&FromWorker::Answer { id, answer: Err(why.into()) })
+            }
+            _ => Err(error),
+        });
+        let frame = frame.map_err(|error| {
             tracing::error!(%error, "a message that can't be sent");
             Gone
         })?;
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-        output.write_all(&frame).and_then(|()| output.flush()).map_err(|_| Gone)
+        write(&mut *output, &frame).map_err(|_| {
+            end(1);
+            Gone
+        })
     })
 }
 
-/// The default hook prints the message, and a formatted one may quote a prompt.
-fn tell_panics_without_prompts() {
+fn write(output: &mut impl Write, frame: &[u8]) -> io::Result<()> {
+    faults::write(Point::WorkerWriteBefore, output, frame)?;
+    output.write_all(frame).and_then(|()| output.flush())?;
+    faults::check(Point::WorkerWriteAfter, None)
+}
+
+/// For the whole process: the default hook prints the message, and a formatted one may quote a prompt.
+pub fn tell_panics_without_prompts() {
     panic::set_hook(Box::new(|info| {
         let thread = thread::current();
         let (name, said) = (thread.name().unwrap_or("a thread"), said(info.payload()));
@@ -78,7 +104,8 @@ fn tell_panics_without_prompts() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{cell::Cell, io::pipe};
+    use crate::actors::Answer;
+    use std::{cell::Cell, io::pipe, sync::mpsc::sync_channel};
 
     #[test]
     fn frames_end_with_their_input_and_say_whether_it_was_broken() {
@@ -94,7 +121,8 @@ mod tests {
     #[test]
     fn an_outbox_writes_whole_frames_from_many_threads_and_knows_when_its_reader_is_gone() {
         let (mut reader, writer) = pipe().unwrap();
-        let outbox = outbox(writer);
+        let (ended, status) = sync_channel(1);
+        let outbox = outbox(writer, move |code| ended.send(code).unwrap());
         thread::scope(|scope| {
             for id in 0..4 {
                 let outbox = outbox.clone();
@@ -106,7 +134,13 @@ mod tests {
                 assert!(cause.len() == 200_000 && cause.bytes().all(|byte| byte == cause.as_bytes()[0]));
             }
         });
+        let long = Answer::Text("a".repeat(frame::FRAME_BYTES));
+        assert_eq!(outbox.send(FromWorker::Answer { id: 7, answer: Ok(long) }), Ok(()));
+        let Ok(Some(FromWorker::Answer { id: 7, answer: Err(error) })) = frame::read(&mut reader) else { panic!("it is answered") };
+        assert!(error.to_string().starts_with("the answer is too long"), "{error}");
         drop(reader);
+        assert!(status.try_recv().is_err());
         assert_eq!(outbox.send(FromWorker::Hello { wire: 1 }), Err(Gone));
+        assert_eq!(status.try_recv(), Ok(1));
     }
 }

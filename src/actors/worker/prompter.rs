@@ -1,7 +1,8 @@
 //! Renders and encodes: prompts to tokens, and the questions that need nothing but a tokenizer.
 
-use super::{Job, Outbox, Prepared, ToDecoder, ToPrompter};
-use crate::actors::{Answer, End, Error, FinishReason, FromWorker, ModelSource, Question, Rendered, Result, Usage};
+use super::{Job, Outbox, Prepared, ToDecoder, ToPrompter, Watch};
+use crate::actors::{Answer, End, Error, FinishReason, FromWorker, ModelSource, Prompt, Question, Rendered, Result, Usage};
+use crate::faults::{self, Point};
 use crate::models::language::Language;
 use crate::models::network::DecoderSpec;
 use crate::models::weights::Files;
@@ -10,7 +11,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 
-pub(super) fn run(inbox: Receiver<ToPrompter>, to_decoder: SyncSender<ToDecoder>, outbox: Outbox, embedded: Option<Embedded>) {
+pub(super) fn run(
+    inbox: Receiver<ToPrompter>,
+    to_decoder: SyncSender<ToDecoder>,
+    outbox: Outbox,
+    watch: Watch,
+    embedded: Option<Embedded>,
+) {
     let mut language = Err(Error::Internal("a worker is asked before it has a model".into()));
     for message in inbox {
         // Where the decoder or the front is gone, this worker is ending, and so does the inbox.
@@ -20,9 +27,9 @@ pub(super) fn run(inbox: Receiver<ToPrompter>, to_decoder: SyncSender<ToDecoder>
                 let _ = to_decoder.send(ToDecoder::Language(loaded.clone()));
                 language = loaded.map_err(Error::Model);
             }
-            ToPrompter::Generate(job) => generate(job, &language, &to_decoder, &outbox),
+            ToPrompter::Generate(job) => generate(job, &language, &to_decoder, &outbox, &watch),
             ToPrompter::Ask { id, question } => {
-                let answer = language.clone().and_then(|language| guarded(|| answer(&language, question)));
+                let answer = language.clone().and_then(|language| watch.during(id, || answer(&language, question)));
                 let _ = outbox.send(FromWorker::Answer { id, answer });
             }
         }
@@ -31,11 +38,12 @@ pub(super) fn run(inbox: Receiver<ToPrompter>, to_decoder: SyncSender<ToDecoder>
 
 /// What can be known of a model's texts without its weights.
 fn open(source: &ModelSource, embedded: Option<Embedded>) -> models::Result<Language> {
+    faults::check(Point::LoadTokenizer, None).map_err(|fault| models::Error::Unsupported(fault.to_string()))?;
     let files = Files::open(source, embedded)?;
     Language::open(&files, &DecoderSpec::parse(&files)?)
 }
 
-fn generate(job: Job, language: &Result<Arc<Language>>, to_decoder: &SyncSender<ToDecoder>, outbox: &Outbox) {
+fn generate(job: Job, language: &Result<Arc<Language>>, to_decoder: &SyncSender<ToDecoder>, outbox: &Outbox, watch: &Watch) {
     if job.is_cancelled() {
         let queue_us = job.arrived.elapsed().as_micros() as u64;
         let usage = Usage { queue_us, ..Usage::default() };
@@ -43,30 +51,44 @@ fn generate(job: Job, language: &Result<Arc<Language>>, to_decoder: &SyncSender<
         let _ = outbox.send(FromWorker::End { id: job.id, end });
         return;
     }
-    let prompt = language.clone().and_then(|language| guarded(|| Ok(language.encode(&job.request.prompt)?)));
+    let seed = Some(job.request.sampling.seed);
+    let prompt = language.clone().and_then(|language| watch.during(job.id, || encode(&language, &job.request.prompt, seed)));
     let _ = match prompt {
         Ok(prompt) => to_decoder.send(ToDecoder::Generate(Box::new(Prepared { job, prompt }))).map_err(|_| super::Gone),
         Err(error) => outbox.send(FromWorker::End { id: job.id, end: End::Failed(error) }),
     };
 }
 
-/// The wall of this stage: what panics for one request ends that request.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        // The panic's text may quote the prompt; the hook told the log where it happened.
-        Err(Error::StagePanicked { stage: "prompter".into(), cause: "rendering or encoding the prompt".into() })
-    })
+/// A prompt's tokens; `seed` is that of its request, if it has one.
+fn encode(language: &Language, prompt: &Prompt, seed: Option<u64>) -> Result<Vec<u32>> {
+    let parts = guarded("template", Point::Template, seed, || language.render(prompt))?;
+    guarded("tokenizer", Point::Tokenizer, seed, || language.tokens(&parts))
 }
 
 fn answer(language: &Language, question: Question) -> Result<Answer> {
     let tokenizer = &language.tokenizer;
+    let decode = |tokens: &[u32]| guarded("tokenizer", Point::Tokenizer, None, || tokenizer.decode(tokens));
     Ok(match question {
-        Question::Tokenize(text) => Answer::Tokens(tokenizer.encode(&text)?),
-        Question::Detokenize(tokens) => Answer::Text(tokenizer.decode(&tokens)?),
+        Question::Tokenize(text) => Answer::Tokens(guarded("tokenizer", Point::Tokenizer, None, || tokenizer.encode(&text))?),
+        Question::Detokenize(tokens) => Answer::Text(decode(&tokens)?),
         Question::Render(prompt) => {
-            let tokens = language.encode(&prompt)?;
+            let tokens = encode(language, &prompt, None)?;
             let control = (0..).zip(&tokens).filter(|(_, id)| tokenizer.is_control(**id)).map(|(index, _)| index).collect();
-            Answer::Rendered(Rendered { text: tokenizer.decode(&tokens)?, tokens, control })
+            Answer::Rendered(Rendered { text: decode(&tokens)?, tokens, control })
         }
     })
+}
+
+/// The wall of a stage: what panics for one request ends that request. Nothing of a stage outlives it, so there is nothing
+/// to make anew.
+fn guarded<T>(stage: &str, point: Point, seed: Option<u64>, work: impl FnOnce() -> models::Result<T>) -> Result<T> {
+    let work = || {
+        faults::check(point, seed).map_err(|fault| models::Error::Unsupported(fault.to_string()))?;
+        work()
+    };
+    let walled = catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+        // The panic's text may quote the prompt; the hook told the log where it happened.
+        Error::StagePanicked { stage: stage.into(), cause: "reading the prompt".into() }
+    })?;
+    Ok(walled?)
 }

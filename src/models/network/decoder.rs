@@ -1,6 +1,7 @@
 //! The one decoder that runs every `DecoderSpec`.
 
 use super::DecoderSpec;
+use crate::faults::{self, Point};
 use crate::models::backend::{Backend, Norm, Span};
 use crate::models::weights::{Matrix, Parameter, Tensors};
 use crate::models::{Error, Result};
@@ -135,6 +136,7 @@ impl<B: Backend> Load<'_, B> {
 
     fn pack(&mut self, base: String, matrix: Matrix<'_>) -> Result<B::Matrix> {
         let (rows, columns) = matrix.shape();
+        faults::check(Point::LoadPack, None).map_err(|fault| self.tensors.error(&base, fault))?;
         let weight = self.backend.matrix(&matrix).map_err(|e| match e {
             Error::Unsupported(reason) => self.tensors.error(&format!("{base}.weight"), reason),
             other => other,

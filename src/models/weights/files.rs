@@ -5,6 +5,7 @@ use crate::models::{Embedded, Error, ModelSource, Result};
 use memmap2::Mmap;
 use std::borrow::Cow;
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// `config.json` and its relatives are kilobytes; a tokenizer is some megabytes. Beyond this a file is not one.
@@ -127,11 +128,13 @@ fn open_file(path: &Path) -> Result<Files> {
 fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
     let path = folder.join(name);
     let fail = |e: std::io::Error| Error::file(name, path.display().to_string(), e);
-    let size = std::fs::metadata(&path).map_err(fail)?.len();
+    let (mut file, size) = open(&path).map_err(fail)?;
     if size > JSON_BYTES_MAX {
         return Err(Error::file(name, "size", format!("{size} bytes, more than the {JSON_BYTES_MAX} such a file may have")));
     }
-    std::fs::read(&path).map_err(fail)
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(fail)?;
+    Ok(bytes)
 }
 
 fn map_weights(folder: &Path) -> Result<Vec<(String, Data)>> {
@@ -150,8 +153,17 @@ fn map_weights(folder: &Path) -> Result<Vec<(String, Data)>> {
     names.into_iter().map(|name| Ok((name.clone(), map(&folder.join(&name), &name)?))).collect()
 }
 
+/// A file and its size. Only a real one: opening a pipe may wait for ever, and a device may have no end.
+fn open(path: &Path) -> std::io::Result<(File, u64)> {
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    Ok((File::open(path)?, found.len()))
+}
+
 fn map(path: &Path, name: &str) -> Result<Data> {
-    let file = File::open(path).map_err(|e| Error::file(name, "file", e))?;
+    let (file, _) = open(path).map_err(|e| Error::file(name, "file", e))?;
     // SAFETY: the map is read-only. Someone who shortens the file while it is mapped can end this process
     // by a bus error, which is why model files are opened in a worker process only.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::file(name, "file", e))?;

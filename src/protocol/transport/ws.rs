@@ -8,7 +8,7 @@ use actix_web::{
     http::{StatusCode, header, header::HeaderMap},
     web,
 };
-use futures_util::{Sink, Stream, StreamExt, TryStreamExt};
+use futures_util::{Sink, SinkExt, Stream, StreamExt, TryStreamExt};
 use std::{
     cell::{Cell, RefCell},
     pin::Pin,
@@ -43,6 +43,8 @@ const READ_BYTES: usize = 1 << 10;
 const PING_PERIOD: Duration = Duration::from_secs(20);
 /// Two minutes: a page in the background, or one that a debugger holds, is not gone.
 const SILENT_PERIODS: u32 = 6;
+/// Pings of a peer that are read on while our answers to them have not left: more would pile up where nobody reads.
+const PONGS: usize = 64;
 /// How long we read on, into nothing, after our goodbye: closing a socket with unread input would lose what we said.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 
@@ -115,7 +117,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(io: S, sockets: Sockets, _p
     let close = Rc::new(Cell::new(None));
     let mut pings = tokio::time::interval(PING_PERIOD);
     pings.reset();
-    let incoming = Incoming { socket: Rc::clone(&socket), close: Rc::clone(&close), pings, silent: 0 };
+    let incoming = Incoming { socket: Rc::clone(&socket), close: Rc::clone(&close), pings, silent: 0, pongs: 0 };
     let rules = Rules { stop: sockets.stop, ..Rules::default() };
     let closed = connection::serve(incoming, Outgoing { socket: Rc::clone(&socket) }, &sockets.api, rules).await;
     let code = close.get().or(match closed {
@@ -149,6 +151,8 @@ struct Incoming<S> {
     pings: Interval,
     /// Periods without a sign of life.
     silent: u32,
+    /// Answers to the peer's pings that may not have left yet.
+    pongs: usize,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Incoming<S> {
@@ -166,11 +170,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Incoming<S> {
             ping(socket, cx);
         }
         loop {
+            if self.pongs == PONGS {
+                // What is wrong with the socket, reading it will tell.
+                let _ = ready!(self.socket.borrow_mut().poll_flush_unpin(cx));
+                self.pongs = 0;
+            }
             let message = ready!(self.socket.borrow_mut().poll_next_unpin(cx));
             self.silent = 0;
             let code = match message {
                 Some(Ok(Message::Text(text))) => return Poll::Ready(Some(Ok(text.as_str().to_owned()))),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                Some(Ok(Message::Ping(_))) => {
+                    self.pongs += 1;
+                    continue;
+                }
+                Some(Ok(Message::Pong(_) | Message::Frame(_))) => continue,
                 Some(Ok(Message::Binary(_))) => Some(CloseCode::Unsupported),
                 // tungstenite answers a close by itself.
                 Some(Ok(Message::Close(_))) => continue,
@@ -223,5 +236,85 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sink<String> for Outgoing<S> {
     }
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         Pin::new(&mut *self.socket.borrow_mut()).poll_close(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Limits;
+    use futures_util::future::join;
+    use jsonrpsee_core::server::Methods;
+    use std::mem::discriminant;
+    use tokio::{
+        io::{AsyncWriteExt, DuplexStream},
+        time::Instant,
+    };
+
+    /// A conversation over a clock that jumps to whatever is next; says when the server was done with it.
+    fn conversation<F: Future>(script: impl FnOnce(WebSocketStream<DuplexStream>) -> F) -> (Duration, F::Output) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+            let sockets = Sockets::new(Api::over(Methods::new(), Limits::default()), CancellationToken::new());
+            let place = Arc::clone(&sockets.places).try_acquire_owned().unwrap();
+            let start = Instant::now();
+            let server = async {
+                converse(ours, sockets, place).await;
+                start.elapsed()
+            };
+            join(server, async { script(WebSocketStream::from_raw_socket(theirs, Role::Client, None).await).await }).await
+        })
+    }
+
+    #[test]
+    fn a_silent_peer_is_pinged_six_times_and_closed() {
+        let (after, heard) = conversation(async |socket| {
+            let (start, mut heard) = (Instant::now(), Vec::new());
+            // Only the pipe is read: tungstenite would answer a ping.
+            let mut pipe = socket.into_inner();
+            let mut frame = [0; 2];
+            while pipe.read_exact(&mut frame).await.is_ok() {
+                heard.push((start.elapsed().as_secs(), frame[0]));
+                let mut payload = vec![0; frame[1].into()];
+                pipe.read_exact(&mut payload).await.unwrap();
+                if frame[0] == 0x88 {
+                    assert_eq!(payload, 1001u16.to_be_bytes());
+                    break;
+                }
+            }
+            heard
+        });
+        assert_eq!(heard, [(20, 0x89), (40, 0x89), (60, 0x89), (80, 0x89), (100, 0x89), (120, 0x89), (140, 0x88)]);
+        assert_eq!(after, Duration::from_secs(140));
+    }
+
+    #[test]
+    fn a_peer_that_answers_pings_is_kept() {
+        let (_, pings) = conversation(async |mut socket| {
+            let mut pings = 0;
+            while pings < 100 {
+                let ping = socket.next().await.unwrap().unwrap();
+                assert_eq!(discriminant(&ping), discriminant(&Message::Ping(Vec::new().into())));
+                pings += 1;
+            }
+            pings
+        });
+        assert_eq!(pings, 100);
+    }
+
+    #[test]
+    fn pings_of_a_peer_that_does_not_read_are_not_read_for_ever() {
+        conversation(async |socket| {
+            let mut pipe = socket.into_inner();
+            let ping = [&[0x89, 0x80 | 125, 0, 0, 0, 0][..], &[0; 125]].concat();
+            // A megabyte, where the pipe holds sixteen KiB.
+            let flood = async {
+                for _ in 0..8000 {
+                    pipe.write_all(&ping).await.unwrap();
+                }
+            };
+            assert!(timeout(Duration::from_secs(10), flood).await.is_err(), "all of it was read");
+        });
     }
 }

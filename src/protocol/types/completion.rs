@@ -35,8 +35,6 @@ macro_rules! completion_params {
             stop: Option<Vec<String>>,
             logprobs: Option<u64>,
             partial_result_token: Option<ProgressToken>,
-            #[serde(rename = "workDoneToken")]
-            _work_done_token: Option<ProgressToken>,
         }
 
         impl $name {

@@ -1,6 +1,10 @@
 //! Params from text: named, known, each once, and every complaint with the parameter it is about.
 
-use crate::protocol::{call::ProgressToken, envelope::Object, error::Fault};
+use crate::protocol::{
+    call::ProgressToken,
+    envelope::{CallId, Object},
+    error::Fault,
+};
 use jsonrpsee_types::Params;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -46,9 +50,7 @@ fn start(value: &RawValue, text: &str) -> usize {
 impl<'de> Deserialize<'de> for ProgressToken {
     fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(reader)?;
-        let text = raw.get();
-        let integer = text.strip_prefix('-').unwrap_or(text).bytes().all(|byte| byte.is_ascii_digit());
-        if integer || text.starts_with('"') { Ok(Self(raw)) } else { Err(serde::de::Error::custom("a token is a string or an integer")) }
+        CallId::read(&raw).map(Self).ok_or_else(|| serde::de::Error::custom("a token is a string or an integer, of at most 256 bytes"))
     }
 }
 
@@ -73,6 +75,7 @@ mod tests {
         assert_eq!(named(r#"{"prefix":"a","maxTokens":-1}"#), "maxTokens");
         assert_eq!(named(r#"{"prefix":"a","partialResultToken":1.5}"#), "partialResultToken");
         assert_eq!(named(r#"{"prefix":"a","partialResultToken":[], "topK":1}"#), "partialResultToken");
+        assert_eq!(named(&format!(r#"{{"prefix":"a","partialResultToken":"{}"}}"#, "x".repeat(300))), "partialResultToken");
         assert_eq!(named(r#"{"prefix":"a","order":"psm"}"#), "order");
         assert_eq!(named(r#"{"prefix":"a","order":"psm", "topK":1}"#), "order");
     }
