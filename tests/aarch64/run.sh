@@ -31,6 +31,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
 export CARGO_TARGET_DIR=target/aarch64
 # A test fails unless these are the kernels that run: without it, an emulator without dotprod would test less.
 export SOUFFLEUR_ISA=dotprod
-# Dependencies are built as fast as can be: only the kernels have to run fast.
+# Built as quickly as can be: only the kernels have to run fast, and what they give is the same at any level.
+export CARGO_PROFILE_RELEASE_OPT_LEVEL=1
 cargo test --locked --release --target aarch64-unknown-linux-gnu --config 'profile.release.package."*".opt-level=0' \
     --lib models::backend::cpu
