@@ -99,8 +99,9 @@ fn a_model_that_nobody_asked_for_its_keep_alive_is_unloaded() {
     clock.block_on(async {
         let keep_alive = Duration::from_millis(300);
         let house = House::over(Config { keep_alive: Some(keep_alive), ..House::config(Settings::default(), Vec::new()) });
-        assert_eq!(house.run(ask(text("def add(a, b):"), 3)).await.reason(), FinishReason::Length);
+        // From before the answer: when its reader has it, its worker has been idle for a while.
         let idle = Instant::now();
+        assert_eq!(house.run(ask(text("def add(a, b):"), 3)).await.reason(), FinishReason::Length);
         let pid = house.runtime.models().await[0].worker_pid.expect("it has just answered");
         ended_within(pid, idle, HANG);
         assert!(idle.elapsed() >= keep_alive, "after {:?}", idle.elapsed());

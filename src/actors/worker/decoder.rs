@@ -86,9 +86,11 @@ fn load(
     let files = Files::open(source, embedded)?;
     let spec = DecoderSpec::parse(&files)?;
     let bytes = files.weight_bytes();
+    let beside = spec.cache_bytes(CACHE_TOKENS.min(spec.context)) + WORKING_BYTES;
+    // Nearly what the weights take, and known before anything in the files is believed.
+    check_memory(bytes + beside)?;
     let tensors = Tensors::open(&files)?;
-    let weights = Decoder::<Cpu>::weight_bytes(&spec, &tensors)?;
-    check_memory(weights + spec.cache_bytes(CACHE_TOKENS.min(spec.context)) + WORKING_BYTES)?;
+    check_memory(Decoder::<Cpu>::weight_bytes(&spec, &tensors)? + beside)?;
     let backend = Cpu::new(&spec, settings.threads as usize, settings.activations)?;
     let mut told = Instant::now();
     let mut progress = |done: u64, total: u64| {

@@ -275,10 +275,10 @@ unsafe fn value_part<S: Isa, const HALF: bool, const N: usize, const V: usize>(
         let mut sums = [[S::zero(); V]; N];
         for t in 0..length {
             let weights: [S::F; N] = std::array::from_fn(|i| S::splat(*p.add(i * CHUNK + t)));
-            for j in 0..V {
-                let v = load::<S, HALF>(values, t * size + d + j * LANES);
-                for i in 0..N {
-                    sums[i][j] = S::fma(v, weights[i], sums[i][j]);
+            for (j, at) in (0..V).zip((t * size + d..).step_by(LANES)) {
+                let v = load::<S, HALF>(values, at);
+                for (sums, weight) in sums.iter_mut().zip(weights) {
+                    sums[j] = S::fma(v, weight, sums[j]);
                 }
             }
         }

@@ -5,9 +5,8 @@
 
 use super::attention::{self, Job, Scratch};
 use super::cache::Shape;
-use super::forms::{
-    Bf16, Bytes, F16, F32, Factors, Fives, Grouping, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
-};
+use super::forms::{Bf16, Bytes, F16, F32, Fives, Grouping, Kind, Nibbles, Packing, Plain, Sixes, with_form};
+use super::headers::{Factors, Pair, Scale, SignedFactors};
 use super::isa::{self, Isa};
 use super::matmul::{self, Quants, QuantsOut};
 use super::pack::Packed;

@@ -3,7 +3,8 @@
 //! Every output is summed over its inputs in one order, whatever the number of rows: inside a block integers
 //! (exact, so any order) or one fused multiply-add per input, then the blocks from first to last.
 
-use super::forms::{Bits, Form, Grouping, Header, Quantized};
+use super::forms::{Bits, Form, Grouping, Quantized};
+use super::headers::Header;
 use super::isa::{Isa, LANES, UNIT};
 use std::mem::MaybeUninit;
 
@@ -145,7 +146,7 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
                     for (r, integers) in integers.iter_mut().enumerate() {
                         *integers = unit_times::<S, F>(*integers, w, unit, &quants, q.add(r * UNIT));
                     }
-                    if (unit + 1) * UNIT % (2 * group) == 0 {
+                    if ((unit + 1) * UNIT).is_multiple_of(2 * group) {
                         let second = (unit + 1) * UNIT / group - 1;
                         let ((_, a), (_, b)) = (F::Header::factors::<S>(w, second - 1), F::Header::factors::<S>(w, second));
                         for (r, biases) in biases.iter_mut().enumerate() {

@@ -7,6 +7,7 @@ mod block_tests;
 mod buffer;
 mod cache;
 mod forms;
+mod headers;
 mod isa;
 mod kernels;
 mod matmul;

@@ -2,9 +2,8 @@
 
 use super::Scratch;
 use super::buffer::{Arena, Buffer};
-use super::forms::{
-    Bf16, Bytes, F16, F32, Factors, Fives, Form, Kind, Nibbles, Packing, Pair, Plain, Scale, SignedFactors, Sixes, with_form,
-};
+use super::forms::{Bf16, Bytes, F16, F32, Fives, Form, Kind, Nibbles, Packing, Plain, Sixes, with_form};
+use super::headers::{Factors, Pair, Scale, SignedFactors};
 use super::isa::{Isa, LANES, UNIT};
 use super::matmul::TILE;
 use super::pool::Pool;
@@ -85,8 +84,8 @@ impl Kind {
             Matrix::Plain { element, .. } => Self::Plain(*element),
             Matrix::Quantized(q) => {
                 let bits = match q.quantization.bits {
-                    ..=4 => 4,
-                    ..=6 => 6,
+                    2..=4 => 4,
+                    5 | 6 => 6,
                     _ => 8,
                 };
                 Self::Affine { bits, group: q.quantization.group, wide: q.element != Element::F16 }
