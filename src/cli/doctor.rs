@@ -107,7 +107,9 @@ fn features() -> String {
         ("f16c", is_x86_feature_detected!("f16c")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
     ];
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    let all = [("neon", std::arch::is_aarch64_feature_detected!("neon")), ("dotprod", std::arch::is_aarch64_feature_detected!("dotprod"))];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let all: [(&str, bool); 0] = [];
     let has: Vec<&str> = all.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
     if has.is_empty() { "none that the kernels use".into() } else { has.join(" ") }

@@ -8,7 +8,7 @@ use souffleur::faults::{Action, Point};
 const TOKENS: u32 = 60;
 
 fn last_cause(model: &Value) -> &str {
-    model["deaths"].as_array().and_then(|deaths| deaths.last()?["cause"].as_str()).unwrap_or_default()
+    model["deaths"].as_array().and_then(|deaths| deaths.last()?["cause"].as_str()).unwrap_or_else(|| panic!("no death in {model}"))
 }
 
 #[test]

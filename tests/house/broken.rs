@@ -1,12 +1,14 @@
 //! Model folders that are broken in one place each: the error names it, and a neighbour streams on.
 
-use crate::support::{House, MODEL, Told, ask, endless, text, within};
+use crate::{
+    support::{House, MODEL, Told, ask, endless, text, within},
+    terabyte::terabyte,
+};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use souffleur::actors::{Error, ModelState, Request, Sampling, Settings};
 use souffleur::models;
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets");
@@ -60,39 +62,6 @@ fn rewrite(edit: impl Fn(&str, TensorView<'static>) -> Vec<(String, TensorView<'
 }
 
 /// The name of a norm in the middle of the model: whatever has one dimension.
-/// A model whose embedding and head have 2^37 f32 each, whole and valid: of a file that takes no space.
-fn terabyte(folder: &Path) {
-    let (width, vocabulary, hidden, head) = (1usize << 16, 1usize << 21, 32, 16);
-    let config = serde_json::json!({
-        "model_type": "llama", "hidden_size": width, "vocab_size": vocabulary, "intermediate_size": hidden, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "head_dim": head, "max_position_embeddings": 64, "tie_word_embeddings": false, "eos_token_id": 0
-    });
-    fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let layer = |name: &str| format!("model.layers.0.{name}.weight");
-    let mut tensors = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![vocabulary, width]),
-        ("lm_head.weight".to_owned(), vec![vocabulary, width]),
-        ("model.norm.weight".to_owned(), vec![width]),
-        (layer("input_layernorm"), vec![width]),
-        (layer("post_attention_layernorm"), vec![width]),
-        (layer("self_attn.o_proj"), vec![width, head]),
-        (layer("mlp.down_proj"), vec![width, hidden]),
-    ];
-    tensors.extend(["q", "k", "v"].map(|name| (layer(&format!("self_attn.{name}_proj")), vec![head, width])));
-    tensors.extend(["gate", "up"].map(|name| (layer(&format!("mlp.{name}_proj")), vec![hidden, width])));
-    let (mut header, mut at) = (serde_json::Map::new(), 0);
-    for (name, shape) in tensors {
-        let end = at + 4 * shape.iter().product::<usize>();
-        header.insert(name, serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [at, end] }));
-        at = end;
-    }
-    let header = Value::Object(header).to_string();
-    let mut file = fs::File::create(folder.join(WEIGHTS)).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len((8 + header.len() + at) as u64).unwrap();
-}
-
 fn a_norm() -> String {
     let bytes = fs::read(Path::new(ASSETS).join(WEIGHTS)).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();

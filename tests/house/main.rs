@@ -13,3 +13,5 @@ mod replay;
 mod sampling;
 mod streams;
 mod support;
+#[path = "../shared/terabyte.rs"]
+mod terabyte;

@@ -1,10 +1,13 @@
 //! The program from outside: the real binary, its worker a process of its own.
 
 mod bad_input;
+mod bench;
 mod clients;
 mod doctor;
 mod guard;
 mod rooms;
 mod sockets;
 mod support;
+#[path = "../shared/terabyte.rs"]
+mod terabyte;
 mod transcripts;

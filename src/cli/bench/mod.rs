@@ -1,58 +1,222 @@
-//! `bench`: how fast a model is on this machine.
+//! `bench`: how fast a model is on this machine, beside what the machine could do, and beside llama.cpp.
 
+mod limits;
+mod load;
+mod neighbour;
+mod peer;
+mod plan;
+mod process;
 mod rig;
+mod table;
 
-use super::Models;
-use clap::Args;
+use super::{Models, Precision};
+use anyhow::bail;
+use clap::{Args, Parser, ValueEnum as _};
+use limits::Memory;
+use load::Watch;
+use neighbour::Neighbour;
+use peer::{Peer, Peers};
+use plan::{Entry, Part, Plan, Work};
+use process::Worker;
 use rig::Rig;
-use souffleur::actors::Embedded;
+use serde_json::json;
+use souffleur::actors::{Embedded, ModelSource};
+use souffleur::config::Config;
 use souffleur::models::backend::cpu::Cpu;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use table::{Ratio, Sample, Series};
+
+const EXAMPLES: &str = "\
+Examples:
+  souffleur bench                                      the embedded model
+  souffleur bench -m coder.gguf --only decode,prefill  a part of it
+  souffleur bench -m coder.gguf --peer llama-bench=llama.cpp/build/bin/llama-bench
+
+What alternates is measured in turns, and each figure is a median with the least and the most. A measurement during \
+which others had more than 0.3 processors is left out and taken again, as often as there are rounds; where none was \
+quiet, the median is of all and has a *.";
 
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Bench {
-    #[command(flatten)]
-    models: Models,
-    /// Measure only these: prefill, decode, eight, rows, deep
-    #[arg(long, value_name = "PART", value_delimiter = ',')]
-    only: Vec<String>,
+    /// `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several
+    #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
+    models: Vec<String>,
+    /// Threads that compute; each number is measured [default: 1 and one for each processor]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    threads: Vec<u32>,
     /// How often each is measured
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Measure only these
+    #[arg(long, value_name = "PART", value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// How exact the products with quantized weights are
+    #[arg(long, value_enum, default_value_t = Precision::Int8)]
+    activations: Precision,
+    /// Measure it in turns with llama.cpp: llama-bench=PATH, and llama-batched-bench=PATH for eight texts together
+    #[arg(long = "peer", value_name = "NAME=PATH", value_parser = peer::parse)]
+    peers: Vec<Peer>,
+    /// Write a line of JSON for each part, every measurement in it
+    #[arg(long)]
+    json: bool,
+    /// Be the process that keeps a processor busy, for as long as this one is its parent
+    #[arg(long, value_name = "PID", hide = true)]
+    neighbour: Option<u32>,
 }
 
 pub(crate) fn run(arguments: Bench, embedded: Embedded) -> anyhow::Result<ExitCode> {
-    let config = arguments.models.config(embedded)?;
-    let threads = Cpu::threads_for(config.settings.threads as usize);
-    let wants = |part: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == part);
-    for model in &config.models {
-        let mut rig = Rig::load(&model.source, embedded, threads, config.settings.activations)?;
-        println(&format!("{}: {} on {threads} threads; loaded in {:.0} ms", model.name, Cpu::describe()?, rig.load.as_secs_f64() * 1e3))?;
-        let mut part = |name: &str, unit: &str, measure: &mut dyn FnMut(&mut Rig) -> f64| {
-            let mut all: Vec<f64> = (0..arguments.rounds).map(|_| measure(&mut rig)).collect();
-            all.sort_by(f64::total_cmp);
-            println(&format!("  {name:40} {:9.2} {unit} ({:.2} to {:.2})", all[all.len() / 2], all[0], all[all.len() - 1]))
-        };
-        if wants("prefill") {
-            part("prefill of 512", "tokens/s", &mut |rig| rig.prefill(512))?;
+    if let Some(parent) = arguments.neighbour {
+        return neighbour::be_one(parent);
+    }
+    let mut threads: Vec<usize> = arguments.threads.iter().map(|&threads| threads as usize).collect();
+    if threads.is_empty() {
+        threads = vec![1, Cpu::threads_for(0)];
+        threads.dedup();
+    }
+    let parts = if arguments.only.is_empty() { Part::value_variants() } else { &arguments.only };
+    let mut ratios = Vec::new();
+    for model in &arguments.models {
+        let mut bench = Session::start(model, &arguments, embedded)?;
+        if !arguments.json {
+            println(&format!("{}\n", bench.head))?;
         }
-        if wants("decode") {
-            part("decode", "tokens/s", &mut |rig| rig.decode(1, 16, 48))?;
-        }
-        if wants("eight") {
-            part("decode, 8 sequences", "tokens/s", &mut |rig| rig.decode(8, 16, 24))?;
-            part("decode, 16 sequences", "tokens/s", &mut |rig| rig.decode(16, 16, 24))?;
-        }
-        if wants("rows") {
-            part("one step of 1 row", "ms", &mut |rig| rig.rows(1, 64, 9) * 1e3)?;
-            part("one step of 8 rows", "ms", &mut |rig| rig.rows(8, 64, 9) * 1e3)?;
-        }
-        if wants("deep") {
-            part("decode after 4096", "tokens/s", &mut |rig| rig.decode(1, 4096.min(rig.context() - 32), 16))?;
+        for &part in parts {
+            for &threads in &threads {
+                let Some(plan) = bench.plan(part, threads) else { continue };
+                let all = bench.measure(&plan, arguments.rounds as usize)?;
+                let new = compare(&bench.name, &plan, &all);
+                println(&if arguments.json { bench.json(&plan, &all, &new) } else { text(&plan, &all, &new) })?;
+                ratios.extend(new);
+            }
         }
     }
+    if !arguments.json && !ratios.is_empty() {
+        println(&table::table(&ratios))?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `serve` has by default, with this model.
+fn config(model: &str, activations: Precision, embedded: Embedded) -> anyhow::Result<Config> {
+    #[derive(Parser)]
+    struct Defaults {
+        #[command(flatten)]
+        models: Models,
+    }
+    let mut models = Defaults::try_parse_from(["bench", "--model", model])?.models;
+    models.activations = activations;
+    models.config(embedded)
+}
+
+/// One model with all that its figures are measured by.
+struct Session<'a> {
+    name: String,
+    /// Model, machine and instruction set.
+    head: String,
+    option: &'a str,
+    config: Config,
+    rig: Rig,
+    memory: Memory,
+    peers: Option<Peers<'a>>,
+}
+
+impl<'a> Session<'a> {
+    fn start(model: &'a str, arguments: &'a Bench, embedded: Embedded) -> anyhow::Result<Self> {
+        let config = config(model, arguments.activations, embedded)?;
+        let name = config.models[0].name.clone();
+        let peers = match &config.models[0].source {
+            _ if arguments.peers.is_empty() => None,
+            ModelSource::File(_) => Some(Peers::new(&arguments.peers, Path::new(model))),
+            ModelSource::Embedded | ModelSource::Folder(_) => bail!("a peer reads .gguf files, and {model:?} is none"),
+        };
+        let rig = Rig::load(&config.models[0].source, embedded, config.settings.activations)?;
+        let head = format!(
+            "{name}: {}, {}, {:?} activations; weights {:.1} MB, of which a step reads {:.1}",
+            load::machine(),
+            Cpu::describe()?,
+            config.settings.activations,
+            rig.size.weight_bytes as f64 / 1e6,
+            rig.size.step_bytes as f64 / 1e6,
+        );
+        Ok(Self { name, head, option: model, config, rig, memory: Memory::new()?, peers })
+    }
+
+    fn plan(&self, part: Part, threads: usize) -> Option<Plan> {
+        Plan::of(part, threads, &self.rig.size, |task| self.peers.as_ref().is_some_and(|peers| peers.can(task)))
+    }
+
+    /// Round by round, each entry once a round; those that had company get as many rounds more.
+    fn measure(&mut self, plan: &Plan, rounds: usize) -> anyhow::Result<Vec<Series>> {
+        let new = |entry: &Entry| Series { name: entry.name.clone(), unit: entry.unit, samples: Vec::new() };
+        let mut all: Vec<Series> = plan.entries.iter().map(new).collect();
+        for round in 0..2 * rounds {
+            for (entry, series) in plan.entries.iter().zip(&mut all) {
+                if round < rounds || (1..rounds).contains(&series.quiet()) {
+                    series.samples.push(self.sample(entry)?);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn sample(&mut self, entry: &Entry) -> anyhow::Result<Sample> {
+        self.rig.compute_on(entry.threads)?;
+        let watch = Watch::start();
+        let neighbour = if entry.beside { Some(Neighbour::start()?) } else { None };
+        let value = match entry.work {
+            Work::Prefill(tokens) => self.rig.prefill(tokens),
+            Work::Decode { sequences, context, tokens } => self.rig.decode(sequences, context, tokens),
+            Work::Deep { context, tokens } => self.rig.decode_deep(context, tokens),
+            Work::Rows(rows) => self.rig.rows(rows, 64) * 1e3,
+            Work::Multiply => self.rig.multiply() / 1e9,
+            Work::ReadMemory => self.memory.read(entry.threads) / 1e9,
+            Work::Peer(task) => self.peers.as_mut().expect("planned with it").run(task, entry.threads)?,
+            Work::FirstToken => process::first_token(&self.options(entry.threads))?,
+            Work::Load => self.worker(entry.threads)?.load_ms,
+            Work::Memory => self.worker(entry.threads)?.more_mb,
+            Work::Peak => self.worker(entry.threads)?.peak_mb,
+        };
+        drop(neighbour);
+        Ok(Sample { value, others: watch.others() })
+    }
+
+    fn worker(&mut self, threads: usize) -> anyhow::Result<Worker> {
+        self.config.settings.threads = u32::try_from(threads)?;
+        Worker::run(&self.config, &self.rig.size)
+    }
+
+    /// What another process is told, to run the same.
+    fn options(&self, threads: usize) -> Vec<String> {
+        let activations = format!("{:?}", self.config.settings.activations).to_lowercase();
+        ["-m", self.option, "--threads", &threads.to_string(), "--activations", &activations].map(String::from).into()
+    }
+
+    fn json(&self, plan: &Plan, all: &[Series], ratios: &[Ratio]) -> String {
+        let ratios: Vec<_> = ratios.iter().map(|r| json!({ "name": r.name, "value": r.value, "beside_load": r.marked })).collect();
+        let series: Vec<_> = all.iter().map(Series::json).collect();
+        let part = format!("{:?}", plan.part).to_lowercase();
+        json!({ "model": self.name, "head": self.head, "part": part, "threads": plan.threads, "series": series, "ratios": ratios })
+            .to_string()
+    }
+}
+
+fn compare(model: &str, plan: &Plan, all: &[Series]) -> Vec<Ratio> {
+    let ratio = |compare: &plan::Compare| {
+        let (of, to) = (all[compare.of].figure(), all[compare.to].figure());
+        let value = of.median * compare.scale / to.median;
+        Ratio { name: compare.name, model: model.into(), threads: plan.threads, value, marked: of.marked || to.marked }
+    };
+    plan.compares.iter().map(ratio).collect()
+}
+
+fn text(plan: &Plan, all: &[Series], ratios: &[Ratio]) -> String {
+    let mut lines = vec![format!("{} thread{}", plan.threads, if plan.threads == 1 { "" } else { "s" })];
+    lines.extend(all.iter().map(|series| format!("  {series}")));
+    lines.extend(ratios.iter().map(|ratio| format!("    = {ratio}: {}", ratio.name)));
+    lines.join("\n") + "\n"
 }
 
 fn println(line: &str) -> std::io::Result<()> {

@@ -1,17 +1,38 @@
 //! One model in this process, and the work that is timed: real weights, the whole forward pass, the greedy choice.
 
+use super::limits::Forms;
+use super::table::median;
 use souffleur::actors::{Activations, Embedded, ModelSource};
 use souffleur::models::backend::cpu::{Cache, Cpu};
 use souffleur::models::backend::{Backend, Draw, Span};
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::sampler::Sampler;
-use souffleur::models::weights::{Files, Tensors};
+use souffleur::models::weights::{Files, Parameter, Tensors};
 use souffleur::models::{Result, Sampling};
 use std::time::{Duration, Instant};
 
 pub(super) struct Rig {
     decoder: Decoder<Cpu>,
-    pub(super) load: Duration,
+    activations: Activations,
+    threads: usize,
+    forms: Forms,
+    /// A sequence that is long already.
+    deep: Option<Text>,
+    pub(super) size: Size,
+}
+
+/// How much a model is.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    /// All weights as they lie in memory, and those that one step reads.
+    pub(super) weight_bytes: u64,
+    pub(super) step_bytes: u64,
+    /// Multiplications by weights: of every token, and of one whose next is wanted besides.
+    pub(super) token_products: u64,
+    pub(super) head_products: u64,
+    pub(super) context: usize,
+    /// Keys and values of one position.
+    pub(super) position_bytes: u64,
 }
 
 /// A sequence in the making; its tokens are what the model would say, so that they are as likely as real ones.
@@ -22,18 +43,52 @@ struct Text {
     sampler: Sampler,
 }
 
+/// A figure is measured for at least this long, so that the load of others can be told from chance.
+const TIME: Duration = Duration::from_millis(400);
+/// Tokens of a prompt in one step.
+const CHUNK: usize = 512;
+
 impl Rig {
-    pub(super) fn load(source: &ModelSource, embedded: Embedded, threads: usize, activations: Activations) -> Result<Self> {
-        let start = Instant::now();
+    pub(super) fn load(source: &ModelSource, embedded: Embedded, activations: Activations) -> Result<Self> {
         let files = Files::open(source, Some(embedded))?;
-        let spec = DecoderSpec::parse(&files)?;
-        let backend = Cpu::new(&spec, threads, activations)?;
-        let decoder = Decoder::load(spec, &Tensors::open(&files)?, backend, &mut |_, _| {})?;
-        Ok(Self { decoder, load: start.elapsed() })
+        let (spec, tensors) = (DecoderSpec::parse(&files)?, Tensors::open(&files)?);
+        let threads = Cpu::threads_for(0);
+        let mut backend = Cpu::new(&spec, threads, activations)?;
+        let weight_bytes = Decoder::<Cpu>::weight_bytes(&spec, &tensors)?;
+        let position_bytes = spec.cache_bytes(1) * if activations == Activations::F32 { 2 } else { 1 };
+        let context = spec.context;
+        let mut size = Size { weight_bytes, step_bytes: weight_bytes, token_products: 0, head_products: 0, context, position_bytes };
+        let (embedding, head) = (spec.names.embedding, if spec.tied { spec.names.embedding } else { spec.names.head });
+        let mut forms = Forms::default();
+        for parameter in spec.parameters() {
+            let Parameter::Matrix { base, rows, columns } = parameter else { continue };
+            let matrix = tensors.matrix(&base, rows, columns, spec.quantization(&base))?;
+            match () {
+                () if base == head => size.head_products = (rows * columns) as u64,
+                // Looked up, not multiplied by.
+                () if base == embedding => size.step_bytes -= Cpu::matrix_bytes(&matrix) as u64,
+                () => {
+                    size.token_products += (rows * columns) as u64;
+                    forms.add(&matrix, &mut backend)?;
+                }
+            }
+        }
+        let decoder = Decoder::load(spec, &tensors, backend, &mut |_, _| {})?;
+        Ok(Self { decoder, activations, threads, forms, deep: None, size })
     }
 
-    pub(super) fn context(&self) -> usize {
-        self.decoder.spec.context
+    /// Computes on so many threads from now on.
+    pub(super) fn compute_on(&mut self, threads: usize) -> Result<()> {
+        if threads != self.threads {
+            self.decoder.backend = Cpu::new(&self.decoder.spec, threads, self.activations)?;
+            self.threads = threads;
+        }
+        Ok(())
+    }
+
+    /// Multiplications a second of the kernel alone.
+    pub(super) fn multiply(&mut self) -> f64 {
+        self.forms.multiply(&mut self.decoder.backend, &self.decoder.spec)
     }
 
     fn text(&mut self, tokens: usize) -> Text {
@@ -71,48 +126,92 @@ impl Rig {
         }
     }
 
-    /// Tokens per second of reading a prompt of `tokens`, 512 in a step.
-    pub(super) fn prefill(&mut self, tokens: usize) -> f64 {
-        let mut texts = [self.text(tokens)];
-        let start = Instant::now();
-        while texts[0].computed < tokens {
-            self.step(&mut texts, 512);
+    /// Computes all of the text but its last token.
+    fn read(&mut self, text: &mut Text) {
+        let context = text.tokens.len() - 1;
+        let last = text.tokens.pop().expect("a text has tokens");
+        while text.computed < context {
+            self.step(std::slice::from_mut(text), CHUNK);
         }
-        tokens as f64 / start.elapsed().as_secs_f64()
+        text.tokens.truncate(context);
+        text.tokens.push(last);
     }
 
-    /// Tokens per second of `sequences` that each write `tokens` after `context`.
+    /// Takes back what was written after `tokens`.
+    fn rewind(&mut self, text: &mut Text, tokens: usize, computed: usize) {
+        text.tokens.truncate(tokens);
+        text.computed = computed;
+        self.decoder.backend.truncate(&mut text.cache, computed);
+    }
+
+    /// Tokens per second of reading a prompt of so many.
+    pub(super) fn prefill(&mut self, tokens: usize) -> f64 {
+        let (mut read, mut time) = (0, Duration::ZERO);
+        // Memory of a step's size, from the step before.
+        let mut first = [self.text(tokens.min(CHUNK))];
+        self.step(&mut first, CHUNK);
+        while time < TIME {
+            let mut texts = [self.text(tokens)];
+            let start = Instant::now();
+            while texts[0].computed < tokens {
+                self.step(&mut texts, CHUNK);
+            }
+            time += start.elapsed();
+            read += tokens;
+        }
+        read as f64 / time.as_secs_f64()
+    }
+
+    /// Tokens per second of `sequences` that each write `tokens` behind `context`.
     pub(super) fn decode(&mut self, sequences: usize, context: usize, tokens: usize) -> f64 {
         let mut texts: Vec<Text> = (0..sequences).map(|_| self.text(context)).collect();
-        for text in &mut texts {
-            while text.computed < context {
-                self.step(std::slice::from_mut(text), 512);
-            }
-        }
-        let start = Instant::now();
-        for _ in 0..tokens {
-            self.step(&mut texts, 1);
-        }
-        (sequences * tokens) as f64 / start.elapsed().as_secs_f64()
+        texts.iter_mut().for_each(|text| self.read(text));
+        self.write(&mut texts, tokens)
     }
 
-    /// Seconds of a step with `rows` tokens of one sequence after `context`: a draft that is checked.
-    pub(super) fn rows(&mut self, rows: usize, context: usize, times: usize) -> f64 {
-        let mut text = self.text(context + rows);
-        while text.computed < context {
-            let chunk = (context - text.computed).min(512);
-            self.step(std::slice::from_mut(&mut text), chunk);
+    /// As `decode` of one sequence, which is kept for the next time: to read a long one takes long.
+    pub(super) fn decode_deep(&mut self, context: usize, tokens: usize) -> f64 {
+        let text = match self.deep.take() {
+            Some(text) => text,
+            None => {
+                let mut text = self.text(context);
+                self.read(&mut text);
+                text
+            }
+        };
+        let mut texts = [text];
+        let rate = self.write(&mut texts, tokens);
+        self.deep = texts.into_iter().next();
+        rate
+    }
+
+    fn write(&mut self, texts: &mut [Text], tokens: usize) -> f64 {
+        let context = texts[0].tokens.len();
+        let (mut written, mut time) = (0, Duration::ZERO);
+        self.step(texts, 1);
+        while time < TIME {
+            texts.iter_mut().for_each(|text| self.rewind(text, context, context - 1));
+            let start = Instant::now();
+            (0..tokens).for_each(|_| self.step(texts, 1));
+            time += start.elapsed();
+            written += texts.len() * tokens;
         }
-        let mut seconds = Vec::new();
-        for _ in 0..times {
-            text.tokens.truncate(context + rows);
-            text.computed = context;
-            self.decoder.backend.truncate(&mut text.cache, context);
+        texts.iter_mut().for_each(|text| self.rewind(text, context, context - 1));
+        written as f64 / time.as_secs_f64()
+    }
+
+    /// Seconds of a step with `rows` tokens of one sequence behind `context`: a draft that is checked.
+    pub(super) fn rows(&mut self, rows: usize, context: usize) -> f64 {
+        let mut text = self.text(context + 1);
+        self.read(&mut text);
+        text.tokens = self.text(context + rows).tokens;
+        let (mut seconds, begin) = (Vec::new(), Instant::now());
+        while begin.elapsed() < TIME {
+            self.rewind(&mut text, context + rows, context);
             let start = Instant::now();
             self.step(std::slice::from_mut(&mut text), rows);
             seconds.push(start.elapsed().as_secs_f64());
         }
-        seconds.sort_by(f64::total_cmp);
-        seconds[times / 2]
+        median(&mut seconds)
     }
 }

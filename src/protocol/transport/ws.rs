@@ -20,7 +20,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Interval, timeout},
+    time::{Interval, MissedTickBehavior, timeout},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -117,6 +117,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(io: S, sockets: Sockets, _p
     let close = Rc::new(Cell::new(None));
     let mut pings = tokio::time::interval(PING_PERIOD);
     pings.reset();
+    // When it was us who stood still, a peer is not to pay for it with all the periods at once.
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let incoming = Incoming { socket: Rc::clone(&socket), close: Rc::clone(&close), pings, silent: 0, pongs: 0 };
     let rules = Rules { stop: sockets.stop, ..Rules::default() };
     let closed = connection::serve(incoming, Outgoing { socket: Rc::clone(&socket) }, &sockets.api, rules).await;

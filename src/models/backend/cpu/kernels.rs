@@ -63,6 +63,13 @@ impl Kernels {
             }
             all.push(&avx2::KERNELS);
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                all.push(&dotprod::KERNELS);
+            }
+            all.push(&neon::KERNELS);
+        }
         all.push(&scalar::KERNELS);
         all
     }
@@ -134,3 +141,7 @@ table!(
     target_feature(enable = "avx2,fma,f16c,avx512vnni,avx512vl"),
     ..avx2::KERNELS
 );
+#[cfg(target_arch = "aarch64")]
+table!(neon, isa::Neon<false>, "neon");
+#[cfg(target_arch = "aarch64")]
+table!(dotprod, isa::Neon<true>, "dotprod", target_feature(enable = "dotprod"), ..neon::KERNELS);

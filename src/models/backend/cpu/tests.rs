@@ -298,3 +298,9 @@ fn norm_and_gate_are_the_definitions() {
         }
     }
 }
+
+#[test]
+fn the_kernels_are_those_that_the_environment_names() {
+    let wanted = std::env::var("SOUFFLEUR_ISA").unwrap_or_else(|_| Kernels::all()[0].name.to_owned());
+    assert_eq!(Kernels::choose().expect("they run here").name, wanted);
+}

@@ -6,10 +6,16 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
+#[cfg(test)]
+mod tests;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::{AVX_VNNI, AVX512_VNNI, Avx2, MADDUBS};
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon;
 pub(super) use scalar::Scalar;
 
 /// Lanes of `F` and `I`: the rows of a slab.
@@ -64,7 +70,7 @@ pub(super) trait Isa {
     unsafe fn lane_byte<const SIGNED: bool>(x: Self::B, which: usize) -> Self::F;
     /// `x` and, in the bits of MASK (of every byte), `planes` shifted left by SHIFT, right if negative.
     unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: Self::B, planes: Self::B) -> Self::B;
-    /// Row by row the dot product of some vectors with four activations each, in -127..=127.
+    /// Row by row the dot product of four or eight vectors with four activations each, in -127..=127.
     /// SUMS: how many sums of two products sixteen bits can add up; 0: bytes are signed, and any.
     unsafe fn dot<const SUMS: usize>(w: &[Self::B], x: *const i8) -> Self::I;
     /// `sums + dot(w, x) * factor`; factors are within -128..=127 or 0..=63.

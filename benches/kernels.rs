@@ -1,0 +1,174 @@
+//! The kernels one by one, on one thread: `cargo bench --bench kernels -- products` (or attention, quantize, sampler).
+//!
+//! Elements a second are multiplications (products, attention), inputs (quantize) and tokens of the vocabulary (sampler).
+
+#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+
+use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
+use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::backend::{Backend, Span};
+use souffleur::models::network::DecoderSpec;
+use souffleur::models::sampler::Sampler;
+use souffleur::models::weights::{Block, Element, Files, Matrix, Quantization, Quantized};
+use souffleur::models::{Activations, Embedded, ModelSource, Sampling};
+use std::borrow::Cow;
+use std::hint::black_box;
+use std::time::Duration;
+
+type Packed = <Cpu as Backend>::Matrix;
+
+/// Weights that stay in a second-level cache, so that the kernel is measured and not the memory.
+const OUTPUTS: usize = 128;
+const INPUTS: usize = 1024;
+
+fn main() {
+    println!("{}", Cpu::describe().expect("a known instruction set"));
+    let (measured, warm) = (Duration::from_millis(600), Duration::from_millis(200));
+    let mut criterion = Criterion::default().sample_size(20).measurement_time(measured).warm_up_time(warm).configure_from_args();
+    products(&mut criterion);
+    quantize(&mut criterion);
+    attention(&mut criterion);
+    sampler(&mut criterion);
+    criterion.final_summary();
+}
+
+/// Any network: only its shape is asked for, and each bench sets what it needs.
+fn spec() -> DecoderSpec {
+    let embedded = Embedded {
+        name: "souffleur-46m",
+        config: include_bytes!("../assets/config.json"),
+        tokenizer: b"",
+        tokenizer_config: b"",
+        weights: b"",
+    };
+    DecoderSpec::parse(&Files::open(&ModelSource::Embedded, Some(embedded)).expect("files")).expect("a network")
+}
+
+/// As scales, none of these is a denormal, which would be slow, or not a number.
+fn bytes(count: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        0x20 | (state >> 24) as u8 & 0x1f
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn plain(backend: &mut Cpu, element: Element, rows: usize, columns: usize) -> Packed {
+    let data = Cow::Owned(bytes(rows * columns * element.bytes()));
+    backend.matrix(&Matrix::Plain { rows, columns, element, data }).expect("it packs")
+}
+
+fn affine(backend: &mut Cpu, bits: usize, group: usize) -> Packed {
+    let words = bytes(OUTPUTS * INPUTS * bits / 8);
+    let scales = bytes(OUTPUTS * INPUTS / group * 2);
+    let quantization = Quantization { bits, group };
+    let (rows, columns, element) = (OUTPUTS, INPUTS, Element::Bf16);
+    let quantized = Quantized { rows, columns, quantization, words: &words, element, scales: &scales, biases: &scales };
+    backend.matrix(&Matrix::Quantized(quantized)).expect("it packs")
+}
+
+/// Rows of a table as activations.
+fn rows(backend: &mut Cpu, table: &Packed, spec: &DecoderSpec, rows: usize) -> <Cpu as Backend>::Tensor {
+    let tokens: Vec<u32> = (0..rows as u32).collect();
+    let mut cache = backend.cache(spec);
+    backend.embed(table, &[Span { tokens: &tokens, position: 0, cache: &mut cache }])
+}
+
+fn products(criterion: &mut Criterion) {
+    let spec = spec();
+    let mut backend = Cpu::new(&spec, 1, Activations::Int8).expect("a backend");
+    let mut weights: Vec<(String, Packed)> = Vec::new();
+    for block in Block::ALL {
+        let data = Cow::Owned(bytes(OUTPUTS * INPUTS / block.weights() * block.bytes()));
+        let weight = backend.matrix(&Matrix::Blocks { rows: OUTPUTS, columns: INPUTS, block, data }).expect("it packs");
+        weights.push((format!("{block:?}"), weight));
+    }
+    for (bits, group) in [(4, 32), (4, 64), (6, 64), (8, 64)] {
+        weights.push((format!("mlx {bits}-bit, groups of {group}"), affine(&mut backend, bits, group)));
+    }
+    for element in [Element::F32, Element::F16, Element::Bf16] {
+        weights.push((format!("{element:?}"), plain(&mut backend, element, OUTPUTS, INPUTS)));
+    }
+    let table = plain(&mut backend, Element::F32, 64, INPUTS);
+    let mut group = criterion.benchmark_group("products");
+    for (name, weight) in &weights {
+        for count in [1, 4, 16, 64] {
+            let x = rows(&mut backend, &table, &spec, count);
+            group.throughput(Throughput::Elements((count * OUTPUTS * INPUTS) as u64));
+            group.bench_function(BenchmarkId::new(name, count), |b| b.iter(|| black_box(backend.project(&x, &[weight]))));
+        }
+    }
+    group.finish();
+}
+
+/// With the product of eight outputs, which is little beside it.
+fn quantize(criterion: &mut Criterion) {
+    let spec = spec();
+    let mut backend = Cpu::new(&spec, 1, Activations::Int8).expect("a backend");
+    let data = Cow::Owned(bytes(8 * INPUTS / Block::Q4_1.weights() * Block::Q4_1.bytes()));
+    let weight = backend.matrix(&Matrix::Blocks { rows: 8, columns: INPUTS, block: Block::Q4_1, data }).expect("it packs");
+    let table = plain(&mut backend, Element::F32, 64, INPUTS);
+    let mut group = criterion.benchmark_group("quantize");
+    for count in [1, 64] {
+        let x = rows(&mut backend, &table, &spec, count);
+        group.throughput(Throughput::Elements((count * INPUTS) as u64));
+        group.bench_function(BenchmarkId::from_parameter(count), |b| b.iter(|| black_box(backend.project(&x, &[&weight]))));
+    }
+    group.finish();
+}
+
+/// One layer of Coder-1.5B and one of SmolLM2-135M, for one row and for many, behind so many positions.
+fn attention(criterion: &mut Criterion) {
+    for (name, heads, kv_heads, head_size) in [("12 heads of 128 on 2", 12, 2, 128), ("9 heads of 64 on 3", 9, 3, 64)] {
+        let mut spec = spec();
+        (spec.layers, spec.heads, spec.kv_heads, spec.head_size) = (1, heads, kv_heads, head_size);
+        let mut backend = Cpu::new(&spec, 1, Activations::Int8).expect("a backend");
+        let (queries, keys) = (heads * head_size, kv_heads * head_size);
+        let tables = [queries, keys, keys].map(|width| plain(&mut backend, Element::Bf16, 512, width));
+        let mut group = criterion.benchmark_group(format!("attention, {name}"));
+        for depth in [512, 4096] {
+            let mut cache = backend.cache(&spec);
+            for position in (0..depth).step_by(512) {
+                step(&mut backend, &spec, &tables, &mut cache, position, 512);
+            }
+            for count in [1, 64] {
+                group.throughput(Throughput::Elements((count * depth * queries * 2) as u64));
+                let work = |b: &mut Bencher| {
+                    b.iter(|| {
+                        step(&mut backend, &spec, &tables, &mut cache, depth, count);
+                        backend.truncate(&mut cache, depth);
+                    });
+                };
+                group.bench_function(BenchmarkId::new(format!("behind {depth}"), count), work);
+            }
+        }
+        group.finish();
+    }
+}
+
+fn step(backend: &mut Cpu, spec: &DecoderSpec, tables: &[Packed; 3], cache: &mut <Cpu as Backend>::Cache, position: usize, rows: usize) {
+    let tokens: Vec<u32> = (0..rows as u32).collect();
+    let mut spans = [Span { tokens: &tokens, position, cache }];
+    let qkv = tables.each_ref().map(|table| backend.embed(table, &spans));
+    black_box(backend.attend(qkv, 0, spec, &mut spans));
+}
+
+/// Over the vocabulary of Qwen2.5.
+fn sampler(criterion: &mut Criterion) {
+    let logits: Vec<f32> = bytes(151_936).into_iter().zip(0..).map(|(byte, i)| f32::from(byte) / 4.0 + (i % 97) as f32 / 50.0).collect();
+    let mut group = criterion.benchmark_group("sampler");
+    group.throughput(Throughput::Elements(logits.len() as u64));
+    let ways = [
+        ("greedy", Sampling::default()),
+        ("temperature 0.8", Sampling { temperature: 0.8, ..Sampling::default() }),
+        ("temperature 0.8, top-k 40, top-p 0.9", Sampling { temperature: 0.8, top_k: 40, top_p: 0.9, ..Sampling::default() }),
+    ];
+    for (name, sampling) in ways {
+        let mut sampler = Sampler::new(sampling, None);
+        let sample =
+            |b: &mut Bencher| b.iter_batched_ref(|| logits.clone(), |logits| sampler.sample(logits, &[1, 2, 3]), BatchSize::LargeInput);
+        group.bench_function(name, sample);
+    }
+    group.finish();
+}

@@ -1,0 +1,147 @@
+//! What is measured: parts, the things that alternate in each, and which of their figures are compared.
+
+use super::peer::Task;
+use super::rig::Size;
+use clap::ValueEnum;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Part {
+    /// Reading a prompt of 512 tokens
+    Prefill,
+    /// Writing one text
+    Decode,
+    /// Writing eight texts together
+    Eight,
+    /// Writing behind 4,096 tokens
+    Deep,
+    /// Eight tokens of one text in a step, as a checked draft is, against one
+    Rows,
+    /// Two threads while another process keeps a processor busy
+    Beside,
+    /// Loading, the first token of a new process, and a worker's memory
+    Start,
+}
+
+/// One thing to measure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Work {
+    Prefill(usize),
+    Decode { sequences: usize, context: usize, tokens: usize },
+    Deep { context: usize, tokens: usize },
+    Rows(usize),
+    Multiply,
+    ReadMemory,
+    Peer(Task),
+    FirstToken,
+    Load,
+    Memory,
+    Peak,
+}
+
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) unit: &'static str,
+    pub(super) work: Work,
+    pub(super) threads: usize,
+    /// Beside a busy neighbour.
+    pub(super) beside: bool,
+}
+
+/// `scale` times the figure of entry `of`, by that of entry `to`.
+pub(super) struct Compare {
+    pub(super) name: &'static str,
+    pub(super) of: usize,
+    pub(super) to: usize,
+    pub(super) scale: f64,
+}
+
+pub(super) struct Plan {
+    pub(super) part: Part,
+    pub(super) threads: usize,
+    pub(super) entries: Vec<Entry>,
+    pub(super) compares: Vec<Compare>,
+}
+
+/// Tokens in the text before the first that is written: a short line.
+const CONTEXT: usize = 16;
+const TOKENS: usize = 48;
+const GIGA: f64 = 1e9;
+
+impl Plan {
+    /// `None` where the part has nothing to measure.
+    pub(super) fn of(part: Part, threads: usize, size: &Size, can: impl Fn(Task) -> bool) -> Option<Self> {
+        let mut plan = Self { part, threads, entries: Vec::new(), compares: Vec::new() };
+        match part {
+            Part::Prefill => {
+                let tokens = 512.min(size.context - 1);
+                plan.add(format!("prefill of {tokens}"), "tokens/s", Work::Prefill(tokens));
+                // Only the last token's next is wanted.
+                let products = size.token_products as f64 + size.head_products as f64 / tokens as f64;
+                plan.limit("kernels on weights in the cache", "GMAC/s", Work::Multiply, "prefill's share of its kernels' speed", products);
+                plan.peer("prefill to llama.cpp's", Task::Prompt(tokens), can);
+            }
+            Part::Decode => {
+                plan.add(format!("decode of {TOKENS}"), "tokens/s", Work::Decode { sequences: 1, context: CONTEXT, tokens: TOKENS });
+                plan.limit("memory, read only", "GB/s", Work::ReadMemory, "decode's share of the bandwidth", size.step_bytes as f64);
+                plan.peer("decode to llama.cpp's", Task::Generate { depth: 0, tokens: TOKENS }, can);
+            }
+            Part::Eight => {
+                let (sequences, tokens) = (8, TOKENS / 2);
+                plan.add("decode of 8 together".into(), "tokens/s", Work::Decode { sequences, context: CONTEXT, tokens });
+                plan.peer("8 together to llama.cpp's", Task::Batch { sequences, prompt: CONTEXT, tokens }, can);
+            }
+            Part::Deep => {
+                let (context, tokens) = (4096.min(size.context - TOKENS), TOKENS / 3);
+                plan.add(format!("decode behind {context}"), "tokens/s", Work::Deep { context, tokens });
+                let bytes = size.step_bytes + size.position_bytes * context as u64;
+                plan.limit("memory, read only", "GB/s", Work::ReadMemory, "deep decode's share of the bandwidth", bytes as f64);
+                plan.peer("deep decode to llama.cpp's", Task::Generate { depth: context, tokens }, can);
+            }
+            Part::Rows => {
+                plan.add("a step of 8 rows of one text".into(), "ms", Work::Rows(8));
+                plan.add("a step of 1 row".into(), "ms", Work::Rows(1));
+                plan.compare("8 rows' time to 1 row's", 0, 1);
+            }
+            Part::Beside => {
+                if threads != 2 {
+                    return None;
+                }
+                let work = Work::Decode { sequences: 1, context: CONTEXT, tokens: TOKENS };
+                for (name, threads, beside) in [("2 threads beside", 2, true), ("1 thread beside", 1, true), ("2 threads alone", 2, false)]
+                {
+                    plan.entries.push(Entry { name: format!("decode, {name}"), unit: "tokens/s", work, threads, beside });
+                }
+                plan.compare("beside a busy processor, 2 threads to 1", 0, 1);
+                plan.compare("2 threads, beside a busy processor to alone", 0, 2);
+            }
+            Part::Start => {
+                plan.add("first token of a new `stdio` process".into(), "ms", Work::FirstToken);
+                plan.add("load in a new worker".into(), "ms", Work::Load);
+                plan.add("memory beyond weights, keys and values".into(), "MB", Work::Memory);
+                plan.add("  at the worst moment, the mapped file with it".into(), "MB", Work::Peak);
+            }
+        }
+        Some(plan)
+    }
+
+    fn add(&mut self, name: String, unit: &'static str, work: Work) {
+        self.entries.push(Entry { name, unit, work, threads: self.threads, beside: false });
+    }
+
+    /// A limit in giga-units a second, of which each token needs `each`.
+    fn limit(&mut self, name: &str, unit: &'static str, work: Work, share: &'static str, each: f64) {
+        self.add(name.into(), unit, work);
+        self.compares.push(Compare { name: share, of: 0, to: self.entries.len() - 1, scale: each / GIGA });
+    }
+
+    fn peer(&mut self, name: &'static str, task: Task, can: impl Fn(Task) -> bool) {
+        if can(task) {
+            self.add("llama.cpp".into(), "tokens/s", Work::Peer(task));
+            self.compare(name, 0, self.entries.len() - 1);
+        }
+    }
+
+    fn compare(&mut self, name: &'static str, of: usize, to: usize) {
+        self.compares.push(Compare { name, of, to, scale: 1.0 });
+    }
+}

@@ -1,0 +1,251 @@
+//! NEON, which every aarch64 processor has. With dotprod, where a processor has it (Apple's since M1, Cortex-A55 and A75,
+//! Graviton2), a dot product is one instruction for four.
+//!
+//! Weights of at most six bits are the same bytes signed and unsigned, so one signed product serves every form.
+//! Instructions whose intrinsics the oldest supported Rust does not have are written out.
+
+use super::Isa;
+use std::arch::aarch64::*;
+use std::arch::asm;
+use std::array::from_fn;
+
+/// `DOT`: whether the processor has dotprod.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Neon<const DOT: bool>;
+
+type F = [float32x4_t; 2];
+type I = [int32x4_t; 2];
+type B = [uint8x16_t; 2];
+
+// SAFETY of every block: the trait's contract: the processor has what `DOT` names, pointers reach their lanes.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+impl<const DOT: bool> Isa for Neon<DOT> {
+    type F = F;
+    type I = I;
+    type B = B;
+
+    #[inline(always)]
+    unsafe fn zero() -> F {
+        unsafe { [vdupq_n_f32(0.0); 2] }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> F {
+        unsafe { [vdupq_n_f32(x); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> F {
+        unsafe { [vld1q_f32(p), vld1q_f32(p.add(4))] }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, [a, b]: F) {
+        unsafe {
+            vst1q_f32(p, a);
+            vst1q_f32(p.add(4), b);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> F {
+        unsafe { [f16_to_f32(vld1_u16(p)), f16_to_f32(vld1_u16(p.add(4)))] }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> F {
+        unsafe { widen(vld1q_u16(p)).map(|x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(x))) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> I {
+        unsafe { widen(vmovl_u8(vld1_u8(p))).map(|x| vreinterpretq_s32_u32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> I {
+        unsafe {
+            let x = vmovl_s8(vld1_s8(p.cast()));
+            [vmovl_s16(vget_low_s16(x)), vmovl_high_s16(x)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, [a, b]: F) {
+        unsafe {
+            vst1_u16(p, f32_to_f16(a));
+            vst1_u16(p.add(4), f32_to_f16(b));
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(x: F, y: F) -> F {
+        unsafe { from_fn(|i| vaddq_f32(x[i], y[i])) }
+    }
+    #[inline(always)]
+    unsafe fn sub(x: F, y: F) -> F {
+        unsafe { from_fn(|i| vsubq_f32(x[i], y[i])) }
+    }
+    #[inline(always)]
+    unsafe fn mul(x: F, y: F) -> F {
+        unsafe { from_fn(|i| vmulq_f32(x[i], y[i])) }
+    }
+    #[inline(always)]
+    unsafe fn div(x: F, y: F) -> F {
+        unsafe { from_fn(|i| vdivq_f32(x[i], y[i])) }
+    }
+    #[inline(always)]
+    unsafe fn max(x: F, y: F) -> F {
+        // Not fmax: the reference takes the second unless the first is larger, also of zeros and of what is no number.
+        unsafe { from_fn(|i| vbslq_f32(vcgtq_f32(x[i], y[i]), x[i], y[i])) }
+    }
+    #[inline(always)]
+    unsafe fn abs(x: F) -> F {
+        unsafe { x.map(|x| vabsq_f32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn fma(x: F, y: F, z: F) -> F {
+        unsafe { from_fn(|i| vfmaq_f32(z[i], x[i], y[i])) }
+    }
+    #[inline(always)]
+    unsafe fn less(x: F, y: F, a: F, b: F) -> F {
+        unsafe { from_fn(|i| vbslq_f32(vcltq_f32(x[i], y[i]), a[i], b[i])) }
+    }
+    #[inline(always)]
+    unsafe fn round(x: F) -> F {
+        unsafe { x.map(|x| vrndnq_f32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn exp2_whole(x: F) -> F {
+        unsafe { x.map(|x| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(x), vdupq_n_s32(127))))) }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(x: I) -> F {
+        unsafe { x.map(|x| vcvtq_f32_s32(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_i32(x: I, y: I) -> I {
+        unsafe { from_fn(|i| vaddq_s32(x[i], y[i])) }
+    }
+    #[inline(always)]
+    unsafe fn zero_i32() -> I {
+        unsafe { [vdupq_n_s32(0); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> B {
+        unsafe { [vld1q_u8(p), vld1q_u8(p.add(16))] }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(x: B) -> (B, B) {
+        unsafe { (x.map(|x| vandq_u8(x, vdupq_n_u8(15))), x.map(|x| vshrq_n_u8::<4>(x))) }
+    }
+    #[inline(always)]
+    unsafe fn lane_byte<const SIGNED: bool>(x: B, which: usize) -> F {
+        unsafe {
+            // A row's byte is moved to the top of its four, and down again: with its sign, or without.
+            let left = vdupq_n_s32(24 - 8 * which as i32);
+            x.map(|x| {
+                if SIGNED {
+                    vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_s32(vreinterpretq_s32_u8(x), left)))
+                } else {
+                    vcvtq_f32_u32(vshrq_n_u32::<24>(vshlq_u32(vreinterpretq_u32_u8(x), left)))
+                }
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
+        // A negative shift goes right.
+        unsafe { from_fn(|i| vorrq_u8(x[i], vandq_u8(vshlq_u8(planes[i], vdupq_n_s8(SHIFT as i8)), vdupq_n_u8(MASK as u8)))) }
+    }
+    #[inline(always)]
+    unsafe fn dot<const SUMS: usize>(w: &[B], x: *const i8) -> I {
+        let (fours, rest) = w.as_chunks::<4>();
+        debug_assert!(rest.is_empty(), "four or eight vectors");
+        unsafe {
+            let mut sums = Self::zero_i32();
+            for (part, [a, b, c, d]) in fours.iter().enumerate() {
+                let x = vld1q_s8(x.add(16 * part));
+                for half in 0..2 {
+                    sums[half] = products::<DOT, 0>(sums[half], a[half], x);
+                    sums[half] = products::<DOT, 1>(sums[half], b[half], x);
+                    sums[half] = products::<DOT, 2>(sums[half], c[half], x);
+                    sums[half] = products::<DOT, 3>(sums[half], d[half], x);
+                }
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_times<const SUMS: usize>(sums: I, w: &[B], x: *const i8, factor: I) -> I {
+        unsafe {
+            let dot = Self::dot::<SUMS>(w, x);
+            from_fn(|i| vmlaq_s32(sums[i], dot[i], factor[i]))
+        }
+    }
+    #[inline(always)]
+    unsafe fn two_times(sums: I, x: *const i16, a: I, b: I) -> I {
+        unsafe {
+            let (first, second) = (i32::from(x.read_unaligned()), i32::from(x.add(1).read_unaligned()));
+            from_fn(|i| vmlaq_n_s32(vmlaq_n_s32(sums[i], a[i], first), b[i], second))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { asm!("prfm pldl1keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags)) }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: F) -> I {
+        unsafe {
+            let [a, b] = x.map(|x| vcvtnq_s32_f32(x));
+            vst1_s8(p, vqmovn_s16(vcombine_s16(vqmovn_s32(a), vqmovn_s32(b))));
+            [a, b]
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum_i32([a, b]: I) -> i32 {
+        unsafe { vaddvq_s32(vaddq_s32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn largest([a, b]: F) -> f32 {
+        unsafe { vmaxnmvq_f32(vmaxnmq_f32(a, b)) }
+    }
+}
+
+/// Adds to the sums of four rows the products of four inputs each with the four activations in lane `LANE` of `x`.
+///
+/// # Safety
+/// The processor has dotprod if `DOT`.
+#[inline(always)]
+unsafe fn products<const DOT: bool, const LANE: i32>(sums: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: the caller's; registers only.
+    unsafe {
+        if DOT {
+            let mut sums = sums;
+            asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.4b[{3}]", inout(vreg) sums, in(vreg) w, in(vreg) x, const LANE,
+                options(pure, nomem, nostack, preserves_flags));
+            sums
+        } else {
+            let w = vreinterpretq_s8_u8(w);
+            let x = vreinterpretq_s8_s32(vdupq_laneq_s32::<LANE>(vreinterpretq_s32_s8(x)));
+            // |w| <= 128 and |x| <= 127: a sum of two products is at most 32512, within sixteen bits.
+            let pairs = vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x));
+            vpadalq_s16(sums, pairs)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn widen(x: uint16x8_t) -> [uint32x4_t; 2] {
+    // SAFETY: registers only.
+    unsafe { [vmovl_u16(vget_low_u16(x)), vmovl_high_u16(x)] }
+}
+
+#[inline(always)]
+unsafe fn f16_to_f32(x: uint16x4_t) -> float32x4_t {
+    let y;
+    // SAFETY: registers only.
+    unsafe { asm!("fcvtl {0:v}.4s, {1:v}.4h", lateout(vreg) y, in(vreg) x, options(pure, nomem, nostack, preserves_flags)) };
+    y
+}
+
+/// Rounds to nearest even, as a thread does that never set another mode.
+#[inline(always)]
+unsafe fn f32_to_f16(x: float32x4_t) -> uint16x4_t {
+    let y;
+    // SAFETY: registers only.
+    unsafe { asm!("fcvtn {0:v}.4h, {1:v}.4s", lateout(vreg) y, in(vreg) x, options(pure, nomem, nostack, preserves_flags)) };
+    y
+}

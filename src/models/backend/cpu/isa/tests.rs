@@ -1,0 +1,156 @@
+//! Every operation of every instruction set against the reference, bit for bit, on the numbers where they would differ.
+
+use super::*;
+
+/// What one operation gave, lane by lane.
+type Results = Vec<(&'static str, [u32; LANES])>;
+
+#[test]
+fn every_operation_is_the_references() {
+    // SAFETY: plain Rust.
+    let want = unsafe { results::<Scalar>() };
+    #[allow(unused_mut, reason = "a processor without instruction sets of its own has nothing to add")]
+    let mut all: Vec<(&str, Results)> = Vec::new();
+    // SAFETY of every block: behind the detection of what it uses.
+    #[cfg(target_arch = "x86_64")]
+    #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+        all.push(("avx2", unsafe { results::<Avx2<MADDUBS>>() }));
+    }
+    #[cfg(target_arch = "aarch64")]
+    #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+    if std::arch::is_aarch64_feature_detected!("neon") {
+        all.push(("neon", unsafe { results::<Neon<false>>() }));
+        #[target_feature(enable = "dotprod")]
+        fn dotprod() -> Results {
+            unsafe { results::<Neon<true>>() }
+        }
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            all.push(("dotprod", unsafe { dotprod() }));
+        }
+    }
+    for (isa, got) in all {
+        for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert_eq!(got, want, "{isa}, result {index}");
+        }
+        assert_eq!(got.len(), want.len());
+    }
+}
+
+/// Numbers at the edges of f32, of f16 and of rounding.
+fn numbers() -> Vec<f32> {
+    let positive = [0.0, 1e-45, 1e-38, 6e-8, 2.98e-8, 6.1e-5, 0.3, 0.5, 1.0, 1.5, 2.5, 126.5, 2049.0, 65504.0, 65519.0, 65520.0, 8388609.0];
+    // Halfway between two f16, and one bit to either side.
+    let ties = [0x3f80_1000u32, 0x3f80_3000, 0x3380_0000, 0x33c0_0000, 0x387f_f000].map(|bits| [bits - 1, bits, bits + 1]);
+    let positive = positive.into_iter().chain(ties.into_iter().flatten().map(f32::from_bits)).chain([f32::MAX, f32::INFINITY]);
+    positive.flat_map(|x| [x, -x]).collect()
+}
+
+/// # Safety
+/// The processor has the instruction set.
+#[inline(always)]
+unsafe fn results<S: Isa>() -> Results {
+    let mut results = Results::new();
+    let numbers = numbers();
+    let bytes: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2654435761) >> 13) as u8).collect();
+    let eight = |i: usize, step: usize| -> [f32; LANES] { std::array::from_fn(|lane| numbers[(i + lane * step) % numbers.len()]) };
+    // SAFETY: the caller's; every pointer is to whole vectors.
+    unsafe {
+        let load = |x: [f32; LANES]| S::load(x.as_ptr());
+        let mut floats = |name, x: S::F| {
+            let mut lanes = [0f32; LANES];
+            S::store(lanes.as_mut_ptr(), x);
+            results.push((name, lanes.map(f32::to_bits)));
+        };
+        let not_a_number = S::splat(f32::NAN);
+        for i in 0..numbers.len() {
+            let x = load(eight(i, 1));
+            for step in 1..8 {
+                let (y, z) = (load(eight(3 * i + step, step)), load(eight(7 * i + step, step + 1)));
+                floats("max", S::max(x, y));
+                floats("less", S::less(x, y, z, x));
+                // What is no number has no bits of its own: those results are seen by comparing only.
+                for (name, y) in
+                    [("add", S::add(x, y)), ("sub", S::sub(x, y)), ("mul", S::mul(x, y)), ("div", S::div(x, y)), ("fma", S::fma(x, y, z))]
+                {
+                    floats(name, S::less(S::abs(y), S::splat(f32::INFINITY), y, S::zero()));
+                }
+            }
+            floats("max", S::max(x, not_a_number));
+            floats("max", S::max(not_a_number, x));
+            floats("less", S::less(x, not_a_number, x, S::zero()));
+            floats("abs", S::abs(x));
+            floats("round", S::round(x));
+        }
+        for i in 0..2000 {
+            floats("exp", exp::<S>(S::splat(-0.05 * i as f32)));
+        }
+        for i in -126..=127 {
+            floats("exp2_whole", S::exp2_whole(S::splat(i as f32)));
+        }
+        let halves: Vec<u16> = (0..=u16::MAX).filter(|x| x & 0x7c00 != 0x7c00 || x & 0x3ff == 0).collect();
+        for halves in halves.as_chunks::<LANES>().0 {
+            floats("load_f16", S::load_f16(halves.as_ptr()));
+            floats("load_bf16", S::load_bf16(halves.as_ptr()));
+        }
+        for bytes in bytes.as_chunks::<LANES>().0 {
+            floats("load_u8", S::to_f32(S::load_u8(bytes.as_ptr())));
+            floats("load_i8", S::to_f32(S::load_i8(bytes.as_ptr())));
+        }
+        let mut all_bytes = |name, x: S::B| {
+            for which in 0..4 {
+                floats(name, S::lane_byte::<false>(x, which));
+                floats(name, S::lane_byte::<true>(x, which));
+            }
+        };
+        for i in (0..bytes.len() - 64).step_by(32) {
+            let (x, y) = (S::load_bytes(bytes.as_ptr().add(i)), S::load_bytes(bytes.as_ptr().add(i + 32)));
+            let (low, high) = S::nibbles(x);
+            for (name, x) in [("load_bytes", x), ("low", low), ("high", high)] {
+                all_bytes(name, x);
+            }
+            all_bytes("insert", S::insert::<4, 48>(low, y));
+            all_bytes("insert", S::insert::<1, 16>(low, y));
+            all_bytes("insert", S::insert::<0, 48>(low, y));
+            all_bytes("insert", S::insert::<-2, 48>(low, y));
+            all_bytes("insert", S::insert::<-3, 16>(low, y));
+        }
+        // Activations of every size, and the largest of one sign against the largest weights.
+        for i in 0..64 {
+            let x: [i8; UNIT] =
+                std::array::from_fn(|j| if i < 8 { 127 * (1 - (i as i8 & 2)) } else { (bytes[64 * i + j] as i8).max(-127) });
+            let at =
+                |j: usize, most: u8| -> [u8; UNIT] { std::array::from_fn(|k| if i < 8 { most } else { bytes[32 * (i + j) + k] & most }) };
+            let w = |most: u8| -> [S::B; 8] { std::array::from_fn(|j| S::load_bytes(at(j, most).as_ptr())) };
+            floats("dot 8", S::to_f32(S::dot::<8>(&w(15), x.as_ptr())));
+            floats("dot 4", S::to_f32(S::dot::<4>(&w(31), x.as_ptr())));
+            floats("dot 2", S::to_f32(S::dot::<2>(&w(63), x.as_ptr())));
+            floats("half dot", S::to_f32(S::dot::<2>(&w(63)[4..], x.as_ptr().add(16))));
+            let (a, b) = (S::load_i8(bytes.as_ptr().add(i)), S::load_i8(bytes.as_ptr().add(i + 8)));
+            let small = S::load_u8(at(9, 63).as_ptr());
+            for (factor, signs) in [(a, "dot times signed"), (small, "dot times")] {
+                floats(signs, S::to_f32(S::dot_times::<8>(a, &w(15), x.as_ptr(), factor)));
+                floats(signs, S::to_f32(S::dot_times::<4>(a, &w(31), x.as_ptr(), factor)));
+                floats(signs, S::to_f32(S::dot_times::<2>(a, &w(63)[..4], x.as_ptr(), factor)));
+                floats(signs, S::to_f32(S::dot_times::<0>(a, &w(0xff), x.as_ptr(), factor)));
+            }
+            let pair = [16 * 127 * if i % 2 == 0 { 1 } else { -1 }, i16::from(x[i % UNIT]) * 32];
+            floats("two times", S::to_f32(S::two_times(a, pair.as_ptr(), b, small)));
+            for most in [0x7f, 0x80, 0xff] {
+                floats("dot 0", S::to_f32(S::dot::<0>(&w(most), x.as_ptr())));
+            }
+        }
+        for i in 0..numbers.len() {
+            let x = eight(i, 1);
+            let mut half = [0u16; LANES];
+            S::store_f16(half.as_mut_ptr(), load(x));
+            results.push(("store_f16", half.map(u32::from)));
+            let mut whole = [0i8; LANES];
+            let words = S::store_i8(whole.as_mut_ptr(), load(std::array::from_fn(|lane| (i * LANES + lane) as f32 / 2.0 % 254.0 - 127.0)));
+            results.push(("store_i8", whole.map(|x| x as u32)));
+            results.push(("sum_i32", [S::sum_i32(S::add_i32(words, S::add_i32(words, S::zero_i32()))) as u32; LANES]));
+            results.push(("largest", [S::largest(load(x)).to_bits() & 0x7fff_ffff; LANES]));
+        }
+    }
+    results
+}

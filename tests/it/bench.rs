@@ -1,0 +1,62 @@
+//! `bench`: that it measures what it says. How fast anything is, no test asks.
+
+use serde_json::Value;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+fn bench(options: &[&str]) -> (bool, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_souffleur")).arg("bench").args(options).stdin(Stdio::null()).output().expect("it starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn every_measurement_and_every_ratio_is_in_the_json() {
+    let (well, out, err) = bench(&["--json", "--rounds", "1", "--threads", "2", "--only", "rows,beside,start"]);
+    assert!(well, "{err}");
+    let parts: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    let names = |key: &str, part: &Value| {
+        part[key].as_array().expect("a list").iter().map(|entry| entry["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(parts.iter().map(|part| part["part"].as_str().expect("a part")).collect::<Vec<_>>(), ["rows", "beside", "start"]);
+    assert_eq!(names("series", &parts[0]), ["a step of 8 rows of one text", "a step of 1 row"]);
+    assert_eq!(names("ratios", &parts[1]), ["beside a busy processor, 2 threads to 1", "2 threads, beside a busy processor to alone"]);
+    for part in &parts {
+        assert!(part["head"].as_str().expect("a head").starts_with("embedded: "), "{part}");
+        for series in part["series"].as_array().expect("a list") {
+            assert_eq!(series["samples"].as_array().expect("a list").len(), 1);
+            assert_eq!(series["samples"][0]["value"], series["median"]);
+            assert!(series["median"].as_f64().is_some_and(|value| value > 0.0), "{series}");
+        }
+    }
+    let rows = &parts[0];
+    let median = |index: usize| rows["series"][index]["median"].as_f64().expect("a number");
+    assert!((rows["ratios"][0]["value"].as_f64().expect("a number") - median(0) / median(1)).abs() < 1e-9);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_neighbour_ends_with_its_parent() {
+    // The shell says the neighbour's number and is gone; its output ends when the neighbour, who has it too, does.
+    let script = format!("{} bench --neighbour $$ & echo $!", env!("CARGO_BIN_EXE_souffleur"));
+    let mut shell = Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("a shell");
+    let mut output = BufReader::new(shell.stdout.take().expect("piped"));
+    let mut neighbour = String::new();
+    output.read_line(&mut neighbour).expect("a number");
+    shell.wait().expect("it ends");
+    let (over, ended) = mpsc::sync_channel(1);
+    std::thread::spawn(move || over.send(output.read_line(&mut String::new())));
+    let ended = ended.recv_timeout(Duration::from_secs(60));
+    if ended.is_err() {
+        Command::new("kill").args(["-9", neighbour.trim()]).status().expect("kill");
+    }
+    assert_eq!(ended.expect("it ends, here within a minute").expect("readable"), 0);
+}
+
+#[test]
+fn a_peer_needs_a_gguf_file() {
+    let (well, _, err) = bench(&["--peer", "llama-bench=/bin/true"]);
+    assert!(!well && err.contains("a peer reads .gguf files"), "{err}");
+}
