@@ -3,13 +3,15 @@
 use crate::models::{Embedded, ModelSource, Settings};
 use std::{path::PathBuf, time::Duration};
 
-/// Where a model runs. `Process` names its program: an embedding application's own executable is not a worker.
+/// Where a model runs. `Process` names its program, since an embedding application's own executable is not a worker, and
+/// what it is told before `worker`, such as how to log.
 #[derive(Clone, Debug, Default)]
 pub enum Isolation {
     #[default]
     Thread,
     Process {
         program: PathBuf,
+        arguments: Vec<String>,
     },
 }
 

@@ -24,12 +24,13 @@ const EMBEDDED: Embedded = Embedded {
 fn main() -> ExitCode {
     let start = std::time::Instant::now();
     let arguments = cli::Arguments::parse();
-    cli::log(&arguments.log);
+    let log = arguments.log.of(&arguments.command);
+    cli::log(&log);
     let result = match arguments.command {
-        cli::Command::Complete(complete) => cli::complete::run(complete, EMBEDDED, start),
-        cli::Command::Stdio(stdio) => cli::stdio::run(stdio, EMBEDDED),
-        cli::Command::Serve(serve) => cli::serve::run(serve, EMBEDDED),
-        cli::Command::Doctor(doctor) => cli::doctor::run(doctor, EMBEDDED),
+        cli::Command::Complete(complete) => cli::complete::run(complete, &log, EMBEDDED, start),
+        cli::Command::Stdio(stdio) => cli::stdio::run(stdio, &log, EMBEDDED),
+        cli::Command::Serve(serve) => cli::serve::run(serve, &log, EMBEDDED),
+        cli::Command::Doctor(doctor) => cli::doctor::run(doctor, &log, EMBEDDED),
         cli::Command::Bench(bench) => cli::bench::run(bench, EMBEDDED),
         cli::Command::Worker => worker::over_pipe(Some(EMBEDDED)),
     };

@@ -1,6 +1,6 @@
 //! `complete FILE[:LINE[:COLUMN]]`: ghost text in the terminal.
 
-use super::{Models, PATIENCE, load, waiting_for};
+use super::{Log, Models, PATIENCE, load, waiting_for};
 use anyhow::{Context, bail};
 use clap::Args;
 use souffleur::actors::{Embedded, End, FinishReason, News, Prompt, Reader, Request, Runtime, Sampling, Usage};
@@ -50,14 +50,17 @@ fn temperature(text: &str) -> Result<f32, &'static str> {
     text.parse().ok().filter(|temperature| (0.0..=5.0).contains(temperature)).ok_or("not a number from 0 to 5")
 }
 
-pub(crate) fn run(arguments: Complete, embedded: Embedded, start: Instant) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(arguments: Complete, log: &Log, embedded: Embedded, start: Instant) -> anyhow::Result<ExitCode> {
     let (path, line, column) = parse_place(&arguments.place);
     if let Some((file, place)) = path.rsplit_once(':').filter(|(file, _)| !Path::new(path).exists() && Path::new(file).exists()) {
         bail!("{place:?} is no place in {file:?}: write FILE:LINE or FILE:LINE:COLUMN, counted from 1");
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("can't read {path:?}"))?;
     let at = offset(&text, line, column).with_context(|| format!("in {path:?}"))?;
-    let config = arguments.models.config(embedded)?;
+    let config = arguments.models.config(embedded, log)?;
+    if config.models.len() > 1 {
+        bail!("{} models are named, and a text comes from one", config.models.len());
+    }
     let request = Request {
         model: config.models[0].name.clone(),
         prompt: Prompt::Infill {

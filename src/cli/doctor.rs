@@ -1,6 +1,6 @@
 //! `doctor`: what this machine has, what the model is, and what is wrong, in a sentence each.
 
-use super::{Models, load, selftest};
+use super::{Log, Models, load, selftest};
 use clap::Args;
 use souffleur::actors::{Embedded, FimOrder, ModelSource, Runtime};
 use souffleur::models::{backend::cpu::Cpu, weights::free_memory};
@@ -19,8 +19,8 @@ pub(crate) struct Doctor {
     self_test: bool,
 }
 
-pub(crate) fn run(arguments: Doctor, embedded: Embedded) -> anyhow::Result<ExitCode> {
-    let config = arguments.models.config(embedded)?;
+pub(crate) fn run(arguments: Doctor, log: &Log, embedded: Embedded) -> anyhow::Result<ExitCode> {
+    let config = arguments.models.config(embedded, log)?;
     let models = config.models.clone();
     let mut report = machine();
     let mut wrong = wrong_with_machine();

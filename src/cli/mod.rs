@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tracing_subscriber::filter::{EnvFilter, ParseError};
 
 pub(crate) const VERSION: &str = if cfg!(feature = "faults") { WITH_FAULTS } else { env!("CARGO_PKG_VERSION") };
 /// A build for tests must be told from every other one.
@@ -59,13 +60,37 @@ pub(crate) enum Command {
 #[derive(Args)]
 #[command(next_help_heading = "Log, on stderr")]
 pub(crate) struct Log {
-    // A stranger's bad request is an error to actix_http; anybody on this machine could fill the log with those.
-    /// What to log: error, warn, info, debug, or a filter such as souffleur=debug; never prompts
-    #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", default_value = "warn,actix_http=off", global = true)]
-    filter: String,
+    /// What to log: error, warn, info, debug, or a filter such as souffleur=debug; never prompts [default: warn of serve and stdio, error of the others]
+    #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", value_parser = filter, global = true)]
+    filter: Option<String>,
     /// How to write the log
     #[arg(long = "log-format", value_enum, default_value_t = LogFormat::Text, global = true)]
     format: LogFormat,
+}
+
+fn filter(text: &str) -> Result<String, ParseError> {
+    EnvFilter::try_new(text).map(|_| text.into())
+}
+
+impl Log {
+    /// With the filter that a command has when none is named.
+    pub(crate) fn of(self, command: &Command) -> Self {
+        // A stranger's bad request is an error to actix_http; anybody on this machine could fill the log with those.
+        // What goes wrong in the other commands is their answer.
+        let serves = matches!(command, Command::Serve(_) | Command::Stdio(_));
+        let default = || if serves { "warn,actix_http=off" } else { "error" }.into();
+        Self { filter: Some(self.filter.unwrap_or_else(default)), ..self }
+    }
+
+    /// The same for a worker.
+    fn arguments(&self) -> Vec<String> {
+        let format = match self.format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        let filter = self.filter.iter().flat_map(|filter| ["--log", filter]);
+        filter.chain(["--log-format", format]).map(String::from).collect()
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -77,10 +102,7 @@ enum LogFormat {
 /// Logs go to stderr, because stdout is the protocol's; also what panics, in front and worker.
 pub(crate) fn log(log: &Log) {
     worker::tell_panics_without_prompts();
-    let filter = tracing_subscriber::EnvFilter::try_new(&log.filter).unwrap_or_else(|error| {
-        eprintln!("souffleur: --log {:?} is not a filter ({error}); logging warnings", log.filter);
-        tracing_subscriber::EnvFilter::new("warn")
-    });
+    let filter = EnvFilter::new(log.filter.as_deref().unwrap_or_default());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
@@ -124,7 +146,7 @@ enum Precision {
 }
 
 impl Models {
-    pub(crate) fn config(&self, embedded: Embedded) -> anyhow::Result<Config> {
+    pub(crate) fn config(&self, embedded: Embedded, log: &Log) -> anyhow::Result<Config> {
         let mut models: Vec<Model> = Vec::new();
         for text in &self.models {
             let model = model(text)?;
@@ -142,7 +164,7 @@ impl Models {
         Ok(Config {
             models,
             embedded: Some(embedded),
-            isolation: Isolation::Process { program: program()? },
+            isolation: Isolation::Process { program: program()?, arguments: log.arguments() },
             settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
             limits: Limits { decoder_silence, prompter_time, ..Limits::default() },
             restarts: RestartLimit { deaths: self.restarts, ..RestartLimit::default() },

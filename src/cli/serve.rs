@@ -1,6 +1,6 @@
 //! `serve`: JSON-RPC on a WebSocket, for pages and tools.
 
-use super::{Models, over};
+use super::{Log, Models, over};
 use clap::Args;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use souffleur::actors::{Embedded, Runtime};
@@ -59,8 +59,8 @@ fn origin(text: &str) -> Result<String, &'static str> {
     }
 }
 
-pub(crate) fn run(arguments: Serve, embedded: Embedded) -> anyhow::Result<ExitCode> {
-    let config = arguments.models.config(embedded)?;
+pub(crate) fn run(arguments: Serve, log: &Log, embedded: Embedded) -> anyhow::Result<ExitCode> {
+    let config = arguments.models.config(embedded, log)?;
     make_room(config.limits.connections);
     let runtime = Runtime::start(config)?;
     let nameless = arguments.address.is_unspecified() && arguments.hosts.is_empty();

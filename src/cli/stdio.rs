@@ -1,6 +1,6 @@
 //! `stdio`: JSON-RPC on stdin and stdout, as an editor's child process.
 
-use super::{Models, over};
+use super::{Log, Models, over};
 use anyhow::Context;
 use clap::Args;
 use souffleur::actors::{Embedded, Runtime};
@@ -22,12 +22,12 @@ pub(crate) struct Stdio {
     models: Models,
 }
 
-pub(crate) fn run(arguments: Stdio, embedded: Embedded) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(arguments: Stdio, log: &Log, embedded: Embedded) -> anyhow::Result<ExitCode> {
     if std::io::stdin().is_terminal() {
         eprintln!("souffleur: waiting for JSON-RPC, one message a line; Ctrl-D ends it, and `souffleur stdio --help` has an example");
     }
     let (input, output) = stdio::take_standard_streams().context("can't take stdin and stdout")?;
-    let runtime = Runtime::start(arguments.models.config(embedded)?)?;
+    let runtime = Runtime::start(arguments.models.config(embedded, log)?)?;
     let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let closed = executor.block_on(async {
         let stop = CancellationToken::new();

@@ -23,8 +23,8 @@ pub enum Error {
     #[error("{name}: {reason}")]
     Parameter { name: String, reason: String },
     /// A logits processor or the sampler panicked for one sequence.
-    #[error("sampler panicked: {0}")]
-    SamplerPanicked(String),
+    #[error("sampler panicked: choosing a token")]
+    SamplerPanicked,
 }
 
 impl Error {

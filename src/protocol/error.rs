@@ -198,7 +198,7 @@ impl From<ModelError> for Fault {
             ModelError::Memory { needed, free } => Self::new(Kind::OutOfMemory, message).with("needed", needed).with("free", free),
             ModelError::Unsupported(_) => Self::new(Kind::Unsupported, message),
             ModelError::Parameter { name, reason } => Self::parameter(&camel_case(&name), reason),
-            ModelError::SamplerPanicked(_) => Self::new(Kind::StagePanicked, message).with("stage", "sampler"),
+            ModelError::SamplerPanicked => Self::new(Kind::StagePanicked, message).with("stage", "sampler"),
         }
     }
 }

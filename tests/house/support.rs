@@ -49,7 +49,7 @@ impl House {
         Config {
             models: std::iter::once(embedded).chain(folders).collect(),
             embedded: None,
-            isolation: Isolation::Process { program: env!("CARGO_BIN_EXE_souffleur").into() },
+            isolation: Isolation::Process { program: env!("CARGO_BIN_EXE_souffleur").into(), arguments: Vec::new() },
             settings,
             limits: Limits::default(),
             restarts: RestartLimit::default(),

@@ -18,6 +18,9 @@ use tokio::{
 /// How often a decoder with work in hand is asked for a sign within the silence that it is allowed.
 const PINGS_IN_SILENCE: u32 = 6;
 
+/// An alarm that is this late says that this process stood still itself, and nothing of the worker.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+
 /// What a life starts from.
 pub(super) struct Birth {
     pub(super) life: u64,
@@ -40,7 +43,7 @@ pub(super) async fn life(birth: Birth, replay: InFlight, mut errands: mpsc::Rece
             heard = receive(&mut life.link) => life.heard(heard),
             errand = errands.recv() => life.take(errand),
             Some(id) = life.hand.left() => life.cancel(id),
-            () = ring(alarm) => life.rung(),
+            due = ring(alarm) => life.rung(due),
         };
     };
     let cause = part(life.link, fate).await;
@@ -59,9 +62,13 @@ async fn receive(link: &mut Option<Link>) -> Result<Option<FromWorker>, frame::E
     }
 }
 
-async fn ring(alarm: Option<Instant>) {
+/// Resolves at the alarm, with when it was due.
+async fn ring(alarm: Option<Instant>) -> Instant {
     match alarm {
-        Some(at) => sleep_until(at).await,
+        Some(at) => {
+            sleep_until(at).await;
+            at
+        }
         None => pending().await,
     }
 }
@@ -154,12 +161,15 @@ impl<F: Fn(Sign)> Life<F> {
         }
     }
 
-    fn rung(&mut self) -> Next {
+    fn rung(&mut self, due: Instant) -> Next {
         if self.link.is_none() {
             return self.launch();
         }
         if !self.has_work() {
             return Next::Break(Fate::Close(Cause::Idle));
+        }
+        if due.elapsed() >= STOOD_STILL {
+            self.heard_at = Instant::now();
         }
         if Instant::now() >= self.silence_ends() {
             let silence = self.birth.house.config.limits.decoder_silence.as_secs();

@@ -34,9 +34,9 @@ pub(super) fn launch(config: &Config) -> Launch {
     let embedded = config.embedded;
     match config.isolation.clone() {
         Isolation::Thread => Arc::new(move |model| Link::thread(model, embedded)),
-        Isolation::Process { program } => Arc::new(move |_| {
+        Isolation::Process { program, arguments } => Arc::new(move |_| {
             let mut worker = Command::new(&program);
-            worker.arg("worker");
+            worker.args(&arguments).arg("worker");
             Link::process(worker)
         }),
     }

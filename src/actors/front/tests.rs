@@ -282,7 +282,7 @@ fn shutdown_waits_for_what_is_in_hand_and_cancels_what_takes_longer() {
 
 #[test]
 fn a_runtime_is_usable_from_no_runtime_and_its_last_clone_ends_everything() {
-    let config = Config { isolation: Isolation::Process { program: "/nowhere/souffleur".into() }, ..config() };
+    let config = Config { isolation: Isolation::Process { program: "/nowhere/souffleur".into(), arguments: Vec::new() }, ..config() };
     let runtime = Runtime::start(Config { restarts: RestartLimit { deaths: 0, period: GRACE }, ..config }).unwrap();
     // Without clock and reactor: the runtime has its own.
     let caller = tokio::runtime::Builder::new_current_thread().build().unwrap();

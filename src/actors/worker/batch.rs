@@ -294,7 +294,7 @@ impl<B: Backend> Batch<B> {
         sampled: crate::models::Result<Sampled>,
     ) -> Result<(Step, Option<FinishReason>), Error> {
         let sampled = sampled.map_err(|error| match error {
-            crate::models::Error::SamplerPanicked(_) => Error::StagePanicked { stage: "sampler".into(), cause: "choosing a token".into() },
+            crate::models::Error::SamplerPanicked => Error::StagePanicked { stage: "sampler".into(), cause: "choosing a token".into() },
             other => Error::Model(other),
         })?;
         let Grown { text, end } = self.grow(running, sampled.token)?;

@@ -9,7 +9,7 @@ mod process;
 mod rig;
 mod table;
 
-use super::{Models, Precision};
+use super::{Log, Models, Precision};
 use anyhow::bail;
 use clap::{Args, Parser, ValueEnum as _};
 use limits::Memory;
@@ -105,10 +105,12 @@ fn config(model: &str, activations: Precision, embedded: Embedded) -> anyhow::Re
     struct Defaults {
         #[command(flatten)]
         models: Models,
+        #[command(flatten)]
+        log: Log,
     }
-    let mut models = Defaults::try_parse_from(["bench", "--model", model])?.models;
+    let Defaults { mut models, log } = Defaults::try_parse_from(["bench", "--model", model])?;
     models.activations = activations;
-    models.config(embedded)
+    models.config(embedded, &log)
 }
 
 /// One model with all that its figures are measured by.

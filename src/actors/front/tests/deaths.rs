@@ -104,6 +104,18 @@ fn a_decoder_that_gives_no_sign_is_replaced_and_its_streams_go_on() {
 }
 
 #[test]
+fn a_front_that_stood_still_itself_blames_no_worker() {
+    house(config(), &[], async |runtime, world| {
+        let reader = runtime.complete(request("slow", 5)).unwrap();
+        until(&mut reader.clone(), 1).await;
+        // As after SIGSTOP and SIGCONT: the clock went on, and nothing of this process did.
+        tokio::time::advance(runtime.limits().decoder_silence * 2).await;
+        whole(5, &read(reader).await);
+        assert_eq!((model(runtime).await.restarts, world.started.load(Ordering::SeqCst)), (0, 1));
+    });
+}
+
+#[test]
 fn a_life_that_panics_is_a_death_and_loses_what_it_held() {
     house(config(), &[Plan::PanicStarting], async |runtime, _| {
         let (_, end) = read(runtime.complete(request("", 1)).unwrap()).await;

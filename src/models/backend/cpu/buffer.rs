@@ -9,7 +9,7 @@ const ALIGNMENT: usize = 64;
 /// A huge page of x86-64, and of aarch64 with pages of 4 KiB.
 const HUGE: usize = 2 << 20;
 /// What an arena asks the system for at a time. It costs addresses only until it is written to.
-const REGION: usize = 64 << 20;
+const REGION: usize = 256 << 20;
 
 pub(super) struct Buffer {
     memory: Arc<Memory>,

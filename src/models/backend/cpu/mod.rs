@@ -222,7 +222,7 @@ impl Backend for Cpu {
             let (draw, row, sampled) = &mut *choice;
             // The wall around one request's processors and sampler: what panics here ends that request alone.
             let wall = catch_unwind(AssertUnwindSafe(|| draw.sampler.sample(row, draw.tokens)));
-            *sampled = Some(wall.map_err(|panic| Error::SamplerPanicked(crate::models::panic_text(&*panic))));
+            *sampled = Some(wall.map_err(|_| Error::SamplerPanicked));
         });
         let sampled = |choice: Mutex<(_, _, Option<Result<Sampled>>)>| choice.into_inner().expect("as above").2;
         choices.into_iter().map(|choice| sampled(choice).expect("every piece was run")).collect()
