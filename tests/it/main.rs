@@ -5,6 +5,7 @@ mod bench;
 mod clients;
 mod doctor;
 mod guard;
+mod readme;
 mod rooms;
 mod sockets;
 mod support;
