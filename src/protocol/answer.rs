@@ -58,9 +58,14 @@ pub(super) async fn complete(runtime: &Runtime, call: &Call, completion: Complet
 
 /// Stops reading, waits until nothing computes any more, and says what was computed.
 async fn cancelled(call: &Call, reader: Reader) -> Fault {
-    let usage = match reader.abandon().wait().await {
-        End::Done { usage, .. } => usage,
-        End::Failed(error) => {
+    let end = tokio::select! {
+        end = reader.abandon().wait() => Some(end),
+        () = call.hurried() => None,
+    };
+    let usage = match end {
+        Some(End::Done { usage, .. }) => usage,
+        None => Usage::default(),
+        Some(End::Failed(error)) => {
             tracing::debug!(%error, "failed while being cancelled");
             Usage::default()
         }

@@ -14,6 +14,7 @@ pub(crate) struct Call(Arc<Shared>);
 
 struct Shared {
     cancel: CancellationToken,
+    hurry: CancellationToken,
     outbox: mpsc::Sender<String>,
     /// Its closing is the end of the call; its value is what a cancel is told.
     completion_tokens: watch::Sender<u32>,
@@ -21,13 +22,19 @@ struct Shared {
 
 impl Call {
     pub(crate) fn new(outbox: mpsc::Sender<String>) -> (Self, Handle) {
-        let cancel = CancellationToken::new();
+        let (cancel, hurry) = (CancellationToken::new(), CancellationToken::new());
         let (completion_tokens, ended) = watch::channel(0);
-        (Self(Arc::new(Shared { cancel: cancel.clone(), outbox, completion_tokens })), Handle { cancel, ended })
+        let shared = Shared { cancel: cancel.clone(), hurry: hurry.clone(), outbox, completion_tokens };
+        (Self(Arc::new(shared)), Handle { cancel, hurry, ended })
     }
 
     pub(crate) async fn cancelled(&self) {
         self.0.cancel.cancelled().await;
+    }
+
+    /// The connection is over and waits for nothing any more.
+    pub(crate) async fn hurried(&self) {
+        self.0.hurry.cancelled().await;
     }
 
     /// Drops the work at a cancel: for work that needs no goodbye.
@@ -52,12 +59,18 @@ impl Call {
 #[derive(Clone)]
 pub(crate) struct Handle {
     cancel: CancellationToken,
+    hurry: CancellationToken,
     ended: watch::Receiver<u32>,
 }
 
 impl Handle {
     pub(crate) fn cancel(&self) {
         self.cancel.cancel();
+    }
+
+    /// Its answer is wanted now, also where a worker that was told to stop has not said that it has.
+    pub(crate) fn hurry(&self) {
+        self.hurry.cancel();
     }
 
     /// Waits until the call is over; says how many tokens it computed.

@@ -92,6 +92,9 @@ where
     let _ = tokio::time::timeout(linger, answer_all(&mut peer, &mut outbox, &mut outgoing)).await;
     peer.cancel_all();
     let _ = tokio::time::timeout(FLUSH_TIME, answer_all(&mut peer, &mut outbox, &mut outgoing)).await;
+    // A worker may be long in one piece of work, or stand still.
+    peer.hurry_all();
+    let _ = tokio::time::timeout(FLUSH_TIME, answer_all(&mut peer, &mut outbox, &mut outgoing)).await;
     let Peer { running, mut reply, sender, .. } = peer;
     drop((running, sender));
     let flush = async { while let Ok(()) = write_one(&mut reply, &mut outbox, &mut outgoing).await {} };

@@ -58,6 +58,10 @@ impl<'a> Peer<'a> {
         }
     }
 
+    pub(super) fn hurry_all(&self) {
+        self.calls.values().for_each(Handle::hurry);
+    }
+
     pub(super) fn cancel_all(&self) {
         self.calls.values().for_each(Handle::cancel);
     }

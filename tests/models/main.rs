@@ -9,6 +9,7 @@
 
 mod answers;
 mod formats;
+mod perplexity;
 mod tokenizers;
 
 use souffleur::models::backend::cpu::Cpu;

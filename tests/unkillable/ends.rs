@@ -46,7 +46,7 @@ fn answers(mut next: impl FnMut() -> Received) -> (BTreeMap<String, Value>, Opti
 }
 
 /// Every request was answered, and those that were too long with this code.
-fn all_ended(answers: &BTreeMap<String, Value>, code: i32) {
+fn all_answered(answers: &BTreeMap<String, Value>, code: i32) {
     let ids: Vec<_> = (1..=LONG).map(|id| id.to_string()).chain(["\"short\"".to_owned()]).collect();
     let mut sorted = ids.clone();
     sorted.sort();
@@ -54,6 +54,11 @@ fn all_ended(answers: &BTreeMap<String, Value>, code: i32) {
     for id in &ids[..LONG] {
         assert_eq!(answers[id]["error"]["code"], code, "{}", answers[id]);
     }
+}
+
+/// And the short one with its text.
+fn all_ended(answers: &BTreeMap<String, Value>, code: i32) {
+    all_answered(answers, code);
     assert_eq!(answers["\"short\""]["result"]["finishReason"], "length", "{}", answers["\"short\""]);
 }
 
@@ -122,6 +127,23 @@ fn exit_and_the_end_of_input_let_short_ones_finish_and_cancel_the_others() {
         all_ended(&answers, -32800);
         nothing_left(&mut pipes, worker, start);
         assert!(pipes.program.ended().success());
+    }
+}
+
+#[test]
+fn a_worker_that_stands_still_keeps_no_answer_back() {
+    let _alone = alone();
+    for (code, stop) in [(-32800, None), (-32065, Some(Signal::TERM))] {
+        let (mut pipes, worker) = busy(Wire::Lines, None);
+        signal(worker, Signal::STOP);
+        let start = Instant::now();
+        match stop {
+            None => pipes.close(),
+            Some(stop) => signal(pipes.program.child.id(), stop),
+        }
+        all_answered(&answers(|| pipes.receive()).0, code);
+        pipes.program.ended();
+        ended_within(worker, start, LIMIT + Duration::from_secs(1));
     }
 }
 

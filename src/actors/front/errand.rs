@@ -5,6 +5,7 @@ use crate::actors::{Answer, Card, DecoderStatus, Error, Question, Request, Resul
 use actix::Message;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::{sync::oneshot, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -25,6 +26,8 @@ pub(super) struct Ask {
 
 /// Where an answer goes; dropped without one it tells the asker so.
 pub(super) struct Reply {
+    /// Cancelled when the asker has left.
+    pub(super) asker: CancellationToken,
     pub(super) to: oneshot::Sender<Result<Answer>>,
     pub(super) ticket: Ticket,
 }

@@ -9,7 +9,7 @@ use super::{
     link::Link,
 };
 use crate::actors::{Answer, End, Error, FinishReason, Question, Result, Step, ToWorker, Usage};
-use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::collections::BTreeMap;
 
 pub(super) struct Hand {
@@ -17,7 +17,7 @@ pub(super) struct Hand {
     flights: InFlight,
     asked: BTreeMap<u64, Asked>,
     turn: Option<Turn>,
-    /// Resolves to the id of a request whose readers are gone, or that has ended.
+    /// Resolves to the id of a request or question whose readers are gone, or that has ended.
     leaving: FuturesUnordered<BoxFuture<'static, u64>>,
 }
 
@@ -52,10 +52,12 @@ impl Hand {
     }
 
     pub(super) fn ask(&mut self, Ask { id, question, reply }: Ask) {
+        let left = reply.asker.clone().cancelled_owned();
+        self.leaving.push(Box::pin(left.map(move |()| id)));
         self.asked.insert(id, Asked { question, sent: false, reply });
     }
 
-    /// The next request whose readers are gone; `None` while there are no requests.
+    /// The next of them; `None` while there are none.
     pub(super) async fn left(&mut self) -> Option<u64> {
         self.leaving.next().await
     }
@@ -125,7 +127,7 @@ impl Hand {
         }
     }
 
-    /// The readers of a request are gone. What no worker has is ended here.
+    /// The readers of a request or question are gone. What no worker has is ended here; a question's answer is nobody's.
     pub(super) fn cancel(&mut self, id: u64, link: Option<&mut Link>) {
         match (self.flights.get(&id).map(|flight| flight.standing), link) {
             (Some(Standing::Sent), Some(link)) => {
@@ -135,7 +137,7 @@ impl Hand {
             (Some(Standing::Sent | Standing::Held | Standing::Suspect | Standing::Accused), _) => {
                 self.flights.remove(&id).into_iter().for_each(end_cancelled);
             }
-            (None, _) => {}
+            (None, _) => drop(self.asked.remove(&id)),
         }
     }
 

@@ -50,7 +50,10 @@ pub(super) async fn life(birth: Birth, replay: InFlight, mut errands: mpsc::Rece
     let (in_flight, mut unsent) = life.hand.hand_back(&cause);
     errands.close();
     while let Ok(errand) = errands.try_recv() {
-        unsent.push(errand);
+        // A question to a worker that is gone must not begin another.
+        if !matches!(errand, Errand::Ping(_)) {
+            unsent.push(errand);
+        }
     }
     WorkerEnded { life: life.birth.life, in_flight, unsent, cause }
 }
@@ -76,6 +79,7 @@ async fn ring(alarm: Option<Instant>) -> Instant {
 async fn part(link: Option<Link>, fate: Fate) -> Cause {
     let (parting, cause) = match fate {
         Fate::Ended => (Parting::Close, None),
+        Fate::Close(cause @ (Cause::Idle | Cause::Dismissed)) => (Parting::Done, Some(cause)),
         Fate::Close(cause) => (Parting::Close, Some(cause)),
         Fate::Kill(cause) => (Parting::Kill, Some(Cause::Died(cause))),
     };
@@ -145,7 +149,8 @@ impl<F: Fn(Sign)> Life<F> {
     }
 
     fn next_ping(&self) -> Instant {
-        Instant::now() + self.birth.house.config.limits.decoder_silence / PINGS_IN_SILENCE
+        let limits = &self.birth.house.config.limits;
+        Instant::now() + limits.prompter_time.min(limits.decoder_silence / PINGS_IN_SILENCE)
     }
 
     /// When something is due without anybody saying a word; an idle life without a keep-alive has no timer at all.
@@ -175,7 +180,9 @@ impl<F: Fn(Sign)> Life<F> {
             let silence = self.birth.house.config.limits.decoder_silence.as_secs();
             return Next::Break(Fate::Kill(format!("its decoder gave no sign for {silence} s")));
         }
-        self.ping();
+        if self.ready {
+            self.ping();
+        }
         Next::Continue(())
     }
 
@@ -240,8 +247,8 @@ impl<F: Fn(Sign)> Life<F> {
             Ok(None) | Err(frame::Error::Io(_)) => return Next::Break(Fate::Ended),
             Err(error) => return Next::Break(Fate::Kill(format!("it sent {error}"))),
         };
-        // Answers are the prompter's.
-        if !matches!(message, FromWorker::Answer { .. }) {
+        // These may be the prompter's; a decoder at work says steps and pongs.
+        if !matches!(message, FromWorker::Answer { .. } | FromWorker::End { .. }) {
             self.heard_at = Instant::now();
             (self.told)(Sign::Heard(self.heard_at));
         }
@@ -274,7 +281,7 @@ impl<F: Fn(Sign)> Life<F> {
                 }
             }
             FromWorker::End { id, end } => {
-                self.idle_since = self.heard_at;
+                self.idle_since = Instant::now();
                 let panicked = if let End::Failed(error) = &end { panicked(error) } else { None };
                 self.hand.end(id, end, link);
                 return self.count(panicked);
@@ -304,7 +311,7 @@ impl<F: Fn(Sign)> Life<F> {
 
     /// A stage that keeps panicking takes its worker with it, as often as a worker may die.
     fn count(&mut self, panicked: Option<String>) -> Next {
-        match panicked.map(|stage| (self.panics.died(Instant::now()), stage)) {
+        match panicked.map(|stage| (self.panics.died(Instant::now(), true), stage)) {
             Some((Verdict::GiveUp, stage)) => Next::Break(Fate::Close(Cause::Died(format!("its {stage} panicked too often")))),
             Some((Verdict::RestartAfter(_), _)) | None => Next::Continue(()),
         }

@@ -65,6 +65,8 @@ pub(super) enum Link {
 pub(super) enum Parting {
     /// Its input ends, so it ends; killed only if it does not.
     Close,
+    /// Nothing more is wanted of it, and it has nothing to save: a process is killed, a thread waited for.
+    Done,
     Kill,
 }
 
@@ -168,10 +170,8 @@ impl Link {
                 drop(to);
                 let end = async { while from.recv().await.is_some() {} };
                 // A thread can't be killed: one that is stuck is left behind, cut off.
-                match parting {
-                    Parting::Close if timeout(EXIT_TIME, end).await.is_ok() => "its thread ended".into(),
-                    Parting::Close | Parting::Kill => "its thread was left behind".into(),
-                }
+                let ended = parting != Parting::Kill && timeout(EXIT_TIME, end).await.is_ok();
+                if ended { "its thread ended" } else { "its thread was left behind" }.into()
             }
         }
     }

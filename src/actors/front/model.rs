@@ -20,7 +20,7 @@ use tokio::{
     time::Instant,
 };
 
-/// Errands beside the requests in hand, which have tickets: pings, of which each connection may have one.
+/// Errands beside the requests in hand, which have tickets: pings. One that finds no place is not sent.
 pub(super) const PINGS: usize = 64;
 /// Deaths whose causes are told: as many as give a model up by default, and some before.
 const DEATHS: usize = 8;
@@ -59,6 +59,8 @@ pub(super) struct ModelActor {
     /// Lives so far; the last one's number.
     lives: u64,
     restarts: Restarts,
+    /// A life was ready since the last death.
+    lived: bool,
     /// Why it was given up, until a load succeeds.
     given_up: Option<String>,
     deaths: u32,
@@ -80,6 +82,7 @@ impl ModelActor {
             state: State::Unloaded,
             lives: 0,
             restarts: Restarts::new(house.config.restarts),
+            lived: false,
             house,
             given_up: None,
             deaths: 0,
@@ -170,7 +173,7 @@ impl ModelActor {
         if self.last_deaths.len() > DEATHS {
             self.last_deaths.pop_front();
         }
-        match self.restarts.died(Instant::now()) {
+        match self.restarts.died(Instant::now(), mem::take(&mut self.lived)) {
             Verdict::RestartAfter(after) => self.begin(in_flight, unsent, after, ctx),
             Verdict::GiveUp => {
                 tracing::error!(model, "its workers died too often; an explicit load tries again");
@@ -215,6 +218,7 @@ impl Handler<Told> for ModelActor {
             Sign::Loading { .. } | Sign::Heard(_) => {}
             Sign::Ready(card) => {
                 alive.state = ModelState::Ready;
+                self.lived = true;
                 self.given_up = None;
                 tracing::info!(model = self.model.name, pid = alive.pid, "model loaded");
                 self.card = Some(card.clone());

@@ -24,6 +24,7 @@ use tokio::{
     sync::{Semaphore, TryAcquireError, oneshot, watch},
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 /// The front door: `Clone + Send`, on its own actor thread, usable from any runtime or none.
 #[derive(Clone)]
@@ -112,16 +113,18 @@ impl Runtime {
     pub async fn ask(&self, model: &str, question: Question) -> Result<Answer> {
         let actor = self.inner.find(model).await?;
         let (to, answer) = oneshot::channel();
-        let reply = Reply { to, ticket: self.inner.ticket()? };
+        let asker = CancellationToken::new();
+        let reply = Reply { asker: asker.clone(), to, ticket: self.inner.ticket()? };
+        let _leaves = asker.drop_guard();
         let sent = actor.send(Ask { id: self.inner.next_id(), question, reply }).await;
-        sent.map_err(|error| actor_gone(model, error))?;
-        answer.await.unwrap_or_else(|_| Err(actor_gone(model, MailboxError::Closed)))
+        sent.map_err(|error| self.inner.actor_gone(model, error))?;
+        answer.await.unwrap_or_else(|_| Err(self.inner.actor_gone(model, MailboxError::Closed)))
     }
 
     /// Loads and waits; `progress` hears bytes done and in all. Two loads of one model are one.
     pub async fn load(&self, model: &str, mut progress: impl FnMut(u64, u64) + Send) -> Result<Card> {
         let actor = self.inner.find(model).await?;
-        let loading = actor.send(Load).await.map_err(|error| actor_gone(model, error))?;
+        let loading = actor.send(Load).await.map_err(|error| self.inner.actor_gone(model, error))?;
         let Loading { progress: mut bytes, mut outcome } = loading;
         loop {
             tokio::select! {
@@ -130,7 +133,7 @@ impl Runtime {
                     let (done, total) = *bytes.borrow_and_update();
                     progress(done, total);
                 }
-                outcome = &mut outcome => return outcome.unwrap_or_else(|_| Err(actor_gone(model, MailboxError::Closed))),
+                outcome = &mut outcome => return outcome.unwrap_or_else(|_| Err(self.inner.actor_gone(model, MailboxError::Closed))),
             }
         }
     }
@@ -138,7 +141,8 @@ impl Runtime {
     /// Ends the model's worker, and with it what it has in hand; when this returns its memory is back.
     pub async fn unload(&self, model: &str) -> Result<()> {
         let actor = self.inner.find(model).await?;
-        let done = actor.send(Unload(Error::Unloading { model: model.to_owned() })).await.map_err(|error| actor_gone(model, error))?;
+        let done =
+            actor.send(Unload(Error::Unloading { model: model.to_owned() })).await.map_err(|error| self.inner.actor_gone(model, error))?;
         // An actor that is gone took its worker with it.
         let _ = done.await;
         Ok(())
@@ -147,7 +151,8 @@ impl Runtime {
     /// What a model is, also when it is not loaded.
     pub async fn show(&self, model: &str) -> Result<Card> {
         let actor = self.inner.find(model).await?;
-        actor.send(Show).await.unwrap_or_else(|error| Err(actor_gone(model, error)))
+        let shown = actor.send(Show).await.map_err(|error| self.inner.actor_gone(model, error))?;
+        shown.await.unwrap_or_else(|_| Err(self.inner.actor_gone(model, MailboxError::Closed)))
     }
 
     /// Asks every decode loop, waiting for each at most a second.
@@ -195,10 +200,6 @@ async fn close(supervisor: Addr<Supervisor>, system: &System) {
     system.stop();
 }
 
-fn actor_gone(model: &str, error: MailboxError) -> Error {
-    Error::WorkerLost { model: model.to_owned(), cause: format!("its supervision did not answer: {error}") }
-}
-
 impl Inner {
     fn next_id(&self) -> u64 {
         self.last_id.fetch_add(1, Ordering::Relaxed) + 1
@@ -231,6 +232,11 @@ impl Inner {
 
     async fn look(&self, decoder: bool) -> Vec<ModelStatus> {
         self.supervisor.send(LookAtAll { decoder }).await.unwrap_or_default()
+    }
+
+    fn actor_gone(&self, model: &str, error: MailboxError) -> Error {
+        let lost = || Error::WorkerLost { model: model.to_owned(), cause: format!("its supervision did not answer: {error}") };
+        if self.closing.load(Ordering::SeqCst) { Error::ShuttingDown } else { lost() }
     }
 
     fn supervisor_gone(&self) -> Error {

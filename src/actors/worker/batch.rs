@@ -30,6 +30,8 @@ pub(super) struct Batch<B: Backend> {
     decoder: Decoder<B>,
     language: Arc<Language>,
     waiting: VecDeque<Prepared>,
+    /// Positions whose keys and values there is memory for.
+    room: u64,
     running: Vec<Running<B::Cache>>,
     cache: PrefixCache<B::Cache>,
     outbox: Outbox,
@@ -53,13 +55,14 @@ struct Running<C> {
 }
 
 impl<B: Backend> Batch<B> {
-    pub(super) fn new(decoder: Decoder<B>, language: Arc<Language>, cache_bytes: usize, outbox: Outbox, watch: Watch) -> Self {
+    pub(super) fn new(decoder: Decoder<B>, language: Arc<Language>, cache_bytes: usize, room: u64, outbox: Outbox, watch: Watch) -> Self {
         let cache = PrefixCache::new(cache_bytes);
         let status = DecoderStatus { cache_budget_bytes: cache_bytes as u64, ..DecoderStatus::default() };
         Self {
             decoder,
             language,
             waiting: VecDeque::new(),
+            room,
             running: Vec::new(),
             cache,
             outbox,
@@ -68,6 +71,11 @@ impl<B: Backend> Batch<B> {
             watch,
             chunk_tokens: 64,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn running(&self) -> usize {
+        self.running.len()
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -102,6 +110,7 @@ impl<B: Backend> Batch<B> {
     pub(super) fn step(&mut self) -> Result<(), Gone> {
         self.end_cancelled()?;
         while self.running.len() < RUNNING
+            && self.has_room()
             && let Some(prepared) = self.waiting.pop_front()
         {
             self.admit(prepared)?;
@@ -111,6 +120,13 @@ impl<B: Backend> Batch<B> {
         }
         let sampled = self.compute();
         self.hand_out(sampled)
+    }
+
+    /// Whether the next one may become as long as it wants beside those that run. One always may: the load saw to that.
+    fn has_room(&self) -> bool {
+        let positions = |of: &Prepared| (of.prompt.len() + of.job.request.tokens_max as usize).min(self.language.context()) as u64;
+        let taken: u64 = self.running.iter().map(|running| positions(&running.prepared)).sum();
+        self.running.is_empty() || self.waiting.front().is_some_and(|next| taken + positions(next) <= self.room)
     }
 
     fn end_cancelled(&mut self) -> Result<(), Gone> {

@@ -7,7 +7,7 @@ use crate::faults::{self, Point};
 use crate::models::backend::cpu::Cpu;
 use crate::models::language::Language;
 use crate::models::network::{Decoder, DecoderSpec};
-use crate::models::weights::{Files, Tensors, check_memory};
+use crate::models::weights::{Files, Tensors, check_memory, free_memory};
 use crate::models::{Embedded, card};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -86,7 +86,7 @@ fn load(
     let files = Files::open(source, embedded)?;
     let spec = DecoderSpec::parse(&files)?;
     let bytes = files.weight_bytes();
-    let beside = spec.cache_bytes(CACHE_TOKENS.min(spec.context)) + WORKING_BYTES;
+    let beside = spec.cache_bytes(CACHE_TOKENS.min(spec.context), settings.activations) + WORKING_BYTES;
     // Nearly what the weights take, and known before anything in the files is believed.
     check_memory(bytes + beside)?;
     let tensors = Tensors::open(&files)?;
@@ -113,5 +113,8 @@ fn load(
         }
     };
     let card = card(&files, &tensors, &decoder.spec, &language, settings)?;
-    Ok((card, Batch::new(decoder, Arc::clone(&language), settings.cache_bytes as usize, outbox.clone(), watch)))
+    // What ended may keep its share, and what runs has the rest.
+    let free = free_memory().map_or(u64::MAX, |free| free.saturating_sub(settings.cache_bytes + WORKING_BYTES));
+    let room = free / decoder.spec.cache_bytes(1, settings.activations);
+    Ok((card, Batch::new(decoder, Arc::clone(&language), settings.cache_bytes as usize, room, outbox.clone(), watch)))
 }

@@ -75,6 +75,7 @@ fn outbox(output: impl Write + Send + 'static, end: impl Fn(i32) + Send + Sync +
         });
         let frame = frame.map_err(|error| {
             tracing::error!(%error, "a message that can't be sent");
+            end(1);
             Gone
         })?;
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);

@@ -73,7 +73,7 @@ impl Plan {
         let mut plan = Self { part, threads, entries: Vec::new(), compares: Vec::new() };
         match part {
             Part::Prefill => {
-                let tokens = 512.min(size.context - 1);
+                let tokens = Some(512.min(size.context - 1)).filter(|&tokens| tokens > 0)?;
                 plan.add(format!("prefill of {tokens}"), "tokens/s", Work::Prefill(tokens));
                 // Only the last token's next is wanted.
                 let products = size.token_products as f64 + size.head_products as f64 / tokens as f64;
@@ -91,7 +91,7 @@ impl Plan {
                 plan.peer("8 together to llama.cpp's", Task::Batch { sequences, prompt: CONTEXT, tokens }, can);
             }
             Part::Deep => {
-                let (context, tokens) = (4096.min(size.context - TOKENS), TOKENS / 3);
+                let (context, tokens) = (4096.min(size.context.checked_sub(TOKENS).filter(|&left| left > 0)?), TOKENS / 3);
                 plan.add(format!("decode behind {context}"), "tokens/s", Work::Deep { context, tokens });
                 let bytes = size.step_bytes + size.position_bytes * context as u64;
                 plan.limit("memory, read only", "GB/s", Work::ReadMemory, "deep decode's share of the bandwidth", bytes as f64);

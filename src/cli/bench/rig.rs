@@ -55,7 +55,7 @@ impl Rig {
         let threads = Cpu::threads_for(0);
         let mut backend = Cpu::new(&spec, threads, activations)?;
         let weight_bytes = Decoder::<Cpu>::weight_bytes(&spec, &tensors)?;
-        let position_bytes = spec.cache_bytes(1) * if activations == Activations::F32 { 2 } else { 1 };
+        let position_bytes = spec.cache_bytes(1, activations);
         let context = spec.context;
         let mut size = Size { weight_bytes, step_bytes: weight_bytes, token_products: 0, head_products: 0, context, position_bytes };
         let (embedding, head) = (spec.names.embedding, if spec.tied { spec.names.embedding } else { spec.names.head });

@@ -41,6 +41,16 @@ impl Config {
         }
     }
 
+    /// Beside the sizes, or as transformers 5 writes it, in an object of its own.
+    pub(super) fn rope_base(&self) -> Result<f32> {
+        self.must_be("rope_scaling", Value::Null)?;
+        let beside = self.number_or("rope_theta", 10_000.0)?;
+        let Some(Value::Object(own)) = self.0.get("rope_parameters") else { return Ok(beside) };
+        let own = Self(own.clone());
+        own.must_be("rope_type", "default".into())?;
+        own.number_or("rope_theta", beside)
+    }
+
     pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(default),
@@ -104,4 +114,19 @@ fn quantization(object: &Map<String, Value>, key: &str) -> Result<Quantization> 
         return Err(Error::file("config.json", key, reason));
     }
     Ok(Quantization { bits, group })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_base_of_the_rotation_is_read_where_either_transformers_writes_it() {
+        let base = |json: &str| Config::parse(json.as_bytes()).unwrap().rope_base();
+        assert_eq!(base("{}"), Ok(1e4));
+        assert_eq!(base(r#"{"rope_theta": 500000}"#), Ok(5e5));
+        assert_eq!(base(r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}"#), Ok(1e6));
+        assert!(base(r#"{"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0}}"#).is_err());
+        assert!(base(r#"{"rope_scaling": {"type": "linear"}}"#).is_err());
+    }
 }

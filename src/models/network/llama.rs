@@ -6,7 +6,6 @@ use super::{
 };
 use crate::models::Result;
 use crate::models::weights::Gguf;
-use serde_json::Value;
 
 pub(super) const NAMES: Names = Names {
     embedding: "model.embed_tokens",
@@ -32,7 +31,6 @@ pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
     config.must_be("hidden_act", "silu".into())?;
     config.must_be("attention_bias", false.into())?;
     config.must_be("mlp_bias", false.into())?;
-    config.must_be("rope_scaling", Value::Null)?;
     let (quantization, overrides) = config.quantization()?;
     Ok(DecoderSpec {
         architecture: "llama".into(),
@@ -45,7 +43,7 @@ pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
         vocabulary: config.size("vocab_size", VOCABULARY_MAX)?,
         context: config.size_or("max_position_embeddings", CONTEXT_MAX, 2048)?,
         norm_epsilon: config.number_or("rms_norm_eps", 1e-6)?,
-        rope_base: config.number_or("rope_theta", 10_000.0)?,
+        rope_base: config.rope_base()?,
         tied: config.flag_or("tie_word_embeddings", false)?,
         eos: config.eos(),
         names: NAMES,

@@ -10,8 +10,8 @@ mod qwen2;
 pub use config::eos_ids;
 pub use decoder::Decoder;
 
-use super::Result;
 use super::weights::{About, Files, Parameter, Quantization};
+use super::{Activations, Result};
 use config::Config;
 
 /// Beyond these a size in a file is a mistake or an attack; the largest open models stay well below.
@@ -103,9 +103,13 @@ impl DecoderSpec {
         self.quantization.map(|Quantization { bits, group }| format!("mlx {bits}-bit, groups of {group}"))
     }
 
-    /// Keys and values of `tokens` positions, in elements of two bytes.
-    pub fn cache_bytes(&self, tokens: usize) -> u64 {
-        (self.layers * self.kv_heads * self.head_size * 2 * 2 * tokens) as u64
+    /// Keys and values of `tokens` positions, in elements of two bytes beside int8 activations and of four beside f32.
+    pub fn cache_bytes(&self, tokens: usize, activations: Activations) -> u64 {
+        let element = match activations {
+            Activations::Int8 => 2,
+            Activations::F32 => 4,
+        };
+        (self.layers * self.kv_heads * self.head_size * 2 * element * tokens) as u64
     }
 
     /// Everything the network is made of, by name and shape.

@@ -2,6 +2,7 @@
 
 use crate::models::{Error, Result};
 use std::fs::read_to_string;
+use std::path::{Path, PathBuf};
 
 /// Fails with both numbers when `needed` bytes are more than `free_memory`. Where that is not known, it is not checked.
 pub fn check_memory(needed: u64) -> Result<()> {
@@ -11,13 +12,45 @@ pub fn check_memory(needed: u64) -> Result<()> {
     }
 }
 
-/// Bytes that this process may still take: what Linux gives without swapping, and no more than its control group allows.
+/// Bytes that this process may still take: what Linux gives without swapping, and no more than its control groups allow.
 /// `None` where the system doesn't say (anything but Linux).
 pub fn free_memory() -> Option<u64> {
     let available = number_after(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? << 10;
-    let group = |file: &str| read_to_string(format!("/sys/fs/cgroup/memory.{file}")).ok();
-    let allowed = || allowed(&group("max")?, &group("current")?, &group("stat")?);
-    Some(allowed().map_or(available, |allowed| available.min(allowed)))
+    let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(folders(&groups).iter().filter_map(|group| group.allowed()).fold(available, u64::min))
+}
+
+/// A control group's folder, and the names that its files have there.
+#[derive(Debug, PartialEq, Eq)]
+struct Group {
+    folder: PathBuf,
+    files: [&'static str; 3],
+}
+
+impl Group {
+    fn allowed(&self) -> Option<u64> {
+        let [max, current, stat] = self.files.map(|file| read_to_string(self.folder.join(file)).ok());
+        allowed(&max?, &current?, &stat?)
+    }
+}
+
+/// The groups of `/proc/self/cgroup` that may limit memory, in both versions, with all that they are in.
+fn folders(groups: &str) -> Vec<Group> {
+    let mut all = Vec::new();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let (root, files) = match controllers {
+            "" => ("/sys/fs/cgroup", ["memory.max", "memory.current", "memory.stat"]),
+            _ if controllers.split(',').any(|controller| controller == "memory") => {
+                ("/sys/fs/cgroup/memory", ["memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"])
+            }
+            _ => continue,
+        };
+        let inside = |group: &Path| Path::new(root).join(group.strip_prefix("/").unwrap_or(group));
+        all.extend(Path::new(path).ancestors().map(|group| Group { folder: inside(group), files }));
+    }
+    all
 }
 
 /// What a control group's files leave; `None` where they set no limit.
@@ -45,6 +78,15 @@ mod tests {
         let info = "MemTotal:       24000000 kB\nMemAvailable:   22000000 kB\n";
         assert_eq!(number_after(info, "MemAvailable:"), Some(22_000_000));
         assert_eq!(number_after(info, "Mem"), None);
+    }
+
+    #[test]
+    fn a_group_is_in_others_and_all_of_them_bind() {
+        let folders = |text| folders(text).into_iter().map(|group| group.folder).collect::<Vec<_>>();
+        let new = ["/sys/fs/cgroup/user.slice/a", "/sys/fs/cgroup/user.slice", "/sys/fs/cgroup/"].map(PathBuf::from);
+        assert_eq!(folders("0::/user.slice/a\n"), new);
+        let old = ["/sys/fs/cgroup/memory/box", "/sys/fs/cgroup/memory/"].map(PathBuf::from);
+        assert_eq!(folders("9:cpu,cpuacct:/box\n5:memory:/box\n"), old);
     }
 
     #[test]

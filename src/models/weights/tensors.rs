@@ -174,7 +174,7 @@ impl<'a> Tensors<'a> {
         }
         let missing: Vec<_> = expected.iter().filter(|name| !self.contains(name)).cloned().collect();
         let unexpected: Vec<_> = self.tensors.keys().filter(|name| !expected.contains(*name)).cloned().collect();
-        if missing.is_empty() && unexpected.is_empty() { Ok(()) } else { Err(Error::Weights { missing, unexpected }) }
+        if missing.is_empty() && unexpected.is_empty() { Ok(()) } else { Err(Error::weights(missing, unexpected)) }
     }
 
     /// Gives back the memory of a matrix that was packed, so that a load never has two copies of all weights.
@@ -241,7 +241,7 @@ impl<'a> Tensors<'a> {
     }
 
     fn get(&self, name: &str, shape: &[usize]) -> Result<(Stored, &'a [u8])> {
-        let tensor = self.tensors.get(name).ok_or_else(|| Error::Weights { missing: vec![name.to_owned()], unexpected: vec![] })?;
+        let tensor = self.tensors.get(name).ok_or_else(|| Error::weights(vec![name.to_owned()], Vec::new()))?;
         if tensor.shape != shape {
             return Err(self.error(name, format!("shape {:?} where {shape:?} is expected", tensor.shape)));
         }

@@ -35,7 +35,7 @@ pub(in crate::actors::front) struct Loading {
 pub(in crate::actors::front) struct Unload(pub(in crate::actors::front) Error);
 
 #[derive(Message)]
-#[rtype(result = "Result<Card>")]
+#[rtype(result = "oneshot::Receiver<Result<Card>>")]
 pub(in crate::actors::front) struct Show;
 
 #[derive(Message)]
@@ -85,19 +85,27 @@ impl Handler<Unload> for ModelActor {
 }
 
 impl Handler<Show> for ModelActor {
-    type Result = ResponseFuture<Result<Card>>;
+    type Result = MessageResult<Show>;
 
     fn handle(&mut self, _: Show, _: &mut Self::Context) -> Self::Result {
         if let State::Alive(_) = self.state {
-            let outcome = self.outcome();
-            let lost = Error::WorkerLost { model: self.model.name.clone(), cause: "its supervision ended".into() };
-            return Box::pin(async move { outcome.await.unwrap_or(Err(lost)) });
+            return MessageResult(self.outcome());
         }
+        let (mut show, outcome) = oneshot::channel();
         let (house, model, inspection) = (self.house.clone(), self.model.clone(), self.inspection.clone());
-        Box::pin(async move {
-            let _one = inspection.lock().await;
-            inspect(&house, &model).await
-        })
+        actix::spawn(async move {
+            let inspected = async {
+                let _one = inspection.lock().await;
+                inspect(&house, &model).await
+            };
+            let inspected = tokio::select! {
+                // Nobody waits any more.
+                () = show.closed() => return,
+                inspected = inspected => inspected,
+            };
+            let _ = show.send(inspected);
+        });
+        MessageResult(outcome)
     }
 }
 
@@ -112,7 +120,12 @@ impl Handler<Look> for ModelActor {
             State::Failed(_) => (ModelState::Failed, None),
         };
         let pong = match &self.state {
-            State::Alive(alive) if look.decoder && alive.state == ModelState::Ready => {
+            // The other places are those of requests.
+            State::Alive(alive)
+                if look.decoder
+                    && alive.state == ModelState::Ready
+                    && alive.errands.capacity() > self.house.config.limits.requests_in_flight =>
+            {
                 let (reply, pong) = oneshot::channel();
                 alive.errands.try_send(Errand::Ping(reply)).ok().map(|()| pong)
             }
@@ -154,7 +167,10 @@ impl ModelActor {
         match (&self.state, &self.card) {
             (State::Alive(Alive { state: ModelState::Ready, .. }), Some(card)) => drop(load.send(Ok(card.clone()))),
             (State::Ending { why, .. }, _) => drop(load.send(Err(why.clone()))),
-            (State::Alive(_) | State::Unloaded | State::Failed(_), _) => self.loads.push(load),
+            (State::Alive(_) | State::Unloaded | State::Failed(_), _) => {
+                self.loads.retain(|load| !load.is_closed());
+                self.loads.push(load);
+            }
         }
         outcome
     }

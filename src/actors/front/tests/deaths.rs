@@ -7,7 +7,7 @@ use crate::actors::front::{
 };
 use crate::actors::{End, Error, FinishReason, ModelState, Question};
 use std::{sync::atomic::Ordering, time::Duration};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 #[test]
 fn a_worker_that_dies_is_replaced_and_its_streams_go_on() {
@@ -100,6 +100,28 @@ fn a_decoder_that_gives_no_sign_is_replaced_and_its_streams_go_on() {
         assert_eq!((start.elapsed(), status.models[0].last_sign), (GRACE, Some(GRACE)));
         until(&mut stalled, 4).await;
         assert_eq!(model(runtime).await.restarts, 1);
+    });
+}
+
+#[test]
+fn a_model_whose_loads_stall_again_and_again_fails() {
+    let plans = [Plan::StallLoading, Plan::StallLoading, Plan::StallLoading, Plan::StallLoading];
+    house(config(), &plans, async |runtime, world| {
+        let (_, end) = read(runtime.complete(request("", 1)).unwrap()).await;
+        assert_eq!(end, End::Failed(Error::ModelFailed { model: "a".into(), cause: "its decoder gave no sign for 30 s".into() }));
+        assert_eq!(world.started.load(Ordering::SeqCst), 4);
+    });
+}
+
+#[test]
+fn a_question_whose_asker_left_holds_no_ticket() {
+    house(config(), &[Plan::StallLoading], async |runtime, _| {
+        let limit = runtime.limits().requests_in_flight;
+        let asked = (0..limit).map(|_| runtime.ask("a", Question::Tokenize("x".into())));
+        let all = timeout(GRACE, futures_util::future::join_all(asked)).await;
+        assert!(all.is_err(), "nothing is loaded yet");
+        sleep(GRACE).await;
+        assert_eq!(runtime.status().await.requests_in_flight, 0);
     });
 }
 

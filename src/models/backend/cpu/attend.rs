@@ -118,7 +118,7 @@ impl Cpu {
                 let (tile, kv_head) = (&attention.tiles[piece / shape.kv_heads], piece % shape.kv_heads);
                 // SAFETY: these rows' heads are this piece's.
                 unsafe {
-                    let out = out.part(attention.start(tile, kv_head), 0).as_mut_ptr();
+                    let out = out.pointer(attention.start(tile, kv_head));
                     attention.tile(piece, &mut scratch.attention, out, heads * size);
                 }
             });

@@ -9,7 +9,7 @@ const ALIGNMENT: usize = 64;
 /// A huge page of x86-64, and of aarch64 with pages of 4 KiB.
 const HUGE: usize = 2 << 20;
 /// What an arena asks the system for at a time. It costs addresses only until it is written to.
-const REGION: usize = 256 << 20;
+const REGION: usize = 512 << 20;
 
 pub(super) struct Buffer {
     memory: Arc<Memory>,
@@ -28,10 +28,13 @@ impl Memory {
     fn new(bytes: usize) -> Self {
         // A process that gets no memory can't go on; the worker ends, and its front says why.
         let map = MmapOptions::new().len(bytes + HUGE).map_anon().unwrap_or_else(|error| panic!("no memory for {bytes} bytes: {error}"));
-        // A kernel without huge pages says so, and gives small ones.
+        let start = map.as_ptr().align_offset(HUGE);
+        // Whole ones only, or a small buffer would take a large page. A kernel without them says so, and gives small ones.
         #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        Self { start: map.as_ptr().align_offset(HUGE), map }
+        if bytes >= HUGE {
+            let _ = map.advise_range(memmap2::Advice::HugePage, start, bytes / HUGE * HUGE);
+        }
+        Self { start, map }
     }
 }
 

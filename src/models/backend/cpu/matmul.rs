@@ -247,6 +247,7 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
         for r in 0..rows {
             S::store(out.add(r * LANES), S::zero());
         }
+        // The last steps lead beyond the ends, and nothing is read there.
         let (mut q, mut scale, mut sum) = (x.q.as_ptr().add(first * UNIT), x.scale.as_ptr().add(first), x.sum.as_ptr().add(first));
         for _ in 0..blocks {
             prefetch::<S, F>(w);
@@ -257,7 +258,7 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
                     let slot = integers.get_unchecked_mut(r);
                     slot.write(if unit == 0 { new } else { S::add_i32(slot.assume_init(), new) });
                 }
-                q = q.add(x.rows * UNIT);
+                q = q.wrapping_add(x.rows * UNIT);
             }
             let (quants, scales) = (F::quants::<S>(w, last), F::Header::scales::<S>(w, 0));
             for r in 0..rows {
@@ -266,8 +267,8 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
                 let to = out.add(r * LANES);
                 S::store(to, flush::<S>(S::load(to), all, scales, *scale.add(r), *sum.add(r)));
             }
-            q = q.add(x.rows * UNIT);
-            (scale, sum) = (scale.add(x.rows), sum.add(x.rows));
+            q = q.wrapping_add(x.rows * UNIT);
+            (scale, sum) = (scale.wrapping_add(x.rows), sum.wrapping_add(x.rows));
             w = w.add(F::BYTES);
         }
     }
@@ -286,6 +287,7 @@ unsafe fn many_two_levels<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize,
         for r in 0..rows {
             S::store(out.add(r * LANES), S::zero());
         }
+        // The last steps lead beyond the ends, and nothing is read there.
         let (mut q, mut scale) = (x.q.as_ptr().add(first * UNIT), x.scale.as_ptr().add(first));
         let mut whole = x.whole.as_ptr().add(first * 2);
         for _ in 0..blocks {
@@ -297,7 +299,7 @@ unsafe fn many_two_levels<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize,
                     let sums = if unit == 0 { S::zero_i32() } else { slot.assume_init() };
                     slot.write(unit_times::<S, F>(sums, w, unit, &quants, q.add(r * UNIT)));
                 }
-                q = q.add(x.rows * UNIT);
+                q = q.wrapping_add(x.rows * UNIT);
             }
             let tops = F::Header::tops::<S>(w);
             let mut factors = [S::zero_i32(); 16];
@@ -314,7 +316,7 @@ unsafe fn many_two_levels<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize,
                 let integers = integers.get_unchecked(r).assume_init();
                 S::store(to, flush_two_levels::<S>(S::load(to), integers, biases, tops, *scale.add(r)));
             }
-            (scale, whole) = (scale.add(x.rows), whole.add(groups * x.rows));
+            (scale, whole) = (scale.wrapping_add(x.rows), whole.wrapping_add(groups * x.rows));
             w = w.add(F::BYTES);
         }
     }

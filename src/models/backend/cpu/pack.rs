@@ -57,7 +57,7 @@ impl Packed {
 
     pub(super) fn slab(&self, slab: usize) -> *const u8 {
         debug_assert!(slab < self.slabs());
-        self.data.as_slice()[slab * self.slab_bytes()..].as_ptr()
+        self.data.as_ptr().wrapping_add(slab * self.slab_bytes())
     }
 
     /// One row as floats: an embedding.

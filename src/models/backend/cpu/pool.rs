@@ -195,9 +195,9 @@ impl<T> Operation<T> {
 
     /// Computes a piece, unless it is a pure one that someone has finished.
     fn piece(&self, piece: usize, scratch: &mut T) {
-        let result = match &self.work {
+        match &self.work {
             // SAFETY: this thread claimed the piece, so the lender waits for it.
-            Work::Once(work) => catch_unwind(AssertUnwindSafe(|| unsafe { (**work)(piece, scratch) })),
+            Work::Once(work) => self.note(catch_unwind(AssertUnwindSafe(|| unsafe { (**work)(piece, scratch) }))),
             Work::Pure { compute, commit, states } => {
                 let state = &states[piece].0;
                 if state.load(Relaxed) != OPEN {
@@ -209,10 +209,14 @@ impl<T> Operation<T> {
                 }
                 // SAFETY: this thread won the piece, so the lender waits for it.
                 let result = result.and_then(|()| catch_unwind(AssertUnwindSafe(|| unsafe { (**commit)(piece, scratch) })));
+                // Before the lender may go on.
+                self.note(result);
                 state.store(DONE, Release);
-                result
             }
-        };
+        }
+    }
+
+    fn note(&self, result: std::thread::Result<()>) {
         if result.is_err() {
             self.panicked.store(true, Relaxed);
         }

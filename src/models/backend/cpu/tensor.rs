@@ -58,15 +58,22 @@ impl Drop for Tensor {
 
 /// A tensor that several threads fill, each its own part.
 #[derive(Clone, Copy)]
-pub(super) struct Shared(pub(super) *mut f32);
+pub(super) struct Shared(*mut f32);
 // SAFETY: used only inside one operation, whose pieces write disjoint parts.
 unsafe impl Sync for Shared {}
 
 impl Shared {
     /// # Safety
+    /// `start` lies in the tensor.
+    pub(super) unsafe fn pointer(&self, start: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(start) }
+    }
+
+    /// # Safety
     /// The range lies in the tensor and nobody else touches it during this operation.
     pub(super) unsafe fn part<'a>(&self, start: usize, length: usize) -> &'a mut [f32] {
         // SAFETY: the caller's.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), length) }
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(start), length) }
     }
 }
