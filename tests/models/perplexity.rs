@@ -5,12 +5,12 @@ use souffleur::models::backend::{Backend, Span};
 use souffleur::models::{Activations, ModelSource, Prompt};
 
 /// Tokens of the text, of which each but the first is foretold.
-const TOKENS: usize = 1024;
+const TOKENS: usize = 4096;
 
 /// The perplexity of a text: e to the mean of the negative log-probabilities of its tokens.
 fn perplexity(source: &ModelSource, activations: Activations) -> f64 {
     let Model { language, mut decoder } = load(source, activations);
-    let text = [include_str!("answers.rs"), include_str!("make.py")].join("\n");
+    let text = [include_str!("answers.rs"), include_str!("make.py"), include_str!("tokenizers.rs")].join("\n");
     let mut tokens = language.encode(&Prompt::Text(text)).expect("tokens");
     tokens.truncate(TOKENS);
     assert_eq!(tokens.len(), TOKENS, "the text is too short");
