@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         cli::Command::Stdio(stdio) => cli::stdio::run(stdio, &log, EMBEDDED),
         cli::Command::Serve(serve) => cli::serve::run(serve, &log, EMBEDDED),
         cli::Command::Doctor(doctor) => cli::doctor::run(doctor, &log, EMBEDDED),
-        cli::Command::Bench(bench) => cli::bench::run(bench, EMBEDDED),
+        cli::Command::Bench(bench) => cli::bench::run(bench, &log, EMBEDDED),
         cli::Command::Worker => worker::over_pipe(Some(EMBEDDED)),
     };
     match result {

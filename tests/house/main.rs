@@ -13,5 +13,5 @@ mod replay;
 mod sampling;
 mod streams;
 mod support;
-#[path = "../shared/terabyte.rs"]
+#[path = "../it/terabyte.rs"]
 mod terabyte;

@@ -9,6 +9,5 @@ mod readme;
 mod rooms;
 mod sockets;
 mod support;
-#[path = "../shared/terabyte.rs"]
 mod terabyte;
 mod transcripts;

@@ -12,17 +12,12 @@ fn the_commands_of_the_readme_and_the_places_of_the_examples_complete() {
         .collect();
     assert!(!commands.is_empty(), "README.md gives no first command");
     let examples = include_str!("../../examples/README.md");
-    let places: Vec<Vec<&str>> = examples
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `examples/")?.split('`').next())
-        .map(|place| vec!["complete", place])
-        .collect();
+    let places: Vec<Vec<&str>> =
+        examples.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).map(|place| vec!["complete", place]).collect();
     assert_eq!(places.len(), 3, "{places:?}");
-    let in_folder = |folder: &str, arguments: &[&str]| {
-        let output = souffleur(arguments).current_dir(format!("{}/{folder}", env!("CARGO_MANIFEST_DIR"))).output().expect("it runs");
+    for arguments in commands.iter().chain(&places) {
+        let output = souffleur(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("it runs");
         let said = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && !said.0.trim().is_empty(), "{arguments:?}: {said:?}");
-    };
-    commands.iter().for_each(|arguments| in_folder("", arguments));
-    places.iter().for_each(|arguments| in_folder("examples", arguments));
+    }
 }

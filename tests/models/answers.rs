@@ -1,6 +1,6 @@
 //! Greedy answers against llama.cpp's on the same files (`make.py` says how those were made).
 
-use crate::{CODER_05, CODER_15, Model, SMOLLM2, gguf, likeliest, load, logits};
+use crate::{CODER_05, CODER_15, Model, SMOLLM2, gguf, likeliest, load, log_total, logits};
 use serde::Deserialize;
 use souffleur::models::backend::{Backend, Span};
 use souffleur::models::{Activations, Prompt};
@@ -44,8 +44,7 @@ impl Golden {
     /// Log-probabilities of llama.cpp's two best of every position, by logits.
     fn logprobs(&self, logits: &[Vec<f32>]) -> Pairs {
         let of = |(top, logits): (&Option<Top>, &Vec<f32>)| {
-            let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let total = most + logits.iter().map(|x| f64::from(x - most).exp()).sum::<f64>().ln() as f32;
+            let total = log_total(logits);
             top.map(|(best, _, second, _)| [best, second].map(|id| logits[id as usize] - total))
         };
         self.top2.iter().zip(logits).map(of).collect()

@@ -46,17 +46,29 @@ fn load(source: &ModelSource, activations: Activations) -> Model {
     Model { language, decoder }
 }
 
-/// The logits after each of the last `wanted` tokens.
-fn logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize) -> Vec<Vec<f32>> {
+/// Tells the logits after each of the last `wanted` tokens, in turn: all of them may be gigabytes.
+fn each_logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize, tell: impl FnMut(Vec<f32>)) {
     let mut cache = decoder.backend.cache(&decoder.spec.clone());
-    let (mut all, mut position, first) = (Vec::new(), 0, tokens.len() - wanted);
+    let (mut tell, mut position, first) = (tell, 0, tokens.len() - wanted);
     for part in tokens.chunks(128) {
         let rows: Vec<usize> = (0..part.len()).filter(|row| position + row >= first).collect();
         let tensor = decoder.step(&mut [Span { tokens: part, position, cache: &mut cache }], &rows);
-        all.extend(decoder.backend.read(&tensor));
+        decoder.backend.read(&tensor).into_iter().for_each(&mut tell);
         position += part.len();
     }
+}
+
+/// The logits after each of the last `wanted` tokens.
+fn logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize) -> Vec<Vec<f32>> {
+    let mut all = Vec::new();
+    each_logits(decoder, tokens, wanted, |logits| all.push(logits));
     all
+}
+
+/// What is taken from a logit to make it a log-probability.
+fn log_total(logits: &[f32]) -> f32 {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    most + logits.iter().map(|x| f64::from(x - most).exp()).sum::<f64>().ln() as f32
 }
 
 /// The likeliest token that is none of `without`.

@@ -9,7 +9,7 @@ use super::{
     link::Link,
 };
 use crate::actors::{Answer, End, Error, FinishReason, Question, Result, Step, ToWorker, Usage};
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::collections::BTreeMap;
 
 pub(super) struct Hand {
@@ -37,7 +37,7 @@ struct Turn {
 impl Hand {
     pub(super) fn new(model: String, flights: InFlight) -> Self {
         let hand = Self { model, flights, asked: BTreeMap::new(), turn: None, leaving: FuturesUnordered::new() };
-        hand.flights.iter().for_each(|(&id, flight)| hand.watch(id, flight));
+        hand.flights.iter().for_each(|(&id, flight)| hand.watch(id, flight.recorder.abandoned()));
         hand
     }
 
@@ -47,13 +47,12 @@ impl Hand {
 
     pub(super) fn complete(&mut self, Complete { id, request, recorder }: Complete, in_hand: InHand) {
         let flight = Flight { request, recorder, standing: Standing::Held, _in_hand: in_hand };
-        self.watch(id, &flight);
+        self.watch(id, flight.recorder.abandoned());
         self.flights.insert(id, flight);
     }
 
     pub(super) fn ask(&mut self, Ask { id, question, reply }: Ask) {
-        let left = reply.asker.clone().cancelled_owned();
-        self.leaving.push(Box::pin(left.map(move |()| id)));
+        self.watch(id, reply.asker.clone().cancelled_owned());
         self.asked.insert(id, Asked { question, sent: false, reply });
     }
 
@@ -172,10 +171,9 @@ impl Hand {
         (flights, unsent)
     }
 
-    fn watch(&self, id: u64, flight: &Flight) {
-        let abandoned = flight.recorder.abandoned();
+    fn watch(&self, id: u64, left: impl Future<Output = ()> + Send + 'static) {
         self.leaving.push(Box::pin(async move {
-            abandoned.await;
+            left.await;
             id
         }));
     }

@@ -11,7 +11,7 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(2);
 
 pub(super) struct Restarts {
     limit: RestartLimit,
-    /// Those within the period, oldest first; at most one more than the limit.
+    /// Those that count, oldest first; at most one more than the limit.
     deaths: VecDeque<Instant>,
 }
 
@@ -29,7 +29,9 @@ impl Restarts {
     /// `lived`: it was well since the death before. Deaths of loads alone count however long a load takes.
     pub(super) fn died(&mut self, now: Instant, lived: bool) -> Verdict {
         let period = self.limit.period;
-        self.deaths.retain(|&death| !lived || now.duration_since(death) < period);
+        if lived {
+            self.deaths.retain(|&death| now.duration_since(death) < period);
+        }
         self.deaths.push_back(now);
         let deaths = self.deaths.len() as u32;
         if deaths > self.limit.deaths {

@@ -73,11 +73,6 @@ impl<B: Backend> Batch<B> {
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn running(&self) -> usize {
-        self.running.len()
-    }
-
     pub(super) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
@@ -92,7 +87,7 @@ impl<B: Backend> Batch<B> {
         Ok(())
     }
 
-    fn status(&self) -> DecoderStatus {
+    pub(super) fn status(&self) -> DecoderStatus {
         let running_bytes = self.running.iter().map(|r| self.decoder.backend.cache_bytes(&r.sequence.cache) as u64).sum();
         DecoderStatus {
             running: self.running.len() as u32,

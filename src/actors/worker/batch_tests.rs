@@ -49,7 +49,7 @@ fn what_may_not_fit_beside_those_that_run_waits_for_them() {
     let mut together = Vec::new();
     while !batch.is_idle() {
         batch.step().unwrap();
-        together.push(batch.running());
+        together.push(batch.status().running);
     }
     assert_eq!(*ended.lock().unwrap(), [1, 2, 3, 4]);
     assert_eq!(together.iter().max(), Some(&2));

@@ -67,7 +67,7 @@ pub(crate) struct Bench {
     neighbour: Option<u32>,
 }
 
-pub(crate) fn run(arguments: Bench, embedded: Embedded) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(arguments: Bench, log: &Log, embedded: Embedded) -> anyhow::Result<ExitCode> {
     if let Some(parent) = arguments.neighbour {
         return neighbour::be_one(parent);
     }
@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: Bench, embedded: Embedded) -> anyhow::Result<ExitCo
     let parts = if arguments.only.is_empty() { Part::value_variants() } else { &arguments.only };
     let mut ratios = Vec::new();
     for model in &arguments.models {
-        let mut bench = Session::start(model, &arguments, embedded)?;
+        let mut bench = Session::start(model, &arguments, log, embedded)?;
         if !arguments.json {
             println(&format!("{}\n", bench.head))?;
         }
@@ -100,17 +100,15 @@ pub(crate) fn run(arguments: Bench, embedded: Embedded) -> anyhow::Result<ExitCo
 }
 
 /// What `serve` has by default, with this model.
-fn config(model: &str, activations: Precision, embedded: Embedded) -> anyhow::Result<Config> {
+fn config(model: &str, activations: Precision, log: &Log, embedded: Embedded) -> anyhow::Result<Config> {
     #[derive(Parser)]
     struct Defaults {
         #[command(flatten)]
         models: Models,
-        #[command(flatten)]
-        log: Log,
     }
-    let Defaults { mut models, log } = Defaults::try_parse_from(["bench", "--model", model])?;
+    let mut models = Defaults::try_parse_from(["bench", "--model", model])?.models;
     models.activations = activations;
-    models.config(embedded, &log)
+    models.config(embedded, log)
 }
 
 /// One model with all that its figures are measured by.
@@ -126,8 +124,8 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn start(model: &'a str, arguments: &'a Bench, embedded: Embedded) -> anyhow::Result<Self> {
-        let config = config(model, arguments.activations, embedded)?;
+    fn start(model: &'a str, arguments: &'a Bench, log: &Log, embedded: Embedded) -> anyhow::Result<Self> {
+        let config = config(model, arguments.activations, log, embedded)?;
         let name = config.models[0].name.clone();
         let peers = match &config.models[0].source {
             _ if arguments.peers.is_empty() => None,
