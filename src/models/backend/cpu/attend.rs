@@ -1,6 +1,6 @@
 //! Attention of a step's rows, by all threads: rotate, append, attend.
 
-use super::attention::{self, Job};
+use super::attention::{self, Job, part_length};
 use super::buffer::Buffer;
 use super::cache::{CHUNK, Cache, Shape};
 use super::product::ROWS_PURE;
@@ -42,13 +42,8 @@ impl Attention {
         (tile.row * self.heads + kv_head * self.group()) * self.shape.head_size
     }
 
-    /// A tile's rows and the query heads of one key-value head into `out`, whose rows are `stride` apart.
-    ///
-    /// # Safety
-    /// `out` reaches every row's heads, which nobody else writes.
-    unsafe fn tile(&self, piece: usize, scratch: &mut attention::Scratch, out: *mut f32, stride: usize) {
-        let (tile, kv_head) = (&self.tiles[piece / self.shape.kv_heads], piece % self.shape.kv_heads);
-        let job = Job {
+    fn job(&self, tile: &Tile, kv_head: usize) -> Job<'_> {
+        Job {
             chunks: &self.chunks[tile.span],
             shape: self.shape,
             layer: self.layer,
@@ -58,12 +53,15 @@ impl Attention {
             rows: tile.rows,
             q: &self.q[self.start(tile, kv_head)..],
             q_stride: self.heads * self.shape.head_size,
-            out,
-            out_stride: stride,
-        };
-        // SAFETY: made for this processor; all keys and values were appended by the operation before.
-        unsafe { (self.kernels.attend)(&job, scratch) }
+        }
     }
+}
+
+/// A tile's queries of one key-value head against one chunk.
+struct Piece {
+    tile: usize,
+    kv_head: usize,
+    chunk: usize,
 }
 
 impl Cpu {
@@ -95,37 +93,76 @@ impl Cpu {
         let (rows, heads, size) = (q.rows, spec.heads, spec.head_size);
         let kernels = self.kernels;
         let attention = Arc::new(Attention { q: q.data.clone(), chunks: held.clone(), tiles, shape, layer, heads, kernels });
-        let (group, pieces) = (attention.group(), attention.tiles.len() * shape.kv_heads);
         let mut y = Tensor::new(rows, heads * size);
-        let out = y.shared();
         if rows <= ROWS_PURE {
-            let computed = attention.clone();
-            let compute = move |piece: usize, scratch: &mut Scratch| {
-                scratch.out.resize(attention::ROWS * group * size, 0.0);
-                // SAFETY: room for a tile's rows.
-                unsafe { computed.tile(piece, &mut scratch.attention, scratch.out.as_mut_ptr(), group * size) }
-            };
-            self.pool.run_pure(pieces, Box::new(compute), &|piece, scratch| {
-                let (tile, kv_head) = (&attention.tiles[piece / shape.kv_heads], piece % shape.kv_heads);
-                for (row, from) in scratch.out.chunks_exact(group * size).enumerate().take(tile.rows) {
-                    // SAFETY: these rows' heads are this piece's, which is committed once.
-                    let to = unsafe { out.part(attention.start(tile, kv_head) + row * heads * size, group * size) };
-                    to.copy_from_slice(from);
-                }
-            });
+            self.attend_by_chunks(attention, &mut y)
         } else {
-            self.pool.run(pieces, &|piece, scratch| {
-                let (tile, kv_head) = (&attention.tiles[piece / shape.kv_heads], piece % shape.kv_heads);
-                // SAFETY: these rows' heads are this piece's.
-                unsafe {
-                    let out = out.pointer(attention.start(tile, kv_head));
-                    attention.tile(piece, &mut scratch.attention, out, heads * size);
-                }
-            });
+            self.attend_by_tiles(&attention, &mut y)
         }
         // What a sequence that ends gives back must be free at once.
         self.step = (layer + 1 < spec.layers).then_some(held);
         y
+    }
+
+    /// Few rows: the chunks are shared out too, or as many threads as there are key-value heads would have all the work.
+    fn attend_by_chunks(&mut self, attention: Arc<Attention>, y: &mut Tensor) {
+        let (heads, shape, group, kernels) = (attention.heads, attention.shape, attention.group(), attention.kernels);
+        let part = part_length(shape.head_size);
+        let mut pieces = Vec::new();
+        for (index, tile) in attention.tiles.iter().enumerate() {
+            let reach = attention.job(tile, 0).reach();
+            let piece = |kv_head| (0..reach).map(move |chunk| Piece { tile: index, kv_head, chunk });
+            pieces.extend((0..shape.kv_heads).flat_map(piece));
+        }
+        // `[row][head][chunk][part]`.
+        let chunks = attention.chunks.iter().map(Vec::len).max().unwrap_or(0);
+        let mut parts = Tensor::new(y.rows, heads * chunks * part);
+        let (out, count, pieces) = (parts.shared(), pieces.len(), Arc::new(pieces));
+        let (computed, of) = (attention.clone(), pieces.clone());
+        let compute = move |piece: usize, scratch: &mut Scratch| {
+            let Piece { tile, kv_head, chunk } = of[piece];
+            scratch.out.resize(attention::ROWS * group * part, 0.0);
+            // SAFETY: made for this processor; all keys and values were appended by the operation before.
+            unsafe {
+                (kernels.attend_chunk)(&computed.job(&computed.tiles[tile], kv_head), chunk, &mut scratch.attention, &mut scratch.out)
+            }
+        };
+        self.pool.run_pure(count, Box::new(compute), &|piece, scratch| {
+            let Piece { tile, kv_head, chunk } = pieces[piece];
+            let tile = &attention.tiles[tile];
+            let job = attention.job(tile, kv_head);
+            for query in job.first(chunk)..job.queries() {
+                let (row, head) = (tile.row + query / group, kv_head * group + query % group);
+                // SAFETY: this part is this piece's, which is committed once.
+                let to = unsafe { out.part(((row * heads + head) * chunks + chunk) * part, part) };
+                to.copy_from_slice(&scratch.out[query * part..][..part]);
+            }
+        });
+        let out = y.shared();
+        let reach = |row: usize| {
+            let tile = attention.tiles.iter().find(|tile| (tile.row..tile.row + tile.rows).contains(&row)).expect("rows are in tiles");
+            (tile.position + row - tile.row) / CHUNK + 1
+        };
+        each_row(&mut self.pool, y.rows, &|row| {
+            for head in 0..heads {
+                let parts = &parts.row(row)[head * chunks * part..][..reach(row) * part];
+                // SAFETY: made for this processor; a row is one piece's.
+                unsafe { (kernels.merge)(parts, out.part((row * heads + head) * shape.head_size, shape.head_size)) }
+            }
+        });
+    }
+
+    fn attend_by_tiles(&mut self, attention: &Attention, y: &mut Tensor) {
+        let (kv_heads, stride, out) = (attention.shape.kv_heads, y.width, y.shared());
+        self.pool.run(attention.tiles.len() * kv_heads, &|piece, scratch| {
+            let (tile, kv_head) = (&attention.tiles[piece / kv_heads], piece % kv_heads);
+            // SAFETY: made for this processor; all keys and values were appended by the operation before, and these rows'
+            // heads are this piece's.
+            unsafe {
+                let out = out.pointer(attention.start(tile, kv_head));
+                (attention.kernels.attend)(&attention.job(tile, kv_head), &mut scratch.attention, out, stride);
+            }
+        });
     }
 
     /// Turns queries and keys to their positions, and keeps keys and values.

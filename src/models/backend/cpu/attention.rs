@@ -5,7 +5,8 @@
 
 use super::buffer::Buffer;
 use super::cache::{CHUNK, Shape};
-use super::isa::{Isa, LANES, exp, sum};
+use super::chunk;
+use super::isa::{Isa, LANES, exp};
 use std::sync::Arc;
 
 /// Rows of one span that share a pass over the keys and values.
@@ -15,15 +16,20 @@ const QUERIES: usize = ROWS * 16;
 pub(super) const GROUP_MAX: usize = QUERIES / ROWS;
 pub(super) const HEAD_MAX: usize = 256;
 
+/// A query's part of one chunk: the largest score, the sum of the weights, and from `LANES` on its values.
+pub(super) fn part_length(head_size: usize) -> usize {
+    LANES + head_size
+}
+
 /// Scratch of one thread.
 pub(super) struct Scratch {
     scores: Vec<f32>,
-    partial: Vec<f32>,
+    parts: Vec<f32>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self { scores: vec![0.0; QUERIES * CHUNK], partial: vec![0.0; 2 * HEAD_MAX] }
+        Self { scores: vec![0.0; QUERIES * CHUNK], parts: vec![0.0; QUERIES * part_length(HEAD_MAX)] }
     }
 }
 
@@ -43,8 +49,27 @@ pub(super) struct Job<'a> {
     pub(super) q: &'a [f32],
     /// Floats from one row to the next.
     pub(super) q_stride: usize,
-    pub(super) out: *mut f32,
-    pub(super) out_stride: usize,
+}
+
+impl Job<'_> {
+    pub(super) fn queries(&self) -> usize {
+        self.rows * self.group
+    }
+
+    /// Positions of chunk `chunk` that a query sees.
+    pub(super) fn length(&self, query: usize, chunk: usize) -> usize {
+        (self.position + query / self.group + 1).saturating_sub(chunk * CHUNK).min(CHUNK)
+    }
+
+    /// The first query that sees something of chunk `chunk`: rows that end before it come first.
+    pub(super) fn first(&self, chunk: usize) -> usize {
+        (chunk * CHUNK).saturating_sub(self.position) * self.group
+    }
+
+    /// Chunks of which the last row sees something.
+    pub(super) fn reach(&self) -> usize {
+        (self.position + self.rows).div_ceil(CHUNK)
+    }
 }
 
 /// Writes one position's key and value of one head.
@@ -79,97 +104,93 @@ pub(super) unsafe fn append<S: Isa>(chunk: *mut u8, shape: Shape, layer: usize, 
     }
 }
 
+/// All of it: a row's heads lie in `out` side by side, and rows `stride` floats apart.
+///
 /// # Safety
-/// The job's pointers reach its rows; the chunks hold every position up to its last row's.
+/// The job's slices and `out` reach its rows; the chunks hold every position up to its last row's.
 #[inline(always)]
-pub(super) unsafe fn attend<S: Isa>(job: &Job<'_>, scratch: &mut Scratch) {
-    // SAFETY: the caller's.
-    unsafe { if job.shape.half { all_chunks::<S, true>(job, scratch) } else { all_chunks::<S, false>(job, scratch) } }
-}
-
-#[inline(always)]
-unsafe fn load<S: Isa, const HALF: bool>(p: *const u8, index: usize) -> S::F {
-    // SAFETY: the caller's.
-    unsafe { if HALF { S::load_f16(p.cast::<u16>().add(index)) } else { S::load(p.cast::<f32>().add(index)) } }
-}
-
-#[inline(always)]
-unsafe fn all_chunks<S: Isa, const HALF: bool>(job: &Job<'_>, scratch: &mut Scratch) {
-    let Job { group, shape, .. } = *job;
-    let size = shape.head_size;
-    let count = job.rows * group;
-    let (key_offset, value_offset) = shape.offsets(job.layer, job.kv_head);
-    // Running maximum and sum of every query; its running values lie in `out`.
-    let mut maxima = [f32::NEG_INFINITY; QUERIES];
-    let mut sums = [0f32; QUERIES];
-    // SAFETY: the caller's; queries and dimensions stay within rows, positions within the chunk.
+pub(super) unsafe fn attend<S: Isa>(job: &Job<'_>, scratch: &mut Scratch, out: *mut f32, stride: usize) {
+    let (size, length) = (job.shape.head_size, part_length(job.shape.head_size));
+    let mut running = [Running::default(); QUERIES];
+    // SAFETY: the caller's; a scratch has room for every query's part.
     unsafe {
-        let place = |query: usize, stride: usize| query / group * stride + query % group * size;
-        let head = |query: usize| place(query, job.out_stride);
-        for (index, chunk) in job.chunks.iter().enumerate() {
-            let start = index * CHUNK;
-            let length = |query: usize| (job.position + query / group + 1).saturating_sub(start).min(CHUNK);
-            if length(count - 1) == 0 {
-                break;
-            }
-            // Rows that end before this chunk come first.
-            let mut first = 0;
-            while length(first) == 0 {
-                first += 1;
-            }
-            let (keys, values) = (chunk.as_ptr().add(key_offset).cast_const(), chunk.as_ptr().add(value_offset).cast_const());
-            let scores = scratch.scores.as_mut_ptr();
-            let mut query = first;
-            while query < count {
-                let n = (count - query).min(4);
-                let mut q = [job.q.as_ptr(); 4];
-                for (i, q) in q.iter_mut().enumerate().take(n) {
-                    *q = job.q.as_ptr().add(place(query + i, job.q_stride));
-                }
-                let reach = length(query + n - 1);
-                let to = scores.add(query * CHUNK);
-                match n {
-                    1 => score::<S, HALF, 1>((keys, values), size, &q, reach, to),
-                    2 => score::<S, HALF, 2>((keys, values), size, &q, reach, to),
-                    3 => score::<S, HALF, 3>((keys, values), size, &q, reach, to),
-                    _ => score::<S, HALF, 4>((keys, values), size, &q, reach, to),
-                }
-                query += n;
-            }
-            let partial = scratch.partial.as_mut_ptr();
-            let mut query = first;
-            while query < count {
-                // Two heads of one row read the values together.
-                let n = if query % group + 1 < group { 2 } else { 1 };
-                let p = scores.add(query * CHUNK);
-                let mut parts = [(0f32, 0f32); 2];
-                for (i, part) in parts.iter_mut().enumerate().take(n) {
-                    *part = softmax::<S>(p.add(i * CHUNK), length(query));
-                }
-                match n {
-                    1 => value::<S, HALF, 1>(values, size, length(query), p, partial),
-                    _ => value::<S, HALF, 2>(values, size, length(query), p, partial),
-                }
-                for (i, (top, total)) in parts.into_iter().enumerate().take(n) {
-                    let query = query + i;
-                    // Merge: what came before is scaled to the new maximum, then this chunk's values are added.
-                    let new = if top > maxima[query] { top } else { maxima[query] };
-                    let (before, now) = (exp_one::<S>(maxima[query] - new), exp_one::<S>(top - new));
-                    maxima[query] = new;
-                    sums[query] = sums[query] * before + total * now;
-                    let out = job.out.add(head(query));
-                    for d in (0..size).step_by(LANES) {
-                        let old = if index == 0 { S::zero() } else { S::load(out.add(d)) };
-                        let part = S::load(partial.add(i * HEAD_MAX + d));
-                        S::store(out.add(d), S::fma(part, S::splat(now), S::mul(old, S::splat(before))));
-                    }
-                }
-                query += n;
+        let place = |query: usize| out.add(query / job.group * stride + query % job.group * size);
+        for index in 0..job.reach() {
+            let parts = scratch.parts.as_mut_ptr();
+            chunk::parts::<S>(job, index, scratch.scores.as_mut_ptr(), parts);
+            for (query, running) in running.iter_mut().enumerate().take(job.queries()).skip(job.first(index)) {
+                running.add::<S>(parts.add(query * length), size, place(query));
             }
         }
-        for (query, sum) in sums.iter().enumerate().take(count) {
-            let out = job.out.add(head(query));
-            let scale = S::splat(1.0 / sum);
+        for (query, running) in running.iter().enumerate().take(job.queries()) {
+            running.finish::<S>(size, place(query));
+        }
+    }
+}
+
+/// One chunk's parts, `[query][part]`; those of queries that see nothing of it are left as they are.
+///
+/// # Safety
+/// As `attend`.
+#[inline(always)]
+pub(super) unsafe fn attend_chunk<S: Isa>(job: &Job<'_>, chunk: usize, scratch: &mut Scratch, parts: &mut [f32]) {
+    assert!(parts.len() >= job.queries() * part_length(job.shape.head_size));
+    // SAFETY: the caller's, and above.
+    unsafe { chunk::parts::<S>(job, chunk, scratch.scores.as_mut_ptr(), parts.as_mut_ptr()) }
+}
+
+/// A query's parts of all its chunks, first to last, to its result.
+///
+/// # Safety
+/// The processor has the instruction set.
+#[inline(always)]
+pub(super) unsafe fn merge<S: Isa>(parts: &[f32], out: &mut [f32]) {
+    let mut running = Running::default();
+    // SAFETY: parts are as long as `out` asks for.
+    unsafe {
+        for part in parts.chunks_exact(part_length(out.len())) {
+            running.add::<S>(part.as_ptr(), out.len(), out.as_mut_ptr());
+        }
+        running.finish::<S>(out.len(), out.as_mut_ptr());
+    }
+}
+
+/// What the chunks so far came to; the values' sum lies where the result will.
+#[derive(Clone, Copy)]
+struct Running {
+    maximum: f32,
+    sum: f32,
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self { maximum: f32::NEG_INFINITY, sum: 0.0 }
+    }
+}
+
+impl Running {
+    /// What came before is scaled to the new maximum, then the part's values are added.
+    #[inline(always)]
+    unsafe fn add<S: Isa>(&mut self, part: *const f32, size: usize, out: *mut f32) {
+        // SAFETY: the caller's: a part and a result of `size`.
+        unsafe {
+            let (top, total, values) = (*part, *part.add(1), part.add(LANES));
+            let fresh = self.maximum == f32::NEG_INFINITY;
+            let new = if top > self.maximum { top } else { self.maximum };
+            let (before, now) = (exp_one::<S>(self.maximum - new), exp_one::<S>(top - new));
+            *self = Self { maximum: new, sum: self.sum * before + total * now };
+            for d in (0..size).step_by(LANES) {
+                let old = if fresh { S::zero() } else { S::load(out.add(d)) };
+                S::store(out.add(d), S::fma(S::load(values.add(d)), S::splat(now), S::mul(old, S::splat(before))));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<S: Isa>(&self, size: usize, out: *mut f32) {
+        // SAFETY: the caller's: a result of `size`.
+        unsafe {
+            let scale = S::splat(1.0 / self.sum);
             for d in (0..size).step_by(LANES) {
                 S::store(out.add(d), S::mul(S::load(out.add(d)), scale));
             }
@@ -183,110 +204,4 @@ unsafe fn exp_one<S: Isa>(x: f32) -> f32 {
     // SAFETY: eight lanes to eight floats.
     unsafe { S::store(lanes.as_mut_ptr(), exp::<S>(S::splat(x))) };
     lanes[0]
-}
-
-/// Scores of N queries against the first `reach` positions, in blocks of sixteen.
-#[inline(always)]
-unsafe fn score<S: Isa, const HALF: bool, const N: usize>(
-    (keys, values): (*const u8, *const u8),
-    size: usize,
-    q: &[*const f32; 4],
-    reach: usize,
-    out: *mut f32,
-) {
-    // SAFETY: a chunk holds 256 positions, so sixteen from any multiple of sixteen below `reach`.
-    unsafe {
-        for block in (0..reach).step_by(2 * LANES) {
-            // The processor loses sight of such short streams: bring the next sixteen keys near, and these values.
-            let bytes = size * if HALF { 2 } else { 4 };
-            for line in (block * bytes..(block + 2 * LANES) * bytes).step_by(64) {
-                S::prefetch(keys.wrapping_add(2 * LANES * bytes + line));
-                S::prefetch(values.wrapping_add(line));
-            }
-            let mut sums = [[S::zero(); 2]; N];
-            for d in 0..size {
-                let a = load::<S, HALF>(keys, block * size + d * LANES);
-                let b = load::<S, HALF>(keys, (block + LANES) * size + d * LANES);
-                for (sums, q) in sums.iter_mut().zip(q) {
-                    let q = S::splat(*q.add(d));
-                    sums[0] = S::fma(a, q, sums[0]);
-                    sums[1] = S::fma(b, q, sums[1]);
-                }
-            }
-            for (i, sums) in sums.iter().enumerate() {
-                S::store(out.add(i * CHUNK + block), sums[0]);
-                S::store(out.add(i * CHUNK + block + LANES), sums[1]);
-            }
-        }
-    }
-}
-
-/// Scores to weights `e^(score - maximum)`; returns the maximum and the sum. Beyond `length` weights are 0.
-#[inline(always)]
-unsafe fn softmax<S: Isa>(p: *mut f32, length: usize) -> (f32, f32) {
-    // SAFETY: a query has `CHUNK` scores.
-    unsafe {
-        for i in length..length.next_multiple_of(LANES) {
-            *p.add(i) = f32::NEG_INFINITY;
-        }
-        let mut top = S::splat(f32::NEG_INFINITY);
-        for i in (0..length).step_by(LANES) {
-            top = S::max(S::load(p.add(i)), top);
-        }
-        let top = S::largest(top);
-        let mut total = S::zero();
-        for i in (0..length).step_by(LANES) {
-            let e = exp::<S>(S::sub(S::load(p.add(i)), S::splat(top)));
-            S::store(p.add(i), e);
-            total = S::add(total, e);
-        }
-        (top, sum::<S>(total))
-    }
-}
-
-/// `sum over positions of weight * value`, position by position, for one query or two: `p` is `[N][CHUNK]`,
-/// `out` is `[N][HEAD_MAX]`. Eight sums at a time are as many as two multiply-adds a cycle keep waiting.
-#[inline(always)]
-unsafe fn value<S: Isa, const HALF: bool, const N: usize>(values: *const u8, size: usize, length: usize, p: *const f32, out: *mut f32) {
-    // SAFETY: the caller's: `length` positions of `size` dimensions, a multiple of 16.
-    unsafe {
-        let mut d = 0;
-        while d < size {
-            d += match (size - d) / LANES {
-                8.. if N == 1 => value_part::<S, HALF, N, 8>(values, size, length, p, d, out),
-                4.. => value_part::<S, HALF, N, 4>(values, size, length, p, d, out),
-                _ => value_part::<S, HALF, N, 2>(values, size, length, p, d, out),
-            };
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn value_part<S: Isa, const HALF: bool, const N: usize, const V: usize>(
-    values: *const u8,
-    size: usize,
-    length: usize,
-    p: *const f32,
-    d: usize,
-    out: *mut f32,
-) -> usize {
-    // SAFETY: the caller's.
-    unsafe {
-        let mut sums = [[S::zero(); V]; N];
-        for t in 0..length {
-            let weights: [S::F; N] = std::array::from_fn(|i| S::splat(*p.add(i * CHUNK + t)));
-            for (j, at) in (0..V).zip((t * size + d..).step_by(LANES)) {
-                let v = load::<S, HALF>(values, at);
-                for (sums, weight) in sums.iter_mut().zip(weights) {
-                    sums[j] = S::fma(v, weight, sums[j]);
-                }
-            }
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            for (j, sum) in sums.iter().enumerate() {
-                S::store(out.add(i * HEAD_MAX + d + j * LANES), *sum);
-            }
-        }
-    }
-    V * LANES
 }

@@ -29,7 +29,9 @@ pub(super) struct Kernels {
     pub(super) rotate: unsafe fn(&mut [f32], &[f32], &[f32], f32),
     #[allow(clippy::type_complexity, reason = "a kernel's arguments, named where it is defined")]
     pub(super) append: unsafe fn(*mut u8, Shape, usize, usize, usize, &[f32], &[f32]),
-    pub(super) attend: unsafe fn(&Job<'_>, &mut Scratch),
+    pub(super) attend: unsafe fn(&Job<'_>, &mut Scratch, *mut f32, usize),
+    pub(super) attend_chunk: unsafe fn(&Job<'_>, usize, &mut Scratch, &mut [f32]),
+    pub(super) merge: unsafe fn(&[f32], &mut [f32]),
 }
 
 /// Names a table of kernels to use in place of the fastest one.
@@ -95,7 +97,7 @@ macro_rules! table {
             use super::*;
 
             pub(super) const KERNELS: Kernels =
-                Kernels { name: $name, row, slab_int8, slab_f32, quantize, norm, gate_silu, add, rotate, append, attend };
+                Kernels { name: $name, row, slab_int8, slab_f32, quantize, norm, gate_silu, add, rotate, append, attend, attend_chunk, merge };
 
             table!(@fn $($feature)?, row(weight: &Packed, row: usize, out: &mut [f32]) = Packed::row::<$isa>);
             table!(@fn $($feature)?, slab_int8(weight: &Packed, slab: usize, x: &Quants, out: *mut f32) = super::slab_int8::<$isa>);
@@ -107,7 +109,10 @@ macro_rules! table {
             table!(@fn $($feature)?, rotate(head: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) = rows::rotate::<$isa>);
             table!(@fn $($feature)?, append(chunk: *mut u8, shape: Shape, layer: usize, head: usize, position: usize, key: &[f32], value: &[f32])
                 = attention::append::<$isa>);
-            table!(@fn $($feature)?, attend(job: &Job<'_>, scratch: &mut Scratch) = attention::attend::<$isa>);
+            table!(@fn $($feature)?, attend(job: &Job<'_>, scratch: &mut Scratch, out: *mut f32, stride: usize) = attention::attend::<$isa>);
+            table!(@fn $($feature)?, attend_chunk(job: &Job<'_>, chunk: usize, scratch: &mut Scratch, parts: &mut [f32])
+                = attention::attend_chunk::<$isa>);
+            table!(@fn $($feature)?, merge(parts: &[f32], out: &mut [f32]) = attention::merge::<$isa>);
         }
     };
     // What differs from another table is its products of integers.

@@ -6,6 +6,7 @@ mod attention;
 mod block_tests;
 mod buffer;
 mod cache;
+mod chunk;
 mod forms;
 mod headers;
 mod isa;
