@@ -108,7 +108,11 @@ fn features() -> String {
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
     ];
     #[cfg(target_arch = "aarch64")]
-    let all = [("neon", std::arch::is_aarch64_feature_detected!("neon")), ("dotprod", std::arch::is_aarch64_feature_detected!("dotprod"))];
+    let all = [
+        ("neon", std::arch::is_aarch64_feature_detected!("neon")),
+        ("dotprod", std::arch::is_aarch64_feature_detected!("dotprod")),
+        ("i8mm", std::arch::is_aarch64_feature_detected!("i8mm")),
+    ];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let all: [(&str, bool); 0] = [];
     let has: Vec<&str> = all.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();

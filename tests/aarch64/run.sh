@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The kernels' tests on aarch64: built here, run by qemu-user, which has NEON and dotprod.
+# The kernels' tests on aarch64: built here, run by qemu-user, which has NEON, dotprod and i8mm.
 #
 # For Debian 12 or later on x86-64. Installs what is missing, by apt-get as root or through sudo:
 #   rustc-web, libstd-rust-web-dev:arm64          a Rust compiler whose standard library exists for arm64, in /usr/bin;
@@ -29,8 +29,8 @@ export RUSTC=/usr/bin/rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch6
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
 # Another compiler than the machine's must not share its target folder.
 export CARGO_TARGET_DIR=target/aarch64
-# A test fails unless these are the kernels that run: without it, an emulator without dotprod would test less.
-export SOUFFLEUR_ISA=dotprod
+# A test fails unless these are the kernels that run: without it, an emulator without i8mm would test less.
+export SOUFFLEUR_ISA=i8mm
 # Built as quickly as can be: only the kernels have to run fast, and what they give is the same at any level.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=1
 cargo test --locked --release --target aarch64-unknown-linux-gnu --config 'profile.release.package."*".opt-level=0' \

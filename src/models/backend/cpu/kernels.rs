@@ -68,6 +68,9 @@ impl Kernels {
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
             if std::arch::is_aarch64_feature_detected!("dotprod") {
+                if std::arch::is_aarch64_feature_detected!("i8mm") {
+                    all.push(&i8mm::KERNELS);
+                }
                 all.push(&dotprod::KERNELS);
             }
             all.push(&neon::KERNELS);
@@ -147,6 +150,8 @@ table!(
     ..avx2::KERNELS
 );
 #[cfg(target_arch = "aarch64")]
-table!(neon, isa::Neon<false>, "neon");
+table!(neon, isa::Neon<{ isa::NEON }>, "neon");
 #[cfg(target_arch = "aarch64")]
-table!(dotprod, isa::Neon<true>, "dotprod", target_feature(enable = "dotprod"), ..neon::KERNELS);
+table!(dotprod, isa::Neon<{ isa::DOTPROD }>, "dotprod", target_feature(enable = "dotprod"), ..neon::KERNELS);
+#[cfg(target_arch = "aarch64")]
+table!(i8mm, isa::Neon<{ isa::I8MM }>, "i8mm", target_feature(enable = "dotprod,i8mm"), ..neon::KERNELS);

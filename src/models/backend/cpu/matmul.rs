@@ -144,7 +144,7 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
                 let quants = F::quants::<S>(w, unit);
                 if F::Header::TWO_LEVELS {
                     for (r, integers) in integers.iter_mut().enumerate() {
-                        *integers = unit_times::<S, F>(*integers, w, unit, &quants, q.add(r * UNIT));
+                        [*integers] = unit_times::<S, F, 1>([*integers], w, unit, &quants, q.add(r * UNIT));
                     }
                     if ((unit + 1) * UNIT).is_multiple_of(2 * group) {
                         let second = (unit + 1) * UNIT / group - 1;
@@ -156,7 +156,8 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
                     }
                 } else {
                     for (r, integers) in integers.iter_mut().enumerate() {
-                        *integers = S::add_i32(*integers, dot::<S, F>(&quants, q.add(r * UNIT)));
+                        let [new] = dots::<S, F, 1>(&quants, q.add(r * UNIT));
+                        *integers = S::add_i32(*integers, new);
                     }
                 }
                 q = q.add(M * UNIT);
@@ -182,43 +183,50 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
     }
 }
 
+/// A unit's dot products with M rows.
 #[inline(always)]
-unsafe fn dot<S: Isa, F: Quantized>(w: &[S::B; 8], x: *const i8) -> S::I {
-    // SAFETY: the caller's: a unit of activations. The branch is decided when this is compiled.
+unsafe fn dots<S: Isa, F: Quantized, const M: usize>(w: &[S::B; 8], x: *const i8) -> [S::I; M] {
+    // SAFETY: the caller's: a unit of activations a row. The branch is decided when this is compiled.
     unsafe {
         match F::Bits::SUMS {
-            0 => S::dot::<0>(w, x),
-            2 => S::dot::<2>(w, x),
-            4 => S::dot::<4>(w, x),
-            _ => S::dot::<8>(w, x),
+            0 => S::dots::<0, M>(w, x),
+            2 => S::dots::<2, M>(w, x),
+            4 => S::dots::<4, M>(w, x),
+            _ => S::dots::<8, M>(w, x),
         }
     }
 }
 
-/// `sums +` a unit's dot product, group by group times the group's factor.
+/// `sums +` a unit's dot products with M rows, group by group times the group's factor.
 #[inline(always)]
-unsafe fn unit_times<S: Isa, F: Quantized>(sums: S::I, w: *const u8, unit: usize, quants: &[S::B; 8], x: *const i8) -> S::I {
-    // SAFETY: the caller's: a unit of activations.
+unsafe fn unit_times<S: Isa, F: Quantized, const M: usize>(
+    sums: [S::I; M],
+    w: *const u8,
+    unit: usize,
+    quants: &[S::B; 8],
+    x: *const i8,
+) -> [S::I; M] {
+    // SAFETY: the caller's: a unit of activations a row.
     unsafe {
         if F::Header::GROUP < UNIT {
             let (first, second) = (F::Header::factors::<S>(w, unit * 2).0, F::Header::factors::<S>(w, unit * 2 + 1).0);
-            let sums = dot_times::<S, F>(sums, &quants[..4], x, first);
-            dot_times::<S, F>(sums, &quants[4..], x.add(UNIT / 2), second)
+            let sums = dots_times::<S, F, M>(sums, &quants[..4], x, first);
+            dots_times::<S, F, M>(sums, &quants[4..], x.add(UNIT / 2), second)
         } else {
-            dot_times::<S, F>(sums, &quants[..], x, F::Header::factors::<S>(w, unit).0)
+            dots_times::<S, F, M>(sums, &quants[..], x, F::Header::factors::<S>(w, unit).0)
         }
     }
 }
 
 #[inline(always)]
-unsafe fn dot_times<S: Isa, F: Quantized>(sums: S::I, w: &[S::B], x: *const i8, factor: S::I) -> S::I {
+unsafe fn dots_times<S: Isa, F: Quantized, const M: usize>(sums: [S::I; M], w: &[S::B], x: *const i8, factor: S::I) -> [S::I; M] {
     // SAFETY: the caller's.
     unsafe {
         match F::Bits::SUMS {
-            0 => S::dot_times::<0>(sums, w, x, factor),
-            2 => S::dot_times::<2>(sums, w, x, factor),
-            4 => S::dot_times::<4>(sums, w, x, factor),
-            _ => S::dot_times::<8>(sums, w, x, factor),
+            0 => S::dots_times::<0, M>(sums, w, x, factor),
+            2 => S::dots_times::<2, M>(sums, w, x, factor),
+            4 => S::dots_times::<4, M>(sums, w, x, factor),
+            _ => S::dots_times::<8, M>(sums, w, x, factor),
         }
     }
 }
@@ -232,6 +240,21 @@ unsafe fn flush_two_levels<S: Isa>(sums: S::F, integers: S::I, biases: S::I, top
         let sums = S::fma(S::to_f32(integers), S::mul(tops.0, scale), sums);
         S::fma(S::to_f32(biases), S::mul(tops.1, scale), sums)
     }
+}
+
+/// Runs `$body` for every row, two at a time and an odd last one alone: for `$M` of them, from `$r` on.
+macro_rules! in_pairs {
+    ($rows:expr, |$r:ident, $M:ident| $body:block) => {
+        for $r in (0..$rows - 1).step_by(2) {
+            const $M: usize = 2;
+            $body
+        }
+        if !$rows.is_multiple_of(2) {
+            const $M: usize = 1;
+            let $r = $rows - 1;
+            $body
+        }
+    };
 }
 
 /// Rows `first..first + ROWS`: a unit's weights stay in registers, the rows stream past them.
@@ -253,20 +276,22 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
             prefetch::<S, F>(w);
             for unit in 0..last {
                 let quants = F::quants::<S>(w, unit);
-                for r in 0..rows {
-                    let new = dot::<S, F>(&quants, q.add(r * UNIT));
-                    let slot = integers.get_unchecked_mut(r);
-                    slot.write(if unit == 0 { new } else { S::add_i32(slot.assume_init(), new) });
-                }
+                in_pairs!(rows, |r, M| {
+                    for (r, new) in (r..).zip(&dots::<S, F, M>(&quants, q.add(r * UNIT))) {
+                        let slot = integers.get_unchecked_mut(r);
+                        slot.write(if unit == 0 { *new } else { S::add_i32(slot.assume_init(), *new) });
+                    }
+                });
                 q = q.wrapping_add(x.rows * UNIT);
             }
             let (quants, scales) = (F::quants::<S>(w, last), F::Header::scales::<S>(w, 0));
-            for r in 0..rows {
-                let new = dot::<S, F>(&quants, q.add(r * UNIT));
-                let all = if last == 0 { new } else { S::add_i32(integers.get_unchecked(r).assume_init(), new) };
-                let to = out.add(r * LANES);
-                S::store(to, flush::<S>(S::load(to), all, scales, *scale.add(r), *sum.add(r)));
-            }
+            in_pairs!(rows, |r, M| {
+                for (r, new) in (r..).zip(&dots::<S, F, M>(&quants, q.add(r * UNIT))) {
+                    let all = if last == 0 { *new } else { S::add_i32(integers.get_unchecked(r).assume_init(), *new) };
+                    let to = out.add(r * LANES);
+                    S::store(to, flush::<S>(S::load(to), all, scales, *scale.add(r), *sum.add(r)));
+                }
+            });
             q = q.wrapping_add(x.rows * UNIT);
             (scale, sum) = (scale.wrapping_add(x.rows), sum.wrapping_add(x.rows));
             w = w.add(F::BYTES);
@@ -294,11 +319,11 @@ unsafe fn many_two_levels<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize,
             prefetch::<S, F>(w);
             for unit in 0..units {
                 let quants = F::quants::<S>(w, unit);
-                for r in 0..rows {
-                    let slot = integers.get_unchecked_mut(r);
-                    let sums = if unit == 0 { S::zero_i32() } else { slot.assume_init() };
-                    slot.write(unit_times::<S, F>(sums, w, unit, &quants, q.add(r * UNIT)));
-                }
+                in_pairs!(rows, |r, M| {
+                    let slots = integers.as_mut_ptr().add(r).cast::<[S::I; M]>();
+                    let sums = if unit == 0 { [S::zero_i32(); M] } else { slots.read() };
+                    slots.write(unit_times::<S, F, M>(sums, w, unit, &quants, q.add(r * UNIT)));
+                });
                 q = q.wrapping_add(x.rows * UNIT);
             }
             let tops = F::Header::tops::<S>(w);

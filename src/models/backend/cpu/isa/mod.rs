@@ -15,7 +15,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::{AVX_VNNI, AVX512_VNNI, Avx2, MADDUBS};
 #[cfg(target_arch = "aarch64")]
-pub(super) use neon::Neon;
+pub(super) use neon::{DOTPROD, I8MM, NEON, Neon};
 pub(super) use scalar::Scalar;
 
 /// Lanes of `F` and `I`: the rows of a slab.
@@ -75,6 +75,34 @@ pub(super) trait Isa {
     unsafe fn dot<const SUMS: usize>(w: &[Self::B], x: *const i8) -> Self::I;
     /// `sums + dot(w, x) * factor`; factors are within -128..=127 or 0..=63.
     unsafe fn dot_times<const SUMS: usize>(sums: Self::I, w: &[Self::B], x: *const i8, factor: Self::I) -> Self::I;
+    /// `dot` with each of M rows of activations, which lie UNIT bytes apart.
+    #[inline(always)]
+    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[Self::B], x: *const i8) -> [Self::I; M] {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let mut dots = [Self::zero_i32(); M];
+            for (r, dot) in dots.iter_mut().enumerate() {
+                *dot = Self::dot::<SUMS>(w, x.add(r * UNIT));
+            }
+            dots
+        }
+    }
+    /// `dot_times` with each of M rows, as `dots`.
+    #[inline(always)]
+    unsafe fn dots_times<const SUMS: usize, const M: usize>(
+        mut sums: [Self::I; M],
+        w: &[Self::B],
+        x: *const i8,
+        factor: Self::I,
+    ) -> [Self::I; M] {
+        // SAFETY: the trait's contract.
+        unsafe {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                *sums = Self::dot_times::<SUMS>(*sums, w, x.add(r * UNIT), factor);
+            }
+            sums
+        }
+    }
     /// `sums + x[0] * a + x[1] * b`, of numbers that fit sixteen bits.
     unsafe fn two_times(sums: Self::I, x: *const i16, a: Self::I, b: Self::I) -> Self::I;
     /// Brings a cache line near that is read soon; any address will do.

@@ -1,17 +1,22 @@
 //! NEON, which every aarch64 processor has. With dotprod, where a processor has it (Apple's since M1, Cortex-A55 and A75,
-//! Graviton2), a dot product is one instruction for four.
+//! Graviton2), a dot product is one instruction for four. With i8mm (Apple's since M2, Cortex-A510 and A710, Graviton3), two
+//! rows of weights by two rows of activations, eight inputs each, are one instruction.
 //!
 //! Weights of at most six bits are the same bytes signed and unsigned, so one signed product serves every form.
 //! Instructions whose intrinsics the oldest supported Rust does not have are written out.
 
-use super::Isa;
+use super::{Isa, UNIT};
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
 
-/// `DOT`: whether the processor has dotprod.
+/// `DOT`: what multiplies bytes; one of the three below, of which each has what is above it.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Neon<const DOT: bool>;
+pub(in super::super) struct Neon<const DOT: u8>;
+
+pub(in super::super) const NEON: u8 = 0;
+pub(in super::super) const DOTPROD: u8 = 1;
+pub(in super::super) const I8MM: u8 = 2;
 
 type F = [float32x4_t; 2];
 type I = [int32x4_t; 2];
@@ -19,7 +24,7 @@ type B = [uint8x16_t; 2];
 
 // SAFETY of every block: the trait's contract: the processor has what `DOT` names, pointers reach their lanes.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
-impl<const DOT: bool> Isa for Neon<DOT> {
+impl<const DOT: u8> Isa for Neon<DOT> {
     type F = F;
     type I = I;
     type B = B;
@@ -176,6 +181,43 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
+    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[B], x: *const i8) -> [I; M] {
+        unsafe {
+            let mut dots = [Self::zero_i32(); M];
+            if DOT != I8MM || M != 2 {
+                for (r, dot) in dots.iter_mut().enumerate() {
+                    *dot = Self::dot::<SUMS>(w, x.add(r * UNIT));
+                }
+                return dots;
+            }
+            // Of each half, its first and its last two rows of weights: each with both rows of activations.
+            let mut sums = [Self::zero_i32(); 2];
+            for (part, [a, b, c, d]) in w.as_chunks::<4>().0.iter().enumerate() {
+                let x = x.add(16 * part).cast();
+                let (x, y) = (vld1q_s64(x), vld1q_s64(x.byte_add(UNIT)));
+                for (first, second, x) in [(a, b, vzip1q_s64(x, y)), (c, d, vzip2q_s64(x, y))] {
+                    for half in 0..2 {
+                        // Two times four inputs of four rows: eight of each. The compiler moves this out of the loop over rows.
+                        let (first, second) = (vreinterpretq_u32_u8(first[half]), vreinterpretq_u32_u8(second[half]));
+                        sums[half][0] = two_by_two(sums[half][0], vzip1q_u32(first, second), x);
+                        sums[half][1] = two_by_two(sums[half][1], vzip2q_u32(first, second), x);
+                    }
+                }
+            }
+            for (half, [a, b]) in sums.into_iter().enumerate() {
+                (dots[0][half], dots[1][half]) = (vuzp1q_s32(a, b), vuzp2q_s32(a, b));
+            }
+            dots
+        }
+    }
+    #[inline(always)]
+    unsafe fn dots_times<const SUMS: usize, const M: usize>(sums: [I; M], w: &[B], x: *const i8, factor: I) -> [I; M] {
+        unsafe {
+            let dots = Self::dots::<SUMS, M>(w, x);
+            from_fn(|r| from_fn(|i| vmlaq_s32(sums[r][i], dots[r][i], factor[i])))
+        }
+    }
+    #[inline(always)]
     unsafe fn two_times(sums: I, x: *const i16, a: I, b: I) -> I {
         unsafe {
             let (first, second) = (i32::from(x.read_unaligned()), i32::from(x.add(1).read_unaligned()));
@@ -207,12 +249,12 @@ impl<const DOT: bool> Isa for Neon<DOT> {
 /// Adds to the sums of four rows the products of four inputs each with the four activations in lane `LANE` of `x`.
 ///
 /// # Safety
-/// The processor has dotprod if `DOT`.
+/// The processor has what `DOT` names.
 #[inline(always)]
-unsafe fn products<const DOT: bool, const LANE: i32>(sums: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t {
+unsafe fn products<const DOT: u8, const LANE: i32>(sums: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t {
     // SAFETY: the caller's; registers only.
     unsafe {
-        if DOT {
+        if DOT != NEON {
             let mut sums = sums;
             asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.4b[{3}]", inout(vreg) sums, in(vreg) w, in(vreg) x, const LANE,
                 options(pure, nomem, nostack, preserves_flags));
@@ -225,6 +267,20 @@ unsafe fn products<const DOT: bool, const LANE: i32>(sums: int32x4_t, w: uint8x1
             vpadalq_s16(sums, pairs)
         }
     }
+}
+
+/// Adds to `sums` the products of two rows of eight weights with two rows of eight activations: first of the first row of weights.
+///
+/// # Safety
+/// The processor has i8mm.
+#[inline(always)]
+unsafe fn two_by_two(mut sums: int32x4_t, w: uint32x4_t, x: int64x2_t) -> int32x4_t {
+    // SAFETY: the caller's; registers only.
+    unsafe {
+        asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) sums, in(vreg) w, in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sums
 }
 
 #[inline(always)]

@@ -16,17 +16,30 @@ fn every_operation_is_the_references() {
     #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
         all.push(("avx2", unsafe { results::<Avx2<MADDUBS>>() }));
+        if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl") {
+            all.push(("avx512vnni", unsafe { results::<Avx2<AVX512_VNNI>>() }));
+        }
+        if is_x86_feature_detected!("avxvnni") {
+            all.push(("avxvnni", unsafe { results::<Avx2<AVX_VNNI>>() }));
+        }
     }
     #[cfg(target_arch = "aarch64")]
     #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
     if std::arch::is_aarch64_feature_detected!("neon") {
-        all.push(("neon", unsafe { results::<Neon<false>>() }));
+        all.push(("neon", unsafe { results::<Neon<NEON>>() }));
         #[target_feature(enable = "dotprod")]
         fn dotprod() -> Results {
-            unsafe { results::<Neon<true>>() }
+            unsafe { results::<Neon<DOTPROD>>() }
         }
         if std::arch::is_aarch64_feature_detected!("dotprod") {
             all.push(("dotprod", unsafe { dotprod() }));
+        }
+        #[target_feature(enable = "dotprod,i8mm")]
+        fn i8mm() -> Results {
+            unsafe { results::<Neon<I8MM>>() }
+        }
+        if std::arch::is_aarch64_feature_detected!("dotprod") && std::arch::is_aarch64_feature_detected!("i8mm") {
+            all.push(("i8mm", unsafe { i8mm() }));
         }
     }
     for (isa, got) in all {
@@ -117,7 +130,7 @@ unsafe fn results<S: Isa>() -> Results {
         }
         // Activations of every size, and the largest of one sign against the largest weights.
         for i in 0..64 {
-            let x: [i8; UNIT] =
+            let x: [i8; 2 * UNIT] =
                 std::array::from_fn(|j| if i < 8 { 127 * (1 - (i as i8 & 2)) } else { (bytes[64 * i + j] as i8).max(-127) });
             let at =
                 |j: usize, most: u8| -> [u8; UNIT] { std::array::from_fn(|k| if i < 8 { most } else { bytes[32 * (i + j) + k] & most }) };
@@ -126,6 +139,16 @@ unsafe fn results<S: Isa>() -> Results {
             floats("dot 4", S::to_f32(S::dot::<4>(&w(31), x.as_ptr())));
             floats("dot 2", S::to_f32(S::dot::<2>(&w(63), x.as_ptr())));
             floats("half dot", S::to_f32(S::dot::<2>(&w(63)[4..], x.as_ptr().add(16))));
+            for [first, second] in [
+                S::dots::<8, 2>(&w(15), x.as_ptr()),
+                S::dots::<4, 2>(&w(31), x.as_ptr()),
+                S::dots::<2, 2>(&w(63)[4..], x.as_ptr().add(16)),
+                S::dots::<0, 2>(&w(0x80), x.as_ptr()),
+                S::dots::<0, 2>(&w(0xff), x.as_ptr()),
+            ] {
+                floats("dots", S::to_f32(first));
+                floats("dots", S::to_f32(second));
+            }
             let (a, b) = (S::load_i8(bytes.as_ptr().add(i)), S::load_i8(bytes.as_ptr().add(i + 8)));
             let small = S::load_u8(at(9, 63).as_ptr());
             for (factor, signs) in [(a, "dot times signed"), (small, "dot times")] {
@@ -133,6 +156,9 @@ unsafe fn results<S: Isa>() -> Results {
                 floats(signs, S::to_f32(S::dot_times::<4>(a, &w(31), x.as_ptr(), factor)));
                 floats(signs, S::to_f32(S::dot_times::<2>(a, &w(63)[..4], x.as_ptr(), factor)));
                 floats(signs, S::to_f32(S::dot_times::<0>(a, &w(0xff), x.as_ptr(), factor)));
+                let [first, second] = S::dots_times::<2, 2>([a, b], &w(63)[..4], x.as_ptr(), factor);
+                floats(signs, S::to_f32(first));
+                floats(signs, S::to_f32(second));
             }
             let pair = [16 * 127 * if i % 2 == 0 { 1 } else { -1 }, i16::from(x[i % UNIT]) * 32];
             floats("two times", S::to_f32(S::two_times(a, pair.as_ptr(), b, small)));
