@@ -118,9 +118,11 @@ fn quantize(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One layer of Coder-1.5B and one of SmolLM2-135M, for one row and for many, behind so many positions.
+/// One layer of Coder-0.5B, Coder-1.5B and SmolLM2-135M, for one row and for many, behind so many positions.
 fn attention(criterion: &mut Criterion) {
-    for (name, heads, kv_heads, head_size) in [("12 heads of 128 on 2", 12, 2, 128), ("9 heads of 64 on 3", 9, 3, 64)] {
+    for (name, heads, kv_heads, head_size) in
+        [("14 heads of 64 on 2", 14, 2, 64), ("12 heads of 128 on 2", 12, 2, 128), ("9 heads of 64 on 3", 9, 3, 64)]
+    {
         let mut spec = spec();
         (spec.layers, spec.heads, spec.kv_heads, spec.head_size) = (1, heads, kv_heads, head_size);
         let mut backend = Cpu::new(&spec, 1, Activations::Int8).expect("a backend");
