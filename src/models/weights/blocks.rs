@@ -45,6 +45,9 @@ impl Affine {
 /// Inputs that `Block::integers` gives at a time.
 const UNIT: usize = 32;
 
+/// Bytes that each have some bits of one input of a unit. Of this length, and not a slice: the compiler makes vectors of it.
+type Run = [u8; UNIT];
+
 /// What the four bits of IQ4_NL stand for.
 const NONLINEAR: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
@@ -104,32 +107,32 @@ impl Block {
     pub fn integers(self, b: &[u8], unit: usize) -> [u8; UNIT] {
         debug_assert_eq!(b.len(), self.bytes());
         match self {
-            Self::Q4_0 => nibbles(&b[2..18]),
-            Self::Q4_1 => nibbles(&b[4..20]),
-            Self::IQ4_NL => nibbles(&b[2..18]).map(|n| NONLINEAR[usize::from(n)] as u8),
-            Self::Q5_0 => with_fifth(nibbles(&b[6..22]), &b[2..6]),
-            Self::Q5_1 => with_fifth(nibbles(&b[8..24]), &b[4..8]),
-            Self::Q8_0 => b[2..34].try_into().expect("32 bytes"),
+            Self::Q4_0 => nibbles(part(b, 2)),
+            Self::Q4_1 => nibbles(part(b, 4)),
+            Self::IQ4_NL => nibbles(part(b, 2)).map(|n| NONLINEAR[usize::from(n)] as u8),
+            Self::Q5_0 => with_fifth(nibbles(part(b, 6)), part(b, 2)),
+            Self::Q5_1 => with_fifth(nibbles(part(b, 8)), part(b, 4)),
+            Self::Q8_0 => *part(b, 2),
             Self::Q2_K => {
-                let low = &b[16 + unit / 4 * 32..];
+                let low: &Run = part(b, 16 + unit / 4 * 32);
                 std::array::from_fn(|i| low[i] >> (2 * (unit % 4)) & 3)
             }
             Self::Q3_K => {
-                let (high, low) = (&b[..32], &b[32 + unit / 4 * 32..]);
+                let (high, low): (&Run, &Run) = (part(b, 0), part(b, 32 + unit / 4 * 32));
                 std::array::from_fn(|i| 28 + (low[i] >> (2 * (unit % 4)) & 3 | (high[i] >> unit & 1) << 2))
             }
             Self::Q4_K => {
-                let low = &b[16 + unit / 2 * 32..];
+                let low: &Run = part(b, 16 + unit / 2 * 32);
                 std::array::from_fn(|i| low[i] >> (4 * (unit % 2)) & 15)
             }
             Self::Q5_K => {
-                let (high, low) = (&b[16..48], &b[48 + unit / 2 * 32..]);
+                let (high, low): (&Run, &Run) = (part(b, 16), part(b, 48 + unit / 2 * 32));
                 std::array::from_fn(|i| low[i] >> (4 * (unit % 2)) & 15 | (high[i] >> unit & 1) << 4)
             }
             Self::Q6_K => {
                 // Half a block has four runs of 32 inputs: low bits of two, then of two in the high nibbles.
-                let (part, run) = (unit / 4, unit % 4);
-                let (low, high) = (&b[part * 64 + run % 2 * 32..], &b[128 + part * 32..]);
+                let (side, run) = (unit / 4, unit % 4);
+                let (low, high): (&Run, &Run) = (part(b, side * 64 + run % 2 * 32), part(b, 128 + side * 32));
                 std::array::from_fn(|i| low[i] >> (4 * (run / 2)) & 15 | (high[i] >> (2 * run) & 3) << 4)
             }
         }
@@ -159,17 +162,21 @@ impl Block {
     }
 }
 
+fn part<const BYTES: usize>(b: &[u8], at: usize) -> &[u8; BYTES] {
+    b[at..].first_chunk().expect("inside the block")
+}
+
 fn half(b: &[u8], at: usize) -> f16 {
     f16::from_le_bytes([b[at], b[at + 1]])
 }
 
 /// Sixteen bytes: inputs 0..16 in the low, 16..32 in the high four bits.
-fn nibbles(bytes: &[u8]) -> [u8; UNIT] {
+fn nibbles(bytes: &[u8; 16]) -> [u8; UNIT] {
     std::array::from_fn(|i| bytes[i % 16] >> (i / 16 * 4) & 15)
 }
 
 /// The fifth bits of 32 inputs, in their order.
-fn with_fifth(low: [u8; UNIT], bytes: &[u8]) -> [u8; UNIT] {
+fn with_fifth(low: [u8; UNIT], bytes: &[u8; 4]) -> [u8; UNIT] {
     std::array::from_fn(|i| low[i] | (bytes[i / 8] >> (i % 8) & 1) << 4)
 }
 

@@ -49,6 +49,8 @@ pub(super) trait Bits {
     /// Sums of two products with activations in -127..=127 that sixteen bits can add up; 0: the integers are signed.
     const SUMS: usize;
 
+    /// Writes a unit; a word is four inputs of one row.
+    fn pack(steps: &[[u32; LANES]; 8], out: &mut [u8]);
     /// # Safety
     /// `p` points to a unit; the processor has the instruction set.
     unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8];
@@ -123,6 +125,12 @@ impl Bits for Nibbles {
     const SUMS: usize = 8; // 8 * 2 * 15 * 127 = 30480
 
     #[inline(always)]
+    fn pack(steps: &[[u32; LANES]; 8], out: &mut [u8]) {
+        for (pair, out) in steps.as_chunks::<2>().0.iter().zip(out.as_chunks_mut().0) {
+            put(out, |row| pair[0][row] & 0x0f0f_0f0f | (pair[1][row] & 0x0f0f_0f0f) << 4);
+        }
+    }
+    #[inline(always)]
     unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8] {
         // SAFETY: four vectors a unit.
         unsafe {
@@ -139,6 +147,12 @@ impl Bits for Fives {
     const BYTES: usize = 32 + Nibbles::BYTES;
     const SUMS: usize = 4; // 4 * 2 * 31 * 127 = 31496
 
+    #[inline(always)]
+    fn pack(steps: &[[u32; LANES]; 8], out: &mut [u8]) {
+        let (plane, nibbles) = out.split_first_chunk_mut().expect("a unit");
+        put(plane, |row| (0..8).fold(0, |plane, step| plane | (steps[step][row] >> 4 & 0x0101_0101) << step));
+        Nibbles::pack(steps, nibbles);
+    }
     #[inline(always)]
     unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8] {
         // SAFETY: the plane, then the nibbles.
@@ -164,6 +178,14 @@ impl Bits for Sixes {
     const SUMS: usize = 2; // 2 * 2 * 63 * 127 = 32004
 
     #[inline(always)]
+    fn pack(steps: &[[u32; LANES]; 8], out: &mut [u8]) {
+        let (planes, nibbles) = out.split_at_mut(64);
+        for (four, out) in steps.as_chunks::<4>().0.iter().zip(planes.as_chunks_mut().0) {
+            put(out, |row| (0..4).fold(0, |plane, step| plane | (four[step][row] >> 4 & 0x0303_0303) << (2 * step)));
+        }
+        Nibbles::pack(steps, nibbles);
+    }
+    #[inline(always)]
     unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8] {
         // SAFETY: two planes, then the nibbles.
         unsafe {
@@ -188,6 +210,10 @@ impl Bits for Bytes {
     const SUMS: usize = 0;
 
     #[inline(always)]
+    fn pack(steps: &[[u32; LANES]; 8], out: &mut [u8]) {
+        steps.iter().zip(out.as_chunks_mut().0).for_each(|(step, out)| put(out, |row| step[row]));
+    }
+    #[inline(always)]
     unsafe fn quants<S: Isa>(p: *const u8) -> [S::B; 8] {
         // SAFETY: eight vectors a unit.
         unsafe {
@@ -203,6 +229,13 @@ impl Bits for Bytes {
             ]
         }
     }
+}
+
+/// A vector of one word for each row.
+#[inline(always)]
+fn put(out: &mut [u8; 32], word: impl Fn(usize) -> u32) {
+    let words: [u32; LANES] = std::array::from_fn(word);
+    out.as_chunks_mut().0.iter_mut().zip(words).for_each(|(out, word)| *out = word.to_le_bytes());
 }
 
 /// A form by value: what a packed weight remembers.

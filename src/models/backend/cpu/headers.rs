@@ -1,6 +1,8 @@
 //! The scales of quantized blocks: at the head of each, for eight rows side by side.
 
 use super::isa::{Isa, LANES};
+use crate::models::weights::Affine;
+use half::f16;
 
 /// The scales of a block of eight rows.
 pub(super) trait Header {
@@ -11,6 +13,8 @@ pub(super) trait Header {
     /// whole block, and its activations have one scale.
     const TWO_LEVELS: bool = false;
 
+    /// Writes what a header has of row `lane` of the eight, from a GGUF block's groups.
+    fn pack(header: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine);
     /// # Safety
     /// `p` points to a header; the processor has the instruction set.
     unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F);
@@ -38,6 +42,11 @@ impl<const G: usize, const WIDE: bool, const LESS: i32> Header for Pair<G, WIDE,
     const BYTES: usize = LANES * 2 * if WIDE { 4 } else { 2 };
 
     #[inline(always)]
+    fn pack(header: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine) {
+        let Affine { d, e, .. } = affine(0);
+        put_halves(header, lane, [d, e]);
+    }
+    #[inline(always)]
     unsafe fn scales<S: Isa>(p: *const u8, _: usize) -> (S::F, S::F) {
         // SAFETY: a block has one group; its header has eight scales, then eight biases.
         unsafe {
@@ -60,6 +69,10 @@ impl<const ZERO: i32> Header for Scale<ZERO> {
     const BYTES: usize = LANES * 2;
 
     #[inline(always)]
+    fn pack(header: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine) {
+        put_halves(header, lane, [affine(0).d]);
+    }
+    #[inline(always)]
     unsafe fn scales<S: Isa>(p: *const u8, _: usize) -> (S::F, S::F) {
         // SAFETY: a block has one group; its header is eight scales.
         unsafe {
@@ -78,6 +91,15 @@ impl<const G: usize> Header for Factors<G> {
     const BYTES: usize = LANES * 4 + 256 / G * LANES * 2;
     const TWO_LEVELS: bool = true;
 
+    #[inline(always)]
+    fn pack(header: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine) {
+        let Affine { d, e, .. } = affine(0);
+        put_halves(header, lane, [d, e]);
+        for (group, factors) in header[LANES * 4..].chunks_exact_mut(LANES * 2).enumerate() {
+            let Affine { scale, bias, .. } = affine(group);
+            (factors[lane], factors[LANES + lane]) = (scale as u8, -bias as u8);
+        }
+    }
     #[inline(always)]
     unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F) {
         // SAFETY: the trait's contract.
@@ -109,6 +131,13 @@ impl Header for SignedFactors {
     const TWO_LEVELS: bool = true;
 
     #[inline(always)]
+    fn pack(header: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine) {
+        put_halves(header, lane, [affine(0).d]);
+        for (group, factors) in header[LANES * 2..].chunks_exact_mut(LANES).enumerate().take(16) {
+            factors[lane] = affine(group).scale as u8;
+        }
+    }
+    #[inline(always)]
     unsafe fn scales<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F) {
         // SAFETY: the trait's contract.
         unsafe { multiplied::<S, Self>(p, group) }
@@ -128,6 +157,13 @@ impl Header for SignedFactors {
             let scale = S::load_f16(p.cast());
             (scale, S::mul(scale, S::splat(-32.0)))
         }
+    }
+}
+
+/// The f16s that a header begins with: eight rows of each.
+fn put_halves<const N: usize>(header: &mut [u8], lane: usize, values: [f16; N]) {
+    for (header, value) in header.chunks_exact_mut(LANES * 2).zip(values) {
+        header[lane * 2..][..2].copy_from_slice(&value.to_le_bytes());
     }
 }
 

@@ -2,14 +2,13 @@
 
 use super::Scratch;
 use super::buffer::{Arena, Buffer};
-use super::forms::{Bf16, Bytes, F16, F32, Fives, Form, Kind, Nibbles, Packing, Plain, Sixes, with_form};
-use super::headers::{Factors, Pair, Scale, SignedFactors};
+use super::forms::{self, Bf16, Bits, Bytes, F16, F32, Fives, Form, Kind, Nibbles, Packing, Plain, Sixes, with_form};
+use super::headers::{Factors, Header, Pair, Scale, SignedFactors};
 use super::isa::{Isa, LANES, UNIT};
 use super::matmul::TILE;
 use super::pool::Pool;
-use crate::models::weights::{Affine, Block, Element, Matrix, Quantized};
+use crate::models::weights::{Block, Element, Matrix, Quantized};
 use crate::models::{Error, Result};
-use half::f16;
 
 /// A weight of `rows` outputs and `columns` inputs in slabs; rows are padded with zeros to whole slabs.
 pub struct Packed {
@@ -30,8 +29,11 @@ impl Packed {
         pool.run(packed.slabs(), &|slab, _| {
             // SAFETY: each piece has its own slab, so no two threads share a byte of this exclusive slice.
             let out = unsafe { std::slice::from_raw_parts_mut(packed.slab(slab).cast_mut(), packed.slab_bytes()) };
-            for (block, out) in out.chunks_exact_mut(kind.block_bytes()).enumerate() {
-                pack(out, kind, matrix, slab * LANES, block);
+            let first = slab * LANES;
+            match matrix {
+                Matrix::Plain { element: Element::F32, data, .. } => pack_plain::<4>(out, data, first, (rows, columns)),
+                Matrix::Plain { element: Element::F16 | Element::Bf16, data, .. } => pack_plain::<2>(out, data, first, (rows, columns)),
+                Matrix::Quantized(_) | Matrix::Blocks { .. } => with_form!(@quantized kind, F => pack::<F>(out, matrix, first)),
             }
         });
         Ok(packed)
@@ -103,139 +105,70 @@ impl Kind {
             },
         }
     }
+}
 
-    /// Bytes of a unit's planes of fifth and sixth bits, and of the unit.
-    fn unit_bytes(self) -> (usize, usize) {
-        match self {
-            Self::Plain(_) => unreachable!("plain weights have no units"),
-            Self::Affine { bits: 4, .. } | Self::Q4_0 | Self::Q4_1 | Self::Q2_K | Self::Q4_K => (0, 128),
-            Self::Q5_0 | Self::Q5_1 | Self::Q5_K => (32, 160),
-            Self::Affine { bits: 6, .. } | Self::Q6_K => (64, 192),
-            Self::Affine { .. } | Self::Q8_0 => (0, 256),
-        }
+/// The rows from `first`, eight of them or all that are left; the others stay zero.
+fn pack_plain<const BYTES: usize>(out: &mut [u8], data: &[u8], first: usize, (rows, columns): (usize, usize)) {
+    let inputs = out.as_chunks_mut::<BYTES>().0.as_chunks_mut::<LANES>().0;
+    let rows = data.as_chunks::<BYTES>().0.chunks_exact(columns).take(rows);
+    for (lane, row) in rows.skip(first).take(LANES).enumerate() {
+        inputs.iter_mut().zip(row).for_each(|(input, element)| input[lane] = *element);
     }
 }
 
-/// Block `block` of the eight rows from `first`; rows beyond the last stay zero.
-fn pack(out: &mut [u8], kind: Kind, matrix: &Matrix<'_>, first: usize, block: usize) {
+/// As `pack_plain`, of integers.
+fn pack<F: forms::Quantized>(out: &mut [u8], matrix: &Matrix<'_>, first: usize) {
     let (rows, columns) = matrix.shape();
     let lanes = LANES.min(rows - first);
-    if let Matrix::Plain { element, data, .. } = matrix {
-        (0..lanes).for_each(|lane| pack_plain(out, *element, data, (first + lane) * columns + block * UNIT, lane));
-        return;
-    }
-    let units = kind.block() / UNIT;
-    let (planes, bytes) = kind.unit_bytes();
-    let (header, body) = out.split_at_mut(out.len() - units * bytes);
-    for lane in 0..lanes {
-        match matrix {
-            Matrix::Quantized(q) => pack_pair(header, q, (first + lane) * (columns / q.quantization.group) + block, lane),
-            Matrix::Blocks { block: of, data, .. } => {
-                pack_scales(header, kind, *of, data, (first + lane) * columns + block * kind.block(), lane)
-            }
-            Matrix::Plain { .. } => unreachable!("packed above"),
-        }
-    }
-    for (unit, out) in body.chunks_exact_mut(bytes).enumerate() {
-        let mut q = [[0u8; UNIT]; LANES];
-        for (lane, q) in q.iter_mut().enumerate().take(lanes) {
-            let at = (first + lane) * columns + (block * units + unit) * UNIT;
-            *q = match matrix {
-                Matrix::Quantized(of) => integers(of, at),
-                Matrix::Blocks { block: of, data, .. } => of.integers(of.at(data, at), at % of.weights() / UNIT),
-                Matrix::Plain { .. } => unreachable!("packed above"),
-            };
-        }
-        pack_unit(out, planes, &q);
-    }
-}
-
-fn pack_plain(out: &mut [u8], element: Element, data: &[u8], first: usize, lane: usize) {
-    let bytes = element.bytes();
-    for i in 0..UNIT {
-        let (from, to) = ((first + i) * bytes, (i * LANES + lane) * bytes);
-        out[to..to + bytes].copy_from_slice(&data[from..from + bytes]);
-    }
-}
-
-/// A unit in steps: a word is four inputs of one row.
-fn pack_unit(out: &mut [u8], planes: usize, q: &[[u8; UNIT]; LANES]) {
-    let word = |lane: usize, step: usize| u32::from_le_bytes(q[lane][4 * step..4 * step + 4].try_into().expect("four bytes"));
-    let put = |out: &mut [u8], vector: usize, lane: usize, word: u32| {
-        out[vector * 32 + lane * 4..vector * 32 + lane * 4 + 4].copy_from_slice(&word.to_le_bytes());
-    };
-    let (high, low) = out.split_at_mut(planes);
-    for lane in 0..LANES {
-        if low.len() == 256 {
-            (0..8).for_each(|step| put(low, step, lane, word(lane, step)));
-            continue;
-        }
-        for j in 0..4 {
-            put(low, j, lane, word(lane, 2 * j) & 0x0f0f_0f0f | (word(lane, 2 * j + 1) & 0x0f0f_0f0f) << 4);
-        }
-        match planes {
-            32 => put(high, 0, lane, (0..8).fold(0, |plane, step| plane | (word(lane, step) >> 4 & 0x0101_0101) << step)),
-            64 => {
-                for half in 0..2 {
-                    let bits = |plane, step| plane | (word(lane, half * 4 + step) >> 4 & 0x0303_0303) << (2 * step);
-                    put(high, half, lane, (0..4).fold(0, bits));
+    for (block, out) in out.chunks_exact_mut(F::BYTES).enumerate() {
+        let at = |lane: usize| (first + lane) * columns + block * F::BLOCK;
+        let (header, body) = out.split_at_mut(F::Header::BYTES);
+        for lane in 0..lanes {
+            match matrix {
+                Matrix::Quantized(q) => pack_pair(header, q, at(lane) / F::BLOCK, lane),
+                Matrix::Blocks { block, data, .. } => {
+                    let bytes = block.at(data, at(lane));
+                    F::Header::pack(header, lane, |group| block.affine(bytes, group));
                 }
+                Matrix::Plain { .. } => unreachable!("has no integers"),
             }
-            _ => {}
+        }
+        for (unit, out) in body.chunks_exact_mut(F::Bits::BYTES).enumerate() {
+            let mut steps = [[0; LANES]; 8];
+            for lane in 0..lanes {
+                let at = at(lane) + unit * UNIT;
+                let integers = match matrix {
+                    Matrix::Quantized(q) => integers(q, at),
+                    Matrix::Blocks { block, data, .. } => block.integers(block.at(data, at), at % block.weights() / UNIT),
+                    Matrix::Plain { .. } => unreachable!("has no integers"),
+                };
+                let words = integers.as_chunks::<4>().0;
+                steps.iter_mut().zip(words).for_each(|(step, word)| step[lane] = u32::from_le_bytes(*word));
+            }
+            F::Bits::pack(&steps, out);
         }
     }
 }
 
 /// MLX's scale and bias of group `index` of the whole weight.
 fn pack_pair(header: &mut [u8], q: &Quantized<'_>, index: usize, lane: usize) {
-    let bytes = if q.element == Element::F16 { 2 } else { 4 };
     for (which, values) in [q.scales, q.biases].into_iter().enumerate() {
-        let at = (which * LANES + lane) * bytes;
-        let value = q.element.get(values, index);
-        if bytes == 2 {
-            put_half(header, at, f16::from_f32(value));
+        let at = which * LANES + lane;
+        if q.element == Element::F16 {
+            header[at * 2..][..2].copy_from_slice(&values[index * 2..][..2]);
         } else {
-            header[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            header[at * 4..][..4].copy_from_slice(&q.element.get(values, index).to_le_bytes());
         }
     }
-}
-
-/// The scales of a packed block's groups, whose first input is `first` of the whole weight's.
-fn pack_scales(header: &mut [u8], kind: Kind, of: Block, data: &[u8], first: usize, lane: usize) {
-    let block = of.at(data, first);
-    let affine = |group| of.affine(block, group);
-    let Affine { d, e, .. } = affine(0);
-    put_half(header, lane * 2, d);
-    match kind {
-        Kind::Q4_0 | Kind::Q5_0 | Kind::Q8_0 => {}
-        Kind::Q4_1 | Kind::Q5_1 => put_half(header, (LANES + lane) * 2, e),
-        Kind::Q2_K | Kind::Q4_K | Kind::Q5_K => {
-            put_half(header, (LANES + lane) * 2, e);
-            for (group, factors) in header[LANES * 4..].chunks_exact_mut(LANES * 2).enumerate() {
-                let Affine { scale, bias, .. } = affine(group);
-                (factors[lane], factors[LANES + lane]) = (scale as u8, -bias as u8);
-            }
-        }
-        Kind::Q6_K => {
-            for (group, factors) in header[LANES * 2..].chunks_exact_mut(LANES).enumerate().take(16) {
-                factors[lane] = affine(group).scale as u8;
-            }
-        }
-        Kind::Plain(_) | Kind::Affine { .. } => unreachable!("not of GGUF's blocks"),
-    }
-}
-
-fn put_half(out: &mut [u8], at: usize, value: f16) {
-    out[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
 /// Integers `first..first + 32` of a little-endian stream; eight bits less 128, as their form has them.
 fn integers(q: &Quantized<'_>, first: usize) -> [u8; UNIT] {
     let bits = q.quantization.bits;
     let bytes = &q.words[first * bits / 8..][..UNIT * bits / 8];
-    match bits {
-        4 => std::array::from_fn(|i| bytes[i / 2] >> (i % 2 * 4) & 15),
-        8 => std::array::from_fn(|i| bytes[i].wrapping_sub(128)),
+    match (bits, bytes.as_chunks::<16>().0) {
+        (4, [bytes]) => std::array::from_fn(|i| bytes[i / 2] >> (i % 2 * 4) & 15),
+        (8, [low, high]) => std::array::from_fn(|i| (if i < 16 { low[i] } else { high[i - 16] }).wrapping_sub(128)),
         _ => std::array::from_fn(|i| {
             let (byte, shift) = (i * bits / 8, i * bits % 8);
             let next = bytes.get(byte + 1).map_or(0, |&next| u16::from(next));
