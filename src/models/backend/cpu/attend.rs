@@ -114,8 +114,9 @@ impl Cpu {
             let piece = |kv_head| (0..reach).map(move |chunk| Piece { tile: index, kv_head, chunk });
             pieces.extend((0..shape.kv_heads).flat_map(piece));
         }
-        // `[row][head][chunk][part]`.
-        let chunks = attention.chunks.iter().map(Vec::len).max().unwrap_or(0);
+        // `[row][head][chunk][part]`, of few sizes, or every 256 positions would leave a tensor of its own among the spare ones.
+        // What no query sees is some earlier tensor's, and is not merged.
+        let chunks = attention.chunks.iter().map(Vec::len).max().unwrap_or(0).next_power_of_two();
         let mut parts = Tensor::new(y.rows, heads * chunks * part);
         let (out, count, pieces) = (parts.shared(), pieces.len(), Arc::new(pieces));
         let (computed, of) = (attention.clone(), pieces.clone());

@@ -134,6 +134,7 @@ pub(super) unsafe fn attend<S: Isa>(job: &Job<'_>, scratch: &mut Scratch, out: *
 /// As `attend`.
 #[inline(always)]
 pub(super) unsafe fn attend_chunk<S: Isa>(job: &Job<'_>, chunk: usize, scratch: &mut Scratch, parts: &mut [f32]) {
+    assert!(chunk < job.reach());
     assert!(parts.len() >= job.queries() * part_length(job.shape.head_size));
     // SAFETY: the caller's, and above.
     unsafe { chunk::parts::<S>(job, chunk, scratch.scores.as_mut_ptr(), parts.as_mut_ptr()) }
@@ -142,7 +143,7 @@ pub(super) unsafe fn attend_chunk<S: Isa>(job: &Job<'_>, chunk: usize, scratch: 
 /// A query's parts of all its chunks, first to last, to its result.
 ///
 /// # Safety
-/// The processor has the instruction set.
+/// The processor has the instruction set; `out` is a head, whole vectors, and there is a part at least.
 #[inline(always)]
 pub(super) unsafe fn merge<S: Isa>(parts: &[f32], out: &mut [f32]) {
     let mut running = Running::default();
@@ -175,6 +176,7 @@ impl Running {
         // SAFETY: the caller's: a part and a result of `size`.
         unsafe {
             let (top, total, values) = (*part, *part.add(1), part.add(LANES));
+            // Nothing was added yet: `out` has some earlier tensor's values.
             let fresh = self.maximum == f32::NEG_INFINITY;
             let new = if top > self.maximum { top } else { self.maximum };
             let (before, now) = (exp_one::<S>(self.maximum - new), exp_one::<S>(top - new));

@@ -15,7 +15,8 @@ unsafe fn load<S: Isa, const HALF: bool>(p: *const u8, index: usize) -> S::F {
 /// are left as they are.
 ///
 /// # Safety
-/// The job's slices, `scores` and `parts` reach its queries; the chunk holds every position up to its last row's.
+/// The job's slices, `scores` and `parts` reach its queries; the chunk holds every position up to its last
+/// row's, which sees something of it.
 #[inline(always)]
 pub(super) unsafe fn parts<S: Isa>(job: &Job<'_>, chunk: usize, scores: *mut f32, parts: *mut f32) {
     // SAFETY: the caller's.

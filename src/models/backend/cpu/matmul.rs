@@ -245,7 +245,7 @@ unsafe fn flush_two_levels<S: Isa>(sums: S::F, integers: S::I, biases: S::I, top
 /// Runs `$body` for every row, two at a time and an odd last one alone: for `$M` of them, from `$r` on.
 macro_rules! in_pairs {
     ($rows:expr, |$r:ident, $M:ident| $body:block) => {
-        for $r in (0..$rows - 1).step_by(2) {
+        for $r in (0..$rows & !1).step_by(2) {
             const $M: usize = 2;
             $body
         }

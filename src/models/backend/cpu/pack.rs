@@ -109,6 +109,7 @@ impl Kind {
 
 /// The rows from `first`, eight of them or all that are left; the others stay zero.
 fn pack_plain<const BYTES: usize>(out: &mut [u8], data: &[u8], first: usize, (rows, columns): (usize, usize)) {
+    assert_eq!(data.len(), rows * columns * BYTES);
     let inputs = out.as_chunks_mut::<BYTES>().0.as_chunks_mut::<LANES>().0;
     let rows = data.as_chunks::<BYTES>().0.chunks_exact(columns).take(rows);
     for (lane, row) in rows.skip(first).take(LANES).enumerate() {
