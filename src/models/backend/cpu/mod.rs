@@ -15,6 +15,7 @@ mod matmul;
 mod pack;
 mod pool;
 mod product;
+mod quants;
 mod rope;
 mod rows;
 mod tensor;
@@ -33,7 +34,7 @@ use attend::Chunks;
 use buffer::Arena;
 use cache::Shape;
 use kernels::Kernels;
-use matmul::Quants;
+use quants::Quants;
 
 use pool::Pool;
 use rope::Rope;

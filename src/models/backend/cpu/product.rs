@@ -2,8 +2,8 @@
 
 use super::forms::Grouping;
 use super::isa::LANES;
-use super::matmul::Quants;
 use super::pack::Packed;
+use super::quants::Quants;
 use super::tensor::{Shared, Tensor};
 use super::{Cpu, Scratch, each_row};
 use crate::models::Activations;

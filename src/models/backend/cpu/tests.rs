@@ -6,9 +6,9 @@ use super::cache::{Cache, Shape};
 use super::forms::Grouping;
 use super::isa::LANES;
 use super::kernels::Kernels;
-use super::matmul::Quants;
 use super::pack::Packed;
 use super::pool::Pool;
+use super::quants::Quants;
 use crate::models::weights::{Element, Matrix, Quantization, Quantized};
 use half::{bf16, f16};
 
