@@ -108,8 +108,10 @@ impl Cpu {
     fn attend_by_chunks(&mut self, attention: Arc<Attention>, y: &mut Tensor) {
         let (heads, shape, group, kernels) = (attention.heads, attention.shape, attention.group(), attention.kernels);
         let part = part_length(shape.head_size);
-        let mut pieces = Vec::new();
+        // Of every row, the chunks that it sees.
+        let (mut pieces, mut reaches) = (Vec::new(), Vec::new());
         for (index, tile) in attention.tiles.iter().enumerate() {
+            reaches.extend((1..=tile.rows).map(|rows| Job { rows, ..attention.job(tile, 0) }.reach()));
             let reach = attention.job(tile, 0).reach();
             let piece = |kv_head| (0..reach).map(move |chunk| Piece { tile: index, kv_head, chunk });
             pieces.extend((0..shape.kv_heads).flat_map(piece));
@@ -122,11 +124,10 @@ impl Cpu {
         let (computed, of) = (attention.clone(), pieces.clone());
         let compute = move |piece: usize, scratch: &mut Scratch| {
             let Piece { tile, kv_head, chunk } = of[piece];
-            scratch.out.resize(attention::ROWS * group * part, 0.0);
+            let job = computed.job(&computed.tiles[tile], kv_head);
+            scratch.out.resize(job.queries() * part, 0.0);
             // SAFETY: made for this processor; all keys and values were appended by the operation before.
-            unsafe {
-                (kernels.attend_chunk)(&computed.job(&computed.tiles[tile], kv_head), chunk, &mut scratch.attention, &mut scratch.out)
-            }
+            unsafe { (kernels.attend_chunk)(&job, chunk, &mut scratch.attention, &mut scratch.out) }
         };
         self.pool.run_pure(count, Box::new(compute), &|piece, scratch| {
             let Piece { tile, kv_head, chunk } = pieces[piece];
@@ -140,13 +141,9 @@ impl Cpu {
             }
         });
         let out = y.shared();
-        let reach = |row: usize| {
-            let tile = attention.tiles.iter().find(|tile| (tile.row..tile.row + tile.rows).contains(&row)).expect("rows are in tiles");
-            (tile.position + row - tile.row) / CHUNK + 1
-        };
         each_row(&mut self.pool, y.rows, &|row| {
             for head in 0..heads {
-                let parts = &parts.row(row)[head * chunks * part..][..reach(row) * part];
+                let parts = &parts.row(row)[head * chunks * part..][..reaches[row] * part];
                 // SAFETY: made for this processor; a row is one piece's.
                 unsafe { (kernels.merge)(parts, out.part((row * heads + head) * shape.head_size, shape.head_size)) }
             }

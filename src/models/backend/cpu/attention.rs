@@ -34,7 +34,6 @@ impl Default for Scratch {
 }
 
 /// `rows` consecutive rows of one sequence against one key-value head.
-#[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub(super) chunks: &'a [Arc<Buffer>],
     pub(super) shape: Shape,

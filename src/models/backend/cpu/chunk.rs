@@ -28,24 +28,32 @@ pub(super) unsafe fn parts<S: Isa>(job: &Job<'_>, chunk: usize, scores: *mut f32
 #[derive(Clone, Copy)]
 struct Ahead {
     from: *const u8,
+    /// Bytes of sixteen positions.
+    block: usize,
     start: usize,
     length: usize,
     of: usize,
 }
 
 impl Ahead {
-    fn pass(from: *const u8, start: usize, of: usize) -> Self {
-        Self { from, start, length: 1, of }
+    /// Pass `pass` of `of`.
+    fn pass(from: *const u8, block: usize, pass: usize, of: usize) -> Self {
+        Self { from, block, start: pass, length: 1, of }
+    }
+
+    fn nothing() -> Self {
+        Self { from: std::ptr::null(), block: 0, start: 0, length: 0, of: 1 }
     }
 
     /// A part of a pass.
     fn part(self, start: usize, length: usize, of: usize) -> Self {
-        Self { start: self.start * of + start, length, of: self.of * of, ..self }
+        Self { start: self.start * of + start, length: self.length * length, of: self.of * of, ..self }
     }
 
+    /// This pass's share of the block that begins at `position`.
     #[inline(always)]
-    unsafe fn fetch<S: Isa>(self, at: usize, bytes: usize) {
-        let lines = bytes / 64;
+    unsafe fn fetch<S: Isa>(self, position: usize) {
+        let (lines, at) = (self.block / 64, position / (2 * LANES) * self.block);
         for line in lines * self.start / self.of..lines * (self.start + self.length) / self.of {
             // SAFETY: any address will do.
             unsafe { S::prefetch(self.from.wrapping_add(at + line * 64)) };
@@ -57,6 +65,7 @@ impl Ahead {
 unsafe fn parts_of<S: Isa, const HALF: bool>(job: &Job<'_>, chunk: usize, scores: *mut f32, parts: *mut f32) {
     let (size, group, count, first) = (job.shape.head_size, job.group, job.queries(), job.first(chunk));
     let (key_offset, value_offset) = job.shape.offsets(job.layer, job.kv_head);
+    let block = 2 * LANES * size * job.shape.element_bytes();
     // SAFETY: the caller's; queries and dimensions stay within rows, positions within the chunk.
     unsafe {
         let at = |chunk: &Buffer, offset: usize| chunk.as_ptr().add(offset).cast_const();
@@ -70,7 +79,7 @@ unsafe fn parts_of<S: Isa, const HALF: bool>(job: &Job<'_>, chunk: usize, scores
                 *q = job.q.as_ptr().add((query + i) / group * job.q_stride + (query + i) % group * size);
             }
             let (reach, to) = (job.length(query + n - 1, chunk), scores.add(query * CHUNK));
-            let ahead = Ahead::pass(values, pass, passes);
+            let ahead = Ahead::pass(values, block, pass, passes);
             match n {
                 1 => score::<S, HALF, 1>(keys, size, &q, reach, ahead, to),
                 2 => score::<S, HALF, 2>(keys, size, &q, reach, ahead, to),
@@ -80,7 +89,7 @@ unsafe fn parts_of<S: Isa, const HALF: bool>(job: &Job<'_>, chunk: usize, scores
         }
         // Up to four heads of one row read the values together.
         let together = group.div_ceil(group.div_ceil(4));
-        let next = job.chunks.get(chunk + 1).map_or(keys, |chunk| at(chunk, key_offset));
+        let next = job.chunks[..job.reach()].get(chunk + 1);
         let (calls, mut pass) = ((count - first) / group * group.div_ceil(together), 0);
         let mut query = first;
         while query < count {
@@ -91,7 +100,8 @@ unsafe fn parts_of<S: Isa, const HALF: bool>(job: &Job<'_>, chunk: usize, scores
                 let part = part.add(i * part_length(size));
                 (*part, *part.add(1)) = softmax::<S>(p.add(i * CHUNK), length);
             }
-            let (ahead, to) = (Ahead::pass(next, pass, calls), part.add(LANES));
+            let ahead = next.map_or(Ahead::nothing(), |next| Ahead::pass(at(next, key_offset), block, pass, calls));
+            let to = part.add(LANES);
             match n {
                 1 => value::<S, HALF, 1>(values, size, length, ahead, p, to),
                 2 => value::<S, HALF, 2>(values, size, length, ahead, p, to),
@@ -117,8 +127,7 @@ unsafe fn score<S: Isa, const HALF: bool, const N: usize>(
     // SAFETY: a chunk holds 256 positions, so sixteen from any multiple of sixteen below `reach`.
     unsafe {
         for block in (0..reach).step_by(2 * LANES) {
-            let bytes = 2 * LANES * size * if HALF { 2 } else { 4 };
-            ahead.fetch::<S>(block / (2 * LANES) * bytes, bytes);
+            ahead.fetch::<S>(block);
             let mut sums = [[S::zero(); 2]; N];
             for d in 0..size {
                 let a = load::<S, HALF>(keys, block * size + d * LANES);
@@ -201,8 +210,7 @@ unsafe fn value_part<S: Isa, const HALF: bool, const N: usize, const V: usize>(
     unsafe {
         let mut sums = [[S::zero(); V]; N];
         for block in (0..length).step_by(2 * LANES) {
-            let bytes = 2 * LANES * size * if HALF { 2 } else { 4 };
-            ahead.fetch::<S>(block / (2 * LANES) * bytes, bytes);
+            ahead.fetch::<S>(block);
             for t in block..length.min(block + 2 * LANES) {
                 let weights: [S::F; N] = std::array::from_fn(|i| S::splat(*p.add(i * CHUNK + t)));
                 for (j, at) in (0..V).zip((t * size + d..).step_by(LANES)) {
