@@ -163,17 +163,22 @@ unsafe fn flush_two_levels<S: Isa>(sums: S::F, integers: S::I, biases: S::I, top
     }
 }
 
-/// Runs `$body` for every row, two at a time and an odd last one alone: for `$M` of them, from `$r` on.
-macro_rules! in_pairs {
-    ($rows:expr, |$r:ident, $M:ident| $body:block) => {
-        for $r in (0..$rows & !1).step_by(2) {
-            const $M: usize = 2;
-            $body
+/// Runs `$body` for every row, `$M` of them from `$r` on: two together, of signed integers four if there are as many.
+macro_rules! in_groups {
+    ($form:ty, $rows:expr, |$r:ident, $M:ident| $body:block) => {
+        let mut next = 0;
+        if <$form as Quantized>::Bits::SUMS == 0 {
+            in_groups!(@by 4, next, $rows, |$r, $M| $body);
         }
-        if !$rows.is_multiple_of(2) {
-            const $M: usize = 1;
-            let $r = $rows - 1;
+        in_groups!(@by 2, next, $rows, |$r, $M| $body);
+        in_groups!(@by 1, next, $rows, |$r, $M| $body);
+    };
+    (@by $count:literal, $next:ident, $rows:expr, |$r:ident, $M:ident| $body:block) => {
+        while $next + $count <= $rows {
+            const $M: usize = $count;
+            let $r = $next;
             $body
+            $next += $count;
         }
     };
 }
@@ -197,7 +202,7 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
             prefetch::<S, F>(w);
             for unit in 0..last {
                 let quants = F::quants::<S>(w, unit);
-                in_pairs!(rows, |r, M| {
+                in_groups!(F, rows, |r, M| {
                     for (r, new) in (r..).zip(&dots::<S, F, M>(&quants, q.add(r * UNIT))) {
                         let slot = integers.get_unchecked_mut(r);
                         slot.write(if unit == 0 { *new } else { S::add_i32(slot.assume_init(), *new) });
@@ -206,7 +211,7 @@ unsafe fn many_int8<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize, x: &Q
                 q = q.wrapping_add(x.rows * UNIT);
             }
             let (quants, scales) = (F::quants::<S>(w, last), F::Header::scales::<S>(w, 0));
-            in_pairs!(rows, |r, M| {
+            in_groups!(F, rows, |r, M| {
                 for (r, new) in (r..).zip(&dots::<S, F, M>(&quants, q.add(r * UNIT))) {
                     let all = if last == 0 { *new } else { S::add_i32(integers.get_unchecked(r).assume_init(), *new) };
                     let to = out.add(r * LANES);
@@ -240,7 +245,7 @@ unsafe fn many_two_levels<S: Isa, F: Quantized>(mut w: *const u8, blocks: usize,
             prefetch::<S, F>(w);
             for unit in 0..units {
                 let quants = F::quants::<S>(w, unit);
-                in_pairs!(rows, |r, M| {
+                in_groups!(F, rows, |r, M| {
                     let slots = integers.as_mut_ptr().add(r).cast::<[S::I; M]>();
                     let sums = if unit == 0 { [S::zero_i32(); M] } else { slots.read() };
                     slots.write(unit_times::<S, F, M>(sums, w, unit, &quants, q.add(r * UNIT)));

@@ -1,7 +1,7 @@
 //! AVX2 with FMA and F16C: every x86-64 processor since 2013 (Haswell) and 2015 (Excavator). With VNNI, where a
 //! processor has it (Zen 4, Ice Lake; Alder Lake in its AVX-VNNI encoding), a dot product is one instruction for three.
 
-use super::Isa;
+use super::{Isa, UNIT};
 use std::arch::x86_64::*;
 
 /// `DOT`: what multiplies bytes; one of the three below.
@@ -187,6 +187,27 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
                     pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * SUMS + step)));
                 }
                 sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, factor));
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[__m256i], x: *const i8) -> [__m256i; M] {
+        unsafe {
+            let (ones, mut sums) = (_mm256_set1_epi16(1), [_mm256_setzero_si256(); M]);
+            if DOT != MADDUBS || SUMS != 0 {
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    *sums = Self::dot::<SUMS>(w, x.add(r * UNIT));
+                }
+                return sums;
+            }
+            // As `dot`, but step by step: weights and their sizes would not all fit the registers.
+            for (step, w) in w.iter().enumerate() {
+                let size = _mm256_abs_epi8(*w);
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(four(x.add(r * UNIT), step), *w));
+                    *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(pairs, ones));
+                }
             }
             sums
         }
