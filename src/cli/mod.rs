@@ -116,7 +116,7 @@ pub(crate) struct Models {
     /// `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several, the first is the default
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
-    /// Threads that compute; 0 takes one for each processor
+    /// Threads that compute; 0 takes one for each core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024))]
     threads: u32,
     /// How exact the products with quantized weights are: int8 is faster, f32 is what the reference computes

@@ -21,6 +21,7 @@ mod rows;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 pub use cache::Cache;
 pub use pack::Packed;
@@ -64,7 +65,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// `threads: 0` takes one for each processor this process may use.
+    /// `threads: 0` takes one for each core that this process may use.
     pub fn new(spec: &DecoderSpec, threads: usize, activations: Activations) -> Result<Self> {
         Self::with_kernels(spec, threads, activations, Kernels::choose()?)
     }
@@ -92,9 +93,9 @@ impl Cpu {
         })
     }
 
-    /// 0 is one for each processor this process may use.
+    /// 0 is one for each core that this process may use.
     pub fn threads_for(wanted: usize) -> usize {
-        if wanted == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { wanted }
+        if wanted == 0 { threads::cores() } else { wanted }
     }
 
     /// What `doctor` and `status` call this backend, without making one.

@@ -1,0 +1,41 @@
+//! How many threads compute when nobody says.
+
+use std::collections::BTreeSet;
+
+/// One for each core that this process may use: two threads of one core share its arithmetic and its way to memory.
+pub(super) fn cores() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors.min(siblings().and_then(different).unwrap_or(processors))
+}
+
+/// For each processor of the affinity mask, those that share its core.
+#[cfg(target_os = "linux")]
+fn siblings() -> Option<impl Iterator<Item = Option<String>>> {
+    let mask = rustix::thread::sched_getaffinity(None).ok()?;
+    let processors = (0..rustix::thread::CpuSet::MAX_CPU).filter(move |&processor| mask.is_set(processor));
+    let list = |processor| format!("/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list");
+    Some(processors.map(move |processor| std::fs::read_to_string(list(processor)).ok()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn siblings() -> Option<std::iter::Empty<Option<String>>> {
+    None
+}
+
+/// `None` where the system does not tell of all.
+fn different(siblings: impl Iterator<Item = Option<String>>) -> Option<usize> {
+    siblings.collect::<Option<BTreeSet<_>>>().map(|cores| cores.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_is_counted_once() {
+        let some = |lists: &[&str]| different(lists.iter().map(|list| Some((*list).to_owned())));
+        assert_eq!((some(&["0,2\n", "1,3\n", "0,2\n", "1,3\n"]), some(&["0\n", "1\n"])), (Some(2), Some(2)));
+        assert_eq!(different([Some("0\n".into()), None].into_iter()), None);
+        assert!((1..=std::thread::available_parallelism().map_or(1, usize::from)).contains(&cores()));
+    }
+}
