@@ -10,12 +10,14 @@ use crate::models::Activations;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of weights in one piece of a product, at least: a few microseconds of reading.
-const PIECE_BYTES: usize = 32 << 10;
-/// Pieces of one weight, at most: enough to share evenly.
+/// Bytes of weights in one piece of a product: at least a few microseconds of reading, at most what one row multiplies before
+/// who waits for it would begin to compute it again.
+const PIECE_LEAST: usize = 32 << 10;
+const PIECE_MOST: usize = 256 << 10;
+/// Pieces of one weight in between: enough to share evenly.
 const PIECES: usize = 64;
-/// Rows up to which a piece's results fit beside its weights in the nearest caches, so that it is made pure. With more
-/// rows an operation takes long beside what a late thread costs.
+/// Rows up to which a piece is made pure, which costs a copy of its results. With more rows an operation takes long beside
+/// what a late thread costs.
 pub(super) const ROWS_PURE: usize = 16;
 
 /// Slabs of one of the weights.
@@ -143,7 +145,8 @@ impl Cpu {
 fn pieces(by: &[&Arc<Packed>]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (index, weight) in by.iter().enumerate() {
-        let (slabs, all) = ((PIECE_BYTES / weight.slab_bytes()).max(weight.slabs().div_ceil(PIECES)).max(1), weight.slabs());
+        let (all, of) = (weight.slabs(), |bytes: usize| (bytes / weight.slab_bytes()).max(1));
+        let slabs = all.div_ceil(PIECES).clamp(of(PIECE_LEAST), of(PIECE_MOST));
         pieces.extend((0..all).step_by(slabs).map(|first| Piece { weight: index, slabs: first..all.min(first + slabs) }));
     }
     pieces
