@@ -34,12 +34,6 @@ impl Affine {
     fn new(d: f16, scale: i16, e: f16, bias: i16) -> Self {
         Self { d, scale, e, bias }
     }
-    pub fn scale(self) -> f32 {
-        self.d.to_f32() * f32::from(self.scale)
-    }
-    pub fn bias(self) -> f32 {
-        self.e.to_f32() * f32::from(self.bias)
-    }
 }
 
 /// Inputs that `Block::integers` gives at a time.
@@ -71,14 +65,6 @@ impl Block {
         match self {
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL => 32,
             Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
-        }
-    }
-
-    /// Inputs that share a scale and a bias.
-    pub const fn group(self) -> usize {
-        match self {
-            Self::Q2_K | Self::Q3_K | Self::Q6_K => 16,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL | Self::Q4_K | Self::Q5_K => 32,
         }
     }
 

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 /// Rows of one span that share a pass over the keys and values.
 pub(super) const ROWS: usize = 4;
-/// Query heads that may share a key-value head times `ROWS`: the largest group in use is 8 (Llama 3), 16 leaves room.
-const QUERIES: usize = ROWS * 16;
-pub(super) const GROUP_MAX: usize = QUERIES / ROWS;
+/// Query heads that may share a key-value head: the largest group in use is 8 (Llama 3), 16 leaves room.
+pub(super) const GROUP_MAX: usize = 16;
+const QUERIES: usize = ROWS * GROUP_MAX;
 pub(super) const HEAD_MAX: usize = 256;
 
 /// A query's part of one chunk: the largest score, the sum of the weights, and from `LANES` on its values.

@@ -1,5 +1,5 @@
 //! Every GGUF block type, packed, against the format's definition: written here from ggml's loops, value by value,
-//! and not from `Block::decode`.
+//! and not from `Block::integers` and `Block::affine`.
 
 use super::buffer::Arena;
 use super::kernels::Kernels;
@@ -143,21 +143,25 @@ fn definition(block: Block, b: &[u8]) -> Vec<f32> {
     y
 }
 
+/// Where a block has f16 numbers.
+fn halves(block: Block) -> &'static [usize] {
+    match block {
+        Block::Q4_0 | Block::Q5_0 | Block::Q8_0 | Block::IQ4_NL => &[0],
+        Block::Q4_1 | Block::Q5_1 | Block::Q4_K | Block::Q5_K => &[0, 2],
+        Block::Q2_K => &[80, 82],
+        Block::Q3_K => &[108],
+        Block::Q6_K => &[208],
+    }
+}
+
 /// Blocks of random bytes whose f16 fields are numbers, and of bytes that are all one.
 fn blocks(random: &mut Random, block: Block, count: usize) -> Vec<u8> {
     let mut data = Vec::new();
     for index in 0..count {
         let fill = [0, 0xff, 0x80, 0x7f].get(index).copied();
         let mut b: Vec<u8> = (0..block.bytes()).map(|_| fill.unwrap_or(random.next() as u8)).collect();
-        let fields: &[usize] = match block {
-            Block::Q4_0 | Block::Q5_0 | Block::Q8_0 | Block::IQ4_NL => &[0],
-            Block::Q4_1 | Block::Q5_1 | Block::Q4_K | Block::Q5_K => &[0, 2],
-            Block::Q2_K => &[80, 82],
-            Block::Q3_K => &[108],
-            Block::Q6_K => &[208],
-        };
         // Any finite f16: also the largest, the smallest denormal, zeros of both signs.
-        for &at in fields {
+        for &at in halves(block) {
             let bits = match index % 16 {
                 0 => 0x7bff,
                 1 => 0x8001,
@@ -210,26 +214,24 @@ fn products_of_blocks_are_the_definitions_and_the_same_on_every_instruction_set(
         let mut data = blocks(&mut random, block, rows * columns / block.weights());
         // Scales of one size, so that a tolerance means something.
         for b in data.chunks_exact_mut(block.bytes()) {
-            let at: &[usize] = match block {
-                Block::Q4_0 | Block::Q5_0 | Block::Q8_0 | Block::IQ4_NL => &[0],
-                Block::Q4_1 | Block::Q5_1 | Block::Q4_K | Block::Q5_K => &[0, 2],
-                Block::Q2_K => &[80, 82],
-                Block::Q3_K => &[108],
-                Block::Q6_K => &[208],
-            };
-            at.iter().for_each(|&at| b[at..at + 2].copy_from_slice(&f16::from_f32(0.001 * random.float()).to_le_bytes()));
+            halves(block).iter().for_each(|&at| b[at..at + 2].copy_from_slice(&f16::from_f32(0.001 * random.float()).to_le_bytes()));
         }
         let weight = packed(block, rows, columns, &data);
         let values: Vec<f32> = data.chunks_exact(block.bytes()).flat_map(|b| definition(block, b)).collect();
-        for x_rows in [1, 2, 4, 5, 131] {
-            let x = random.floats(x_rows * columns);
+        let all = random.floats(131 * columns);
+        let mut most: Option<(Vec<f32>, Vec<f32>)> = None;
+        for x_rows in [131, 1, 2, 3, 4, 5, 7] {
+            let x = &all[..x_rows * columns];
             let results = Kernels::all().into_iter().map(|kernels| {
-                let quants = quantize(kernels, &x, x_rows, weight.kind.grouping().expect("integers"));
-                let exact = product(kernels, &weight, Input::F32(&x), x_rows);
+                let quants = quantize(kernels, x, x_rows, weight.kind.grouping().expect("integers"));
+                let exact = product(kernels, &weight, Input::F32(x), x_rows);
                 (exact, product(kernels, &weight, Input::Int8(&quants), x_rows))
             });
             let results: Vec<_> = results.collect();
             assert!(results.iter().all(|result| result == &results[0]), "{block:?}: instruction sets differ");
+            let (exact, int8) = most.get_or_insert_with(|| results[0].clone());
+            let count = x_rows * rows;
+            assert!(results[0].0 == exact[..count] && results[0].1 == int8[..count], "{block:?}: {x_rows} rows differ");
             for (i, (exact, int8)) in results[0].0.iter().zip(&results[0].1).enumerate() {
                 let pairs = || x[i / rows * columns..][..columns].iter().zip(&values[i % rows * columns..]);
                 let want: f64 = pairs().map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();

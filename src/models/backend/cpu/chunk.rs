@@ -170,7 +170,7 @@ unsafe fn softmax<S: Isa>(p: *mut f32, length: usize) -> (f32, f32) {
 }
 
 /// `sum over positions of weight * value`, position by position, for N queries: `p` is `[N][CHUNK]`, `out` is
-/// `[N][part]`. Eight sums at a time are as many as two multiply-adds a cycle keep waiting; values that are loaded for
+/// `[N][part]`. Eight sums at a time or a few more are as many as two multiply-adds a cycle keep waiting; values that are loaded for
 /// more queries are loaded and widened less often.
 #[inline(always)]
 unsafe fn value<S: Isa, const HALF: bool, const N: usize>(

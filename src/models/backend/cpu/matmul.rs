@@ -11,8 +11,8 @@ use std::mem::MaybeUninit;
 
 /// Rows of activations that stream past one unit of weights while it is in registers.
 const ROWS: usize = 128;
-/// How far ahead of the weights' stream to fetch, in bytes, when several rows leave time for it. One row reads as fast
-/// as memory gives, and fetching ahead only costs it.
+/// How far ahead of the weights' stream to fetch, in bytes, when more than four rows leave time for it. One row reads as
+/// fast as memory gives, and fetching ahead only costs it.
 const AHEAD: usize = 1024;
 
 /// One slab times all rows of `x`; `out` is `[row][8]`.
@@ -64,9 +64,7 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
             for unit in 0..F::BLOCK / UNIT {
                 let quants = F::quants::<S>(w, unit);
                 if F::Header::TWO_LEVELS {
-                    for (r, integers) in integers.iter_mut().enumerate() {
-                        [*integers] = unit_times::<S, F, 1>([*integers], w, unit, &quants, q.add(r * UNIT));
-                    }
+                    integers = unit_times::<S, F, M>(integers, w, unit, &quants, q);
                     if ((unit + 1) * UNIT).is_multiple_of(2 * group) {
                         let second = (unit + 1) * UNIT / group - 1;
                         let ((_, a), (_, b)) = (F::Header::factors::<S>(w, second - 1), F::Header::factors::<S>(w, second));
@@ -76,9 +74,8 @@ unsafe fn few_int8<S: Isa, F: Quantized, const M: usize>(mut w: *const u8, block
                         whole = whole.add(2 * M);
                     }
                 } else {
-                    for (r, integers) in integers.iter_mut().enumerate() {
-                        let [new] = dots::<S, F, 1>(&quants, q.add(r * UNIT));
-                        *integers = S::add_i32(*integers, new);
+                    for (integers, new) in integers.iter_mut().zip(&dots::<S, F, M>(&quants, q)) {
+                        *integers = S::add_i32(*integers, *new);
                     }
                 }
                 q = q.add(M * UNIT);
@@ -144,7 +141,7 @@ unsafe fn dots_times<S: Isa, F: Quantized, const M: usize>(sums: [S::I; M], w: &
     // SAFETY: the caller's.
     unsafe {
         match F::Bits::SUMS {
-            0 => S::dots_times::<0, M>(sums, w, x, factor),
+            0 => unreachable!("signed bytes have scales of one level"),
             2 => S::dots_times::<2, M>(sums, w, x, factor),
             4 => S::dots_times::<4, M>(sums, w, x, factor),
             _ => S::dots_times::<8, M>(sums, w, x, factor),

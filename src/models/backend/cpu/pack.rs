@@ -1,4 +1,5 @@
-//! From a file's rows to slabs of eight: exact, so that a packed weight is the file's weight to the bit.
+//! From a file's rows to slabs of eight: exact, so that a packed weight is the file's weight to the bit (but for MLX's eight
+//! bits with scales wider than f16, whose bias is rounded once more).
 
 use super::Scratch;
 use super::buffer::{Arena, Buffer};

@@ -170,23 +170,29 @@ fn products_are_the_definitions_and_the_same_on_every_instruction_set() {
     let mut random = Random(2);
     for source in Source::all(&mut random) {
         let weight = source.packed();
-        for rows in [1, 2, 3, 4, 5, 7, 16, 131] {
-            let x = random.floats(rows * source.columns);
+        let all = random.floats(131 * source.columns);
+        let mut alone: Vec<Vec<f32>> = vec![Vec::new(); 2];
+        for rows in [131, 1, 2, 3, 4, 5, 7, 16] {
+            let x = &all[..rows * source.columns];
             let exact = |row: usize, output: usize| -> f64 {
                 let pairs = x[row * source.columns..(row + 1) * source.columns].iter().zip(&source.values[output * source.columns..]);
                 pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
             };
             let mut results: Vec<(f32, Vec<Vec<f32>>)> = vec![(1e-4, Vec::new()), (0.25, Vec::new())];
             for kernels in Kernels::all() {
-                results[0].1.push(product(kernels, &weight, Input::F32(&x), rows));
+                results[0].1.push(product(kernels, &weight, Input::F32(x), rows));
                 if source.quantization.is_some() {
-                    let quants = quantize(kernels, &x, rows, weight.kind.grouping().expect("integers"));
+                    let quants = quantize(kernels, x, rows, weight.kind.grouping().expect("integers"));
                     results[1].1.push(product(kernels, &weight, Input::Int8(&quants), rows));
                 }
             }
-            for (tolerance, results) in results {
+            for ((tolerance, results), most) in results.into_iter().zip(&mut alone) {
                 for result in &results {
                     assert_eq!(result, &results[0], "{:?} {:?}: instruction sets differ", source.element, source.quantization);
+                    if most.is_empty() {
+                        most.clone_from(result);
+                    }
+                    assert_eq!(result, &most[..result.len()], "{:?} {:?}: {rows} rows differ", source.element, source.quantization);
                 }
                 for (i, got) in results.first().into_iter().flatten().enumerate() {
                     let want = exact(i / source.rows, i % source.rows);
@@ -212,6 +218,9 @@ fn quantized_activations_of_extremes() {
         x[40] = 1e-40;
         let quants = quantize(kernels, &x, 1, Grouping { span: 32, group: 32, whole: false });
         assert_eq!((quants.q[3], quants.q[40]), (-127, 0), "{}", kernels.name);
+        (x[4], x[50]) = (f32::NAN, f32::NEG_INFINITY);
+        let quants = quantize(kernels, &x, 1, Grouping { span: 32, group: 32, whole: false });
+        assert_eq!((quants.q[3], quants.q[4], quants.q[50], quants.scale[1]), (-127, 0, 0, f32::INFINITY), "{}", kernels.name);
     }
 }
 
@@ -246,7 +255,18 @@ fn by_chunks(kernels: &Kernels, job: &Job<'_>, scratch: &mut Scratch) -> Vec<f32
 #[test]
 fn attention_is_the_definition_and_the_same_on_every_instruction_set() {
     let mut random = Random(3);
-    for (size, group, half) in [(64, 2, true), (64, 3, false), (64, 7, true), (80, 1, true), (128, 8, false)] {
+    for (size, group, half) in [
+        (16, 5, true),
+        (64, 2, true),
+        (64, 3, false),
+        (64, 7, true),
+        (80, 1, true),
+        (80, 3, true),
+        (112, 1, false),
+        (128, 8, false),
+        (144, 2, false),
+        (attention::HEAD_MAX, attention::GROUP_MAX, true),
+    ] {
         let shape = Shape { layers: 2, kv_heads: 2, head_size: size, half };
         for (position, rows) in [(0, 1), (0, 4), (5, 3), (254, 4), (511, 1), (600, 2)] {
             let length = position + rows;
@@ -305,6 +325,32 @@ fn norm_and_gate_are_the_definitions() {
             assert!((f64::from(gate[i]) - g / (1.0 + (-g).exp()) * w).abs() < 1e-4, "{}", gate[i]);
         }
     }
+}
+
+#[test]
+fn what_is_between_products_is_the_same_on_every_instruction_set() {
+    let mut random = Random(5);
+    let (x, y) = (random.floats(96).iter().map(|x| x * 30.0).collect::<Vec<_>>(), random.floats(96));
+    let all = Kernels::all().into_iter().map(|kernels| {
+        let (mut norm, mut gate, mut sum, mut head) = (vec![0.0; 96], x.clone(), x.clone(), x.clone());
+        // SAFETY: made for this processor; one length, and half of it.
+        unsafe {
+            (kernels.norm)(&x, &y, 1e-5, &mut norm);
+            (kernels.gate_silu)(&mut gate, &y);
+            (kernels.add)(&mut sum, &y);
+            (kernels.rotate)(&mut head, &y[..48], &y[48..], 0.3);
+        }
+        [norm, gate, sum, head]
+    });
+    let all: Vec<_> = all.collect();
+    let [_, _, sum, head] = &all[0];
+    for i in 0..48 {
+        let [a, b, cos, sin] = [x[i], x[i + 48], y[i], y[i + 48]].map(f64::from);
+        assert!((f64::from(head[i]) - (a * cos - b * sin) * 0.3).abs() < 1e-5);
+        assert!((f64::from(head[i + 48]) - (b * cos + a * sin) * 0.3).abs() < 1e-5);
+        assert_eq!(sum[i], x[i] + y[i]);
+    }
+    assert!(all.iter().all(|results| results == &all[0]), "instruction sets differ");
 }
 
 #[test]

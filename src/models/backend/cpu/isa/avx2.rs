@@ -143,70 +143,49 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn dot<const SUMS: usize>(w: &[__m256i], x: *const i8) -> __m256i {
-        unsafe {
-            let ones = _mm256_set1_epi16(1);
-            let mut sums = _mm256_setzero_si256();
-            if DOT != MADDUBS {
-                for (step, w) in w.iter().enumerate() {
-                    let x = four(x, step);
-                    let (w, x) = if SUMS == 0 { (_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w)) } else { (*w, x) };
-                    sums = if DOT == AVX512_VNNI { _mm256_dpbusd_epi32(sums, w, x) } else { _mm256_dpbusd_avx_epi32(sums, w, x) };
-                }
-            } else if SUMS == 0 {
-                // |w| <= 128 and |x| <= 127: a pair is at most 32512, so maddubs can't saturate.
-                for (step, w) in w.iter().enumerate() {
-                    let x = four(x, step);
-                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w));
-                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
-                }
-            } else {
-                for (part, w) in w.chunks(SUMS).enumerate() {
-                    let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * SUMS));
-                    for (step, w) in w.iter().enumerate().skip(1) {
-                        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * SUMS + step)));
-                    }
-                    let new = _mm256_madd_epi16(pairs, ones);
-                    sums = if part == 0 { new } else { _mm256_add_epi32(sums, new) };
-                }
-            }
-            sums
-        }
-    }
-    #[inline(always)]
-    unsafe fn dot_times<const SUMS: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, factor: __m256i) -> __m256i {
-        unsafe {
-            if DOT != MADDUBS || SUMS == 0 {
-                return _mm256_add_epi32(sums, _mm256_mullo_epi32(Self::dot::<SUMS>(w, x), factor));
-            }
-            // Pairs are summed up anyway: by the factor in place of one.
-            let factor = pair(factor, factor);
-            for (part, w) in w.chunks(SUMS).enumerate() {
-                let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * SUMS));
-                for (step, w) in w.iter().enumerate().skip(1) {
-                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * SUMS + step)));
-                }
-                sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, factor));
-            }
-            sums
-        }
-    }
-    #[inline(always)]
     unsafe fn dots<const SUMS: usize, const M: usize>(w: &[__m256i], x: *const i8) -> [__m256i; M] {
         unsafe {
             let (ones, mut sums) = (_mm256_set1_epi16(1), [_mm256_setzero_si256(); M]);
-            if DOT != MADDUBS || SUMS != 0 {
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = Self::dot::<SUMS>(w, x.add(r * UNIT));
+            if SUMS == 0 {
+                // Step by step: eight weights and their sizes would not all fit the registers.
+                for (step, w) in w.iter().enumerate() {
+                    let size = _mm256_abs_epi8(*w);
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        *sums = multiply::<DOT>(*sums, size, _mm256_sign_epi8(four(x.add(r * UNIT), step), *w));
+                    }
                 }
                 return sums;
             }
-            // As `dot`, but step by step: weights and their sizes would not all fit the registers.
-            for (step, w) in w.iter().enumerate() {
-                let size = _mm256_abs_epi8(*w);
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = x.add(r * UNIT);
+                if DOT == MADDUBS {
+                    *sums = pairs_times::<SUMS>(*sums, w, x, ones);
+                } else {
+                    for (step, w) in w.iter().enumerate() {
+                        *sums = multiply::<DOT>(*sums, *w, four(x, step));
+                    }
+                }
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn dots_times<const SUMS: usize, const M: usize>(
+        mut sums: [__m256i; M],
+        w: &[__m256i],
+        x: *const i8,
+        factor: __m256i,
+    ) -> [__m256i; M] {
+        unsafe {
+            if DOT == MADDUBS {
+                // Pairs are summed up anyway: by the factor in place of one.
+                let factor = pair(factor, factor);
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(four(x.add(r * UNIT), step), *w));
-                    *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(pairs, ones));
+                    *sums = pairs_times::<SUMS>(*sums, w, x.add(r * UNIT), factor);
+                }
+            } else {
+                for (sums, new) in sums.iter_mut().zip(Self::dots::<SUMS, M>(w, x)) {
+                    *sums = _mm256_add_epi32(*sums, _mm256_mullo_epi32(new, factor));
                 }
             }
             sums
@@ -247,6 +226,36 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
             let twos = _mm_max_ps(fours, _mm_movehl_ps(fours, fours));
             _mm_cvtss_f32(_mm_max_ss(twos, _mm_movehdup_ps(twos)))
         }
+    }
+}
+
+/// `sums +` in each lane four products of an unsigned and a signed byte.
+#[inline(always)]
+unsafe fn multiply<const DOT: u8>(sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: registers only, and the processor has what `DOT` names.
+    unsafe {
+        match DOT {
+            AVX512_VNNI => _mm256_dpbusd_epi32(sums, w, x),
+            AVX_VNNI => _mm256_dpbusd_avx_epi32(sums, w, x),
+            // w <= 128 and |x| <= 127: a pair is at most 32512, so maddubs can't saturate.
+            _ => _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1))),
+        }
+    }
+}
+
+/// `sums +` the dot products with one row, their pairs times `factors` of sixteen bits.
+#[inline(always)]
+unsafe fn pairs_times<const SUMS: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, factors: __m256i) -> __m256i {
+    // SAFETY: the caller's: four activations a vector, and the processor has AVX2.
+    unsafe {
+        for (part, w) in w.chunks(SUMS).enumerate() {
+            let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * SUMS));
+            for (step, w) in w.iter().enumerate().skip(1) {
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * SUMS + step)));
+            }
+            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, factors));
+        }
+        sums
     }
 }
 

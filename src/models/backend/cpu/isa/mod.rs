@@ -70,39 +70,17 @@ pub(super) trait Isa {
     unsafe fn lane_byte<const SIGNED: bool>(x: Self::B, which: usize) -> Self::F;
     /// `x` and, in the bits of MASK (of every byte), `planes` shifted left by SHIFT, right if negative.
     unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: Self::B, planes: Self::B) -> Self::B;
-    /// Row by row the dot product of four or eight vectors with four activations each, in -127..=127.
+    /// Of M rows of activations in -127..=127, UNIT bytes apart, and every row of weights: the dot product of four or eight
+    /// vectors with four activations each.
     /// SUMS: how many sums of two products sixteen bits can add up; 0: bytes are signed, and any.
-    unsafe fn dot<const SUMS: usize>(w: &[Self::B], x: *const i8) -> Self::I;
-    /// `sums + dot(w, x) * factor`; factors are within -128..=127 or 0..=63.
-    unsafe fn dot_times<const SUMS: usize>(sums: Self::I, w: &[Self::B], x: *const i8, factor: Self::I) -> Self::I;
-    /// `dot` with each of M rows of activations, which lie UNIT bytes apart.
-    #[inline(always)]
-    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[Self::B], x: *const i8) -> [Self::I; M] {
-        // SAFETY: the trait's contract.
-        unsafe {
-            let mut dots = [Self::zero_i32(); M];
-            for (r, dot) in dots.iter_mut().enumerate() {
-                *dot = Self::dot::<SUMS>(w, x.add(r * UNIT));
-            }
-            dots
-        }
-    }
-    /// `dot_times` with each of M rows, as `dots`.
-    #[inline(always)]
+    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[Self::B], x: *const i8) -> [Self::I; M];
+    /// `sums + dots(w, x) * factor` of unsigned bytes; factors are within -128..=127 or 0..=63.
     unsafe fn dots_times<const SUMS: usize, const M: usize>(
-        mut sums: [Self::I; M],
+        sums: [Self::I; M],
         w: &[Self::B],
         x: *const i8,
         factor: Self::I,
-    ) -> [Self::I; M] {
-        // SAFETY: the trait's contract.
-        unsafe {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                *sums = Self::dot_times::<SUMS>(*sums, w, x.add(r * UNIT), factor);
-            }
-            sums
-        }
-    }
+    ) -> [Self::I; M];
     /// `sums + x[0] * a + x[1] * b`, of numbers that fit sixteen bits.
     unsafe fn two_times(sums: Self::I, x: *const i16, a: Self::I, b: Self::I) -> Self::I;
     /// Brings a cache line near that is read soon; any address will do.

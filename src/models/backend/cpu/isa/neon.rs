@@ -156,56 +156,17 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         unsafe { from_fn(|i| vorrq_u8(x[i], vandq_u8(vshlq_u8(planes[i], vdupq_n_s8(SHIFT as i8)), vdupq_n_u8(MASK as u8)))) }
     }
     #[inline(always)]
-    unsafe fn dot<const SUMS: usize>(w: &[B], x: *const i8) -> I {
-        let (fours, rest) = w.as_chunks::<4>();
-        debug_assert!(rest.is_empty(), "four or eight vectors");
-        unsafe {
-            let mut sums = Self::zero_i32();
-            for (part, [a, b, c, d]) in fours.iter().enumerate() {
-                let x = vld1q_s8(x.add(16 * part));
-                for half in 0..2 {
-                    sums[half] = products::<DOT, 0>(sums[half], a[half], x);
-                    sums[half] = products::<DOT, 1>(sums[half], b[half], x);
-                    sums[half] = products::<DOT, 2>(sums[half], c[half], x);
-                    sums[half] = products::<DOT, 3>(sums[half], d[half], x);
-                }
-            }
-            sums
-        }
-    }
-    #[inline(always)]
-    unsafe fn dot_times<const SUMS: usize>(sums: I, w: &[B], x: *const i8, factor: I) -> I {
-        unsafe {
-            let dot = Self::dot::<SUMS>(w, x);
-            from_fn(|i| vmlaq_s32(sums[i], dot[i], factor[i]))
-        }
-    }
-    #[inline(always)]
     unsafe fn dots<const SUMS: usize, const M: usize>(w: &[B], x: *const i8) -> [I; M] {
         unsafe {
             let mut dots = [Self::zero_i32(); M];
-            if DOT != I8MM || M != 2 {
+            if DOT == I8MM && M.is_multiple_of(2) {
+                for (pair, dots) in dots.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                    *dots = two_rows(w, x.add(2 * pair * UNIT));
+                }
+            } else {
                 for (r, dot) in dots.iter_mut().enumerate() {
-                    *dot = Self::dot::<SUMS>(w, x.add(r * UNIT));
+                    *dot = one_row::<DOT>(w, x.add(r * UNIT));
                 }
-                return dots;
-            }
-            // Of each half, its first and its last two rows of weights: each with both rows of activations.
-            let mut sums = [Self::zero_i32(); 2];
-            for (part, [a, b, c, d]) in w.as_chunks::<4>().0.iter().enumerate() {
-                let x = x.add(16 * part).cast();
-                let (x, y) = (vld1q_s64(x), vld1q_s64(x.byte_add(UNIT)));
-                for (first, second, x) in [(a, b, vzip1q_s64(x, y)), (c, d, vzip2q_s64(x, y))] {
-                    for half in 0..2 {
-                        // Two times four inputs of four rows: eight of each. The compiler moves this out of the loop over rows.
-                        let (first, second) = (vreinterpretq_u32_u8(first[half]), vreinterpretq_u32_u8(second[half]));
-                        sums[half][0] = two_by_two(sums[half][0], vzip1q_u32(first, second), x);
-                        sums[half][1] = two_by_two(sums[half][1], vzip2q_u32(first, second), x);
-                    }
-                }
-            }
-            for (half, [a, b]) in sums.into_iter().enumerate() {
-                (dots[0][half], dots[1][half]) = (vuzp1q_s32(a, b), vuzp2q_s32(a, b));
             }
             dots
         }
@@ -243,6 +204,59 @@ impl<const DOT: u8> Isa for Neon<DOT> {
     #[inline(always)]
     unsafe fn largest([a, b]: F) -> f32 {
         unsafe { vmaxnmvq_f32(vmaxnmq_f32(a, b)) }
+    }
+}
+
+/// The dot products with one row of activations.
+///
+/// # Safety
+/// The processor has what `DOT` names; `x` has four activations a vector.
+#[inline(always)]
+unsafe fn one_row<const DOT: u8>(w: &[B], x: *const i8) -> I {
+    let (fours, rest) = w.as_chunks::<4>();
+    debug_assert!(rest.is_empty(), "four or eight vectors");
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [vdupq_n_s32(0); 2];
+        for (part, [a, b, c, d]) in fours.iter().enumerate() {
+            let x = vld1q_s8(x.add(16 * part));
+            for half in 0..2 {
+                sums[half] = products::<DOT, 0>(sums[half], a[half], x);
+                sums[half] = products::<DOT, 1>(sums[half], b[half], x);
+                sums[half] = products::<DOT, 2>(sums[half], c[half], x);
+                sums[half] = products::<DOT, 3>(sums[half], d[half], x);
+            }
+        }
+        sums
+    }
+}
+
+/// The dot products with two rows of activations.
+///
+/// # Safety
+/// The processor has i8mm; `x` has four activations a vector, and as many UNIT bytes further.
+#[inline(always)]
+unsafe fn two_rows(w: &[B], x: *const i8) -> [I; 2] {
+    // SAFETY: the caller's.
+    unsafe {
+        // Of each half, its first and its last two rows of weights: each with both rows of activations.
+        let (mut sums, mut dots) = ([[vdupq_n_s32(0); 2]; 2], [[vdupq_n_s32(0); 2]; 2]);
+        for (part, [a, b, c, d]) in w.as_chunks::<4>().0.iter().enumerate() {
+            let x = x.add(16 * part).cast();
+            let (x, y) = (vld1q_s64(x), vld1q_s64(x.byte_add(UNIT)));
+            for (first, second, x) in [(a, b, vzip1q_s64(x, y)), (c, d, vzip2q_s64(x, y))] {
+                for half in 0..2 {
+                    // Two times four inputs of four rows: eight of each. The compiler moves this out of the loop over rows.
+                    let (first, second) = (vreinterpretq_u32_u8(first[half]), vreinterpretq_u32_u8(second[half]));
+                    sums[half][0] = two_by_two(sums[half][0], vzip1q_u32(first, second), x);
+                    sums[half][1] = two_by_two(sums[half][1], vzip2q_u32(first, second), x);
+                }
+            }
+        }
+        for (half, [a, b]) in sums.into_iter().enumerate() {
+            (dots[0][half], dots[1][half]) = (vuzp1q_s32(a, b), vuzp2q_s32(a, b));
+        }
+        dots
     }
 }
 

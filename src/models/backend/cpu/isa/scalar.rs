@@ -1,6 +1,6 @@
 //! The reference: plain Rust, any processor.
 
-use super::{Isa, LANES};
+use super::{Isa, LANES, UNIT};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -110,25 +110,27 @@ impl Isa for Scalar {
         let shifted = planes.map(|b| if SHIFT < 0 { b >> -SHIFT } else { b << SHIFT });
         std::array::from_fn(|i| x[i] | shifted[i] & MASK as u8)
     }
-    unsafe fn dot<const SUMS: usize>(w: &[B], x: *const i8) -> I {
-        let mut sums = [0i32; LANES];
-        for (step, bytes) in w.iter().enumerate() {
-            // SAFETY: the trait's contract: four activations a vector.
-            let x = unsafe { x.add(step * 4).cast::<[i8; 4]>().read_unaligned() };
-            for (row, sum) in sums.iter_mut().enumerate() {
-                for input in 0..4 {
-                    let byte = bytes[row * 4 + input];
-                    let weight = if SUMS == 0 { i32::from(byte as i8) } else { i32::from(byte) };
-                    *sum += weight * i32::from(x[input]);
+    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[B], x: *const i8) -> [I; M] {
+        let mut sums = [[0i32; LANES]; M];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (step, bytes) in w.iter().enumerate() {
+                // SAFETY: the trait's contract: four activations a vector.
+                let x = unsafe { x.add(r * UNIT + step * 4).cast::<[i8; 4]>().read_unaligned() };
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    for input in 0..4 {
+                        let byte = bytes[row * 4 + input];
+                        let weight = if SUMS == 0 { i32::from(byte as i8) } else { i32::from(byte) };
+                        *sum += weight * i32::from(x[input]);
+                    }
                 }
             }
         }
         sums
     }
-    unsafe fn dot_times<const SUMS: usize>(sums: I, w: &[B], x: *const i8, factor: I) -> I {
+    unsafe fn dots_times<const SUMS: usize, const M: usize>(sums: [I; M], w: &[B], x: *const i8, factor: I) -> [I; M] {
         // SAFETY: the trait's contract.
-        let new = unsafe { Self::dot::<SUMS>(w, x) };
-        std::array::from_fn(|i| sums[i] + new[i] * factor[i])
+        let new = unsafe { Self::dots::<SUMS, M>(w, x) };
+        std::array::from_fn(|r| std::array::from_fn(|i| sums[r][i] + new[r][i] * factor[i]))
     }
     unsafe fn two_times(sums: I, x: *const i16, a: I, b: I) -> I {
         // SAFETY: the trait's contract.

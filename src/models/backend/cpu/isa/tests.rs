@@ -130,41 +130,41 @@ unsafe fn results<S: Isa>() -> Results {
         }
         // Activations of every size, and the largest of one sign against the largest weights.
         for i in 0..64 {
-            let x: [i8; 2 * UNIT] =
-                std::array::from_fn(|j| if i < 8 { 127 * (1 - (i as i8 & 2)) } else { (bytes[64 * i + j] as i8).max(-127) });
+            let x: [i8; 4 * UNIT] =
+                std::array::from_fn(|j| if i < 8 { 127 * (1 - (i as i8 & 2)) } else { (bytes[32 * i + j] as i8).max(-127) });
             let at =
                 |j: usize, most: u8| -> [u8; UNIT] { std::array::from_fn(|k| if i < 8 { most } else { bytes[32 * (i + j) + k] & most }) };
             let w = |most: u8| -> [S::B; 8] { std::array::from_fn(|j| S::load_bytes(at(j, most).as_ptr())) };
-            floats("dot 8", S::to_f32(S::dot::<8>(&w(15), x.as_ptr())));
-            floats("dot 4", S::to_f32(S::dot::<4>(&w(31), x.as_ptr())));
-            floats("dot 2", S::to_f32(S::dot::<2>(&w(63), x.as_ptr())));
-            floats("half dot", S::to_f32(S::dot::<2>(&w(63)[4..], x.as_ptr().add(16))));
-            for [first, second] in [
-                S::dots::<8, 2>(&w(15), x.as_ptr()),
-                S::dots::<4, 2>(&w(31), x.as_ptr()),
-                S::dots::<2, 2>(&w(63)[4..], x.as_ptr().add(16)),
-                S::dots::<0, 2>(&w(0x80), x.as_ptr()),
-                S::dots::<0, 2>(&w(0xff), x.as_ptr()),
-            ] {
-                floats("dots", S::to_f32(first));
-                floats("dots", S::to_f32(second));
-            }
             let (a, b) = (S::load_i8(bytes.as_ptr().add(i)), S::load_i8(bytes.as_ptr().add(i + 8)));
             let small = S::load_u8(at(9, 63).as_ptr());
-            for (factor, signs) in [(a, "dot times signed"), (small, "dot times")] {
-                floats(signs, S::to_f32(S::dot_times::<8>(a, &w(15), x.as_ptr(), factor)));
-                floats(signs, S::to_f32(S::dot_times::<4>(a, &w(31), x.as_ptr(), factor)));
-                floats(signs, S::to_f32(S::dot_times::<2>(a, &w(63)[..4], x.as_ptr(), factor)));
-                floats(signs, S::to_f32(S::dot_times::<0>(a, &w(0xff), x.as_ptr(), factor)));
-                let [first, second] = S::dots_times::<2, 2>([a, b], &w(63)[..4], x.as_ptr(), factor);
-                floats(signs, S::to_f32(first));
-                floats(signs, S::to_f32(second));
+            macro_rules! rows {
+                ($($m:literal)*) => {$(
+                    for dots in [
+                        S::dots::<8, $m>(&w(15), x.as_ptr()),
+                        S::dots::<4, $m>(&w(31), x.as_ptr()),
+                        S::dots::<2, $m>(&w(63), x.as_ptr()),
+                        S::dots::<0, $m>(&w(0x7f), x.as_ptr()),
+                        S::dots::<0, $m>(&w(0x80), x.as_ptr()),
+                        S::dots::<0, $m>(&w(0xff), x.as_ptr()),
+                    ] {
+                        dots.into_iter().for_each(|dot| floats("dots", S::to_f32(dot)));
+                    }
+                    let sums: [S::I; $m] = std::array::from_fn(|r| if r % 2 == 0 { a } else { b });
+                    for factor in [a, small] {
+                        for dots in [
+                            S::dots_times::<8, $m>(sums, &w(15), x.as_ptr(), factor),
+                            S::dots_times::<8, $m>(sums, &w(15)[4..], x.as_ptr().add(16), factor),
+                            S::dots_times::<4, $m>(sums, &w(31), x.as_ptr(), factor),
+                            S::dots_times::<2, $m>(sums, &w(63)[4..], x.as_ptr().add(16), factor),
+                        ] {
+                            dots.into_iter().for_each(|dot| floats("dots times", S::to_f32(dot)));
+                        }
+                    }
+                )*};
             }
+            rows!(1 2 3 4);
             let pair = [16 * 127 * if i % 2 == 0 { 1 } else { -1 }, i16::from(x[i % UNIT]) * 32];
             floats("two times", S::to_f32(S::two_times(a, pair.as_ptr(), b, small)));
-            for most in [0x7f, 0x80, 0xff] {
-                floats("dot 0", S::to_f32(S::dot::<0>(&w(most), x.as_ptr())));
-            }
         }
         for i in 0..numbers.len() {
             let x = eight(i, 1);
