@@ -171,7 +171,7 @@ macro_rules! in_groups {
         in_groups!(@by 1, next, $rows, |$r, $M| $body);
     };
     (@by $count:literal, $next:ident, $rows:expr, |$r:ident, $M:ident| $body:block) => {
-        while $next + $count <= $rows {
+        while $rows - $next >= $count {
             const $M: usize = $count;
             let $r = $next;
             $body
