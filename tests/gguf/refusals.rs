@@ -50,6 +50,15 @@ fn versions_2_and_3_and_other_alignments_are_read() {
 }
 
 #[test]
+fn a_file_that_was_merged_from_several_is_read() {
+    for count in [0u16, 1] {
+        let mut file = small();
+        file.value("split.count", 2, &count.to_le_bytes());
+        assert_eq!(load(file.bytes()), Ok(()), "{count}");
+    }
+}
+
+#[test]
 fn the_head_is_checked() {
     let with = |at: usize, new: &[u8]| {
         let mut bytes = small().bytes();
