@@ -116,6 +116,13 @@ fn tensors_are_checked() {
     says(refusal(cut), "blk.1.ffn_down.weight");
 }
 
+/// Makes the last control token one of so many bytes.
+fn control_token_of(file: &mut File, bytes: usize) {
+    let (mut tokens, ..) = file::vocabulary();
+    tokens[262] = "x".repeat(bytes);
+    file.texts("tokenizer.ggml.tokens", &tokens);
+}
+
 #[test]
 fn what_a_network_does_not_know_is_refused_by_name() {
     let says = |refusal: String, whole: &str| assert!(refusal.contains(whole), "{refusal:?} is not {whole:?}");
@@ -137,7 +144,11 @@ fn what_a_network_does_not_know_is_refused_by_name() {
     );
     says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "li");
     says(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 kinds of 263 tokens");
+    says(changed(|file| control_token_of(file, 257)), "token 262 has 257 bytes, more than the 256 that are supported of a control token");
     says(changed(|file| _ = file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32])), "rotary frequencies of a model's own");
+    let mut file = small();
+    control_token_of(&mut file, 256);
+    assert_eq!(load(file.bytes()), Ok(()));
     let mut file = small();
     file.tensors.remove(2);
     file.tensor("blk.0.attn_q.bias", &[64], 0, vec![0; 256]);

@@ -2,14 +2,22 @@
 
 mod gguf;
 mod split;
+#[cfg(test)]
+mod tests;
 
 use super::weights::{About, Files};
 use super::{Error, Result};
+use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::catch_unwind;
 use tokenizers::{AddedToken, step_decode_stream};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
+/// Tokens that are searched in texts or guarded against: the largest vocabularies have some six thousand.
+const ADDED_MAX: usize = 1 << 14;
+/// Bytes of one of them: the longest known have some forty. What searches them takes memory many times their length.
+const ADDED_BYTES_MAX: usize = 256;
 
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -42,6 +50,9 @@ impl Tokenizer {
     /// `config` is `tokenizer_config.json`, for its beginning and end of text.
     pub fn parse(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self> {
         let fail = |reason: String| Error::file(TOKENIZER_JSON, "json", reason);
+        let Head { added_tokens } = serde_json::from_slice(tokenizer).map_err(|e| fail(e.to_string()))?;
+        check_added(added_tokens.iter().map(|token| (token.id, token.content.len())))
+            .map_err(|reason| Error::file(TOKENIZER_JSON, "added_tokens", reason))?;
         // The crate panics on some files that it should refuse.
         let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(tokenizer)).map_err(|panic| fail(super::panic_text(&*panic)))?;
         let mut inner = parsed.map_err(|e| fail(e.to_string()))?;
@@ -143,4 +154,30 @@ impl Tokenizer {
     pub(super) fn error(&self, field: &str, reason: impl ToString) -> Error {
         Error::file(&*self.file, field, reason)
     }
+}
+
+/// What of tokenizer.json is looked at before the crate reads it whole.
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(borrow, default)]
+    added_tokens: Vec<Added<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Added<'a> {
+    id: u32,
+    #[serde(borrow)]
+    content: Cow<'a, str>,
+}
+
+/// Whether tokens of these ids and lengths may be searched in texts.
+fn check_added(tokens: impl Iterator<Item = (u32, usize)>) -> std::result::Result<(), String> {
+    let mut count = 0;
+    for (id, bytes) in tokens {
+        count += 1;
+        if bytes > ADDED_BYTES_MAX {
+            return Err(format!("token {id} has {bytes} bytes, more than the {ADDED_BYTES_MAX} that are supported of a control token"));
+        }
+    }
+    if count > ADDED_MAX { Err(format!("{count} control tokens, more than the {ADDED_MAX} that are supported")) } else { Ok(()) }
 }
