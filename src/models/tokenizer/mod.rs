@@ -56,6 +56,9 @@ impl Tokenizer {
         // The crate panics on some files that it should refuse.
         let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(tokenizer)).map_err(|panic| fail(super::panic_text(&*panic)))?;
         let mut inner = parsed.map_err(|e| fail(e.to_string()))?;
+        // Both would change a prompt without a word.
+        inner.with_truncation(None).map_err(|e| fail(e.to_string()))?;
+        inner.with_padding(None);
 
         // Some files list their markers as ordinary added tokens, which any text could then spell.
         let added = inner.get_added_tokens_decoder();

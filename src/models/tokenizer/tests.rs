@@ -46,3 +46,11 @@ fn added_tokens_have_a_length_and_a_number() {
     let many = (0..=ADDED_MAX as u32).map(|id| added(id, &format!("<{id}>"))).collect();
     assert_eq!(refused(many), "tokenizer.json: added_tokens: 16385 control tokens, more than the 16384 that are supported");
 }
+
+#[test]
+fn a_text_is_neither_cut_nor_padded() {
+    let mut file = file();
+    file["truncation"] = json!({ "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0 });
+    file["padding"] = json!({ "strategy": { "Fixed": 16 }, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "a" });
+    assert_eq!(parse(&file, None).expect("a tokenizer").encode("abcabc"), Ok(vec![0, 1, 2, 0, 1, 2]));
+}
