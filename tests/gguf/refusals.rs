@@ -144,6 +144,13 @@ fn what_a_network_does_not_know_is_refused_by_name() {
     );
     says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "li");
     says(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 kinds of 263 tokens");
+    says(
+        changed(|file| {
+            let (tokens, _, kinds) = file::vocabulary();
+            file.texts("tokenizer.ggml.tokens", &tokens[..262]).i32s("tokenizer.ggml.token_type", &kinds[..262]);
+        }),
+        "262 tokens where token_embd.weight has 263 rows",
+    );
     says(changed(|file| control_token_of(file, 257)), "token 262 has 257 bytes, more than the 256 that are supported of a control token");
     says(changed(|file| _ = file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32])), "rotary frequencies of a model's own");
     let mut file = small();

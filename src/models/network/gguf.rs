@@ -94,12 +94,17 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     })
 }
 
-/// The embedding's rows: the metadata often leave them out.
+/// The embedding's rows: the metadata often leave their number out. Each is of one token of the file's list.
 fn vocabulary(gguf: &Gguf<'_>) -> Result<usize> {
     let name = "token_embd.weight";
     let embedding = gguf.tensors.iter().find(|tensor| tensor.name == name).ok_or_else(|| gguf.error(name, "missing"))?;
-    match *embedding.shape {
-        [rows, _] if rows <= VOCABULARY_MAX => Ok(rows),
-        _ => Err(gguf.error(name, format!("shape {:?}; supported are up to {VOCABULARY_MAX} rows", embedding.shape))),
+    let rows = match *embedding.shape {
+        [rows, _] if rows <= VOCABULARY_MAX => rows,
+        _ => return Err(gguf.error(name, format!("shape {:?}; supported are up to {VOCABULARY_MAX} rows", embedding.shape))),
+    };
+    let key = "tokenizer.ggml.tokens";
+    match gguf.list(key)?.len() {
+        tokens if tokens == rows => Ok(rows),
+        tokens => Err(gguf.error(key, format!("{tokens} tokens where {name} has {rows} rows"))),
     }
 }
