@@ -144,6 +144,10 @@ fn what_a_network_does_not_know_is_refused_by_name() {
     );
     says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "li");
     says(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 kinds of 263 tokens");
+    says(changed(|file| _ = file.text("tokenizer.ggml.eos_token_id", "259")), "tokenizer.ggml.eos_token_id at byte");
+    says(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token's id");
+    says(changed(|file| _ = file.f32("tokenizer.ggml.bos_token_id", 1.0)), "is not a token's id");
+    says(changed(|file| _ = file.u32("tokenizer.ggml.bos_token_id", 263)), "263 is beyond the 263 tokens");
     says(
         changed(|file| {
             let (tokens, _, kinds) = file::vocabulary();
@@ -173,5 +177,7 @@ fn metadata_are_typed() {
     assert_eq!(gguf.get("i"), Some(Value::Whole(-1)));
     assert_eq!(gguf.get("u"), Some(Value::Whole(u64::MAX.into())));
     assert_eq!(gguf.get("d"), Some(Value::Float(0.5)));
-    assert_eq!((gguf.get("b"), gguf.get("x"), gguf.id("i")), (Some(Value::Bool(true)), None, None));
+    assert_eq!((gguf.get("b"), gguf.get("x")), (Some(Value::Bool(true)), None));
+    assert_eq!((gguf.id("i"), gguf.id("x")), (Ok(None), Ok(None)));
+    assert!(["u", "d", "b"].iter().all(|key| gguf.id(key).is_err()));
 }

@@ -73,6 +73,10 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
             return Err(gguf.error(&key(name), format!("is not supported; only {head_size} is, the size of a head")));
         }
     }
+    let mut eos = Vec::new();
+    for end in ["eos", "eot", "eom"] {
+        eos.extend(gguf.id(&format!("tokenizer.ggml.{end}_token_id"))?);
+    }
     Ok(DecoderSpec {
         architecture: architecture.into(),
         layers: size("block_count", LAYERS_MAX)?,
@@ -86,7 +90,7 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
         norm_epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)?,
         rope_base: gguf.number_or(&key("rope.freq_base"), 10_000.0)?,
         tied: gguf.tensors.iter().all(|tensor| tensor.name != "output.weight"),
-        eos: ["eos", "eot", "eom"].iter().filter_map(|end| gguf.id(&format!("tokenizer.ggml.{end}_token_id"))).collect(),
+        eos,
         names: NAMES,
         paired: false,
         quantization: None,

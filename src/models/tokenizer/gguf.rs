@@ -14,6 +14,7 @@ const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const MERGES: &str = "tokenizer.ggml.merges";
 const KINDS: &str = "tokenizer.ggml.token_type";
+const BOS: &str = "tokenizer.ggml.bos_token_id";
 /// Kinds of tokens, as ggml numbers them.
 const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
@@ -44,7 +45,11 @@ impl Tokenizer {
 
         let control_ids = control.values().copied().collect();
         let begins = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(reading.begins);
-        let bos = gguf.id("tokenizer.ggml.bos_token_id").filter(|&id| begins && (id as usize) < tokens.len());
+        let bos = gguf.id(BOS)?;
+        if let Some(id) = bos.filter(|&id| id as usize >= tokens.len()) {
+            return Err(gguf.error(BOS, format!("{id} is beyond the {} tokens", tokens.len())));
+        }
+        let bos = bos.filter(|_| begins);
         Ok(Self { inner, file: gguf.file.into(), control, control_ids, eos: BTreeSet::new(), bos })
     }
 }
