@@ -6,6 +6,7 @@ mod networks;
 mod refusals;
 mod seeds;
 mod tokenizers;
+mod types;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
