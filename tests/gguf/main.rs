@@ -3,6 +3,7 @@
 mod file;
 mod hostile;
 mod networks;
+mod plain;
 mod refusals;
 mod seeds;
 mod tokenizers;
