@@ -10,8 +10,8 @@ use super::{Error, Result};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::catch_unwind;
-use tokenizers::{AddedToken, step_decode_stream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tokenizers::{AddedToken, PostProcessorWrapper, step_decode_stream};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
 /// Tokens that are searched in texts or guarded against: the largest vocabularies have some six thousand.
@@ -74,6 +74,9 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
         let control_ids = control.values().copied().collect();
         let mut tokenizer = Self { inner, file: TOKENIZER_JSON.into(), control, control_ids, eos: BTreeSet::new(), bos: None };
+        tokenizer.bos = tokenizer.processed_bos()?;
+        // It has said all it has to: a text's tokens are its own.
+        tokenizer.inner.with_post_processor(None::<PostProcessorWrapper>);
         if let Some(config) = config {
             tokenizer.read_config(config)?;
         }
@@ -88,10 +91,20 @@ impl Tokenizer {
         if let Some(eos) = token("eos_token") {
             self.add_eos_token(eos);
         }
-        if value.get("add_bos_token").and_then(serde_json::Value::as_bool) == Some(true) {
-            self.bos = token("bos_token").and_then(|bos| self.control(bos));
+        if let Some(begins) = value.get("add_bos_token").and_then(serde_json::Value::as_bool) {
+            self.bos = token("bos_token").filter(|_| begins).and_then(|bos| self.control(bos));
         }
         Ok(())
+    }
+
+    /// The control token that the post-processor puts before a text: Llama 3's files say it nowhere else.
+    fn processed_bos(&self) -> Result<Option<u32>> {
+        // The crate panics on a template with a token that it does not define.
+        let encoding = catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast("a", true)))
+            .map_err(|panic| self.error("post_processor", super::panic_text(&*panic)))?
+            .map_err(|e| self.error("post_processor", e))?;
+        let first = encoding.get_ids().first().zip(encoding.get_special_tokens_mask().first());
+        Ok(first.and_then(|(&id, &added)| (added == 1 && self.is_control(id)).then_some(id)))
     }
 
     /// From now on this token ends a text. A token that the vocabulary lacks is skipped.

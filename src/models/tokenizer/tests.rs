@@ -54,3 +54,35 @@ fn a_text_is_neither_cut_nor_padded() {
     file["padding"] = json!({ "strategy": { "Fixed": 16 }, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "a" });
     assert_eq!(parse(&file, None).expect("a tokenizer").encode("abcabc"), Ok(vec![0, 1, 2, 0, 1, 2]));
 }
+
+#[test]
+fn a_text_begins_as_the_config_or_else_the_post_processor_says() {
+    let begin = json!({ "SpecialToken": { "id": "<|begin|>", "type_id": 0 } });
+    let end = json!({ "SpecialToken": { "id": "<|end|>", "type_id": 0 } });
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let with = |single: &[&Value]| {
+        let special = |id: u32, text: &str| json!({ "id": text, "ids": [id], "tokens": [text] });
+        let mut file = file();
+        file["post_processor"] = json!({ "type": "Sequence", "processors": [
+            { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true },
+            { "type": "TemplateProcessing", "single": single, "pair": [],
+              "special_tokens": { "<|begin|>": special(BEGIN, "<|begin|>"), "<|end|>": special(END, "<|end|>") } } ] });
+        file
+    };
+    let bos = |file: &Value, config| parse(file, config).expect("a tokenizer").bos();
+    let llama = with(&[&begin, &text]);
+    assert_eq!(bos(&llama, None), Some(BEGIN));
+    assert_eq!(bos(&llama, Some(r#"{"bos_token": "<|begin|>"}"#)), Some(BEGIN));
+    assert_eq!(bos(&llama, Some(r#"{"add_bos_token": false}"#)), None);
+    assert_eq!(bos(&file(), Some(r#"{"add_bos_token": true, "bos_token": "<|end|>"}"#)), Some(END));
+    assert_eq!(bos(&file(), Some(r#"{"bos_token": "<|begin|>"}"#)), None);
+    // What stands behind a text begins none.
+    assert_eq!(bos(&with(&[&text, &end]), None), None);
+
+    // A text is its own tokens, once.
+    let twice = parse(&with(&[&begin, &text, &text]), None).expect("a tokenizer");
+    assert_eq!(twice.encode("abc"), Ok(vec![0, 1, 2]));
+    let mut unknown = llama;
+    unknown["post_processor"]["processors"][1]["special_tokens"] = json!({});
+    assert!(matches!(parse(&unknown, None), Err(Error::ModelFile { field, .. }) if field == "post_processor"));
+}
