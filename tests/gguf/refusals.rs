@@ -95,6 +95,13 @@ fn values_are_checked() {
 }
 
 #[test]
+fn a_long_key_is_cut_and_its_byte_is_not() {
+    let refusal = changed(|file| _ = file.value(&"k".repeat(5000), 13, &[]));
+    let (key, reason) = refusal.split_once('…').expect("cut");
+    assert_eq!((key.len(), reason.starts_with(" at byte ")), (1024, true), "{refusal}");
+}
+
+#[test]
 fn tensors_are_checked() {
     let tensor = |index: usize, change: &dyn Fn(&mut Tensor)| changed(|file| change(&mut file.tensors[index]));
     let says = |refusal: String, part: &str| assert!(refusal.contains(" at byte ") && refusal.contains(part), "{refusal:?}");
