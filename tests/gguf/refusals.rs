@@ -149,7 +149,7 @@ fn what_a_network_does_not_know_is_refused_by_name() {
         changed(|file| _ = file.texts("tokenizer.ggml.merges", &["<|endoftext|> <|fim_prefix|>".into()])),
         "merge 0 is not two tokens that make a third",
     );
-    says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "li");
+    says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "Token `li` out of vocabulary");
     says(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 kinds of 263 tokens");
     says(changed(|file| _ = file.text("tokenizer.ggml.eos_token_id", "259")), "tokenizer.ggml.eos_token_id at byte");
     says(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token's id");

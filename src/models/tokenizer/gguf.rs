@@ -86,7 +86,7 @@ fn merges(gguf: &Gguf<'_>, tokens: &[&str]) -> Result<Merges> {
     list.texts().enumerate().map(merge).collect()
 }
 
-/// Control tokens by text, and those that a text may spell. As in tokenizer.json, a marker is control whatever its kind.
+/// Control tokens by text, and those that a text may spell. As in tokenizer.json, a user-defined marker is control too.
 #[allow(clippy::type_complexity, reason = "two sets that are read from one list")]
 fn added<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<String, u32>, Vec<(u32, &'a str)>)> {
     let kinds = gguf.list(KINDS)?;
