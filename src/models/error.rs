@@ -37,6 +37,11 @@ impl Error {
         Self::ModelFile { file: file.into(), field: told(field.into()), reason: told(reason.to_string()) }
     }
 
+    /// The byte stays when a name that is as long as the file is cut.
+    pub(crate) fn file_at(file: impl Into<String>, field: &str, at: usize, reason: impl ToString) -> Self {
+        Self::ModelFile { file: file.into(), field: format!("{} at byte {at}", told(field.into())), reason: told(reason.to_string()) }
+    }
+
     pub(crate) fn weights(missing: Vec<String>, unexpected: Vec<String>) -> Self {
         let some = |names: Vec<String>| {
             let more = names.len().saturating_sub(TOLD_NAMES);

@@ -3,9 +3,11 @@
 mod file;
 mod hostile;
 mod networks;
+mod plain;
 mod refusals;
 mod seeds;
 mod tokenizers;
+mod types;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -50,6 +50,15 @@ fn versions_2_and_3_and_other_alignments_are_read() {
 }
 
 #[test]
+fn a_file_that_was_merged_from_several_is_read() {
+    for count in [0u16, 1] {
+        let mut file = small();
+        file.value("split.count", 2, &count.to_le_bytes());
+        assert_eq!(load(file.bytes()), Ok(()), "{count}");
+    }
+}
+
+#[test]
 fn the_head_is_checked() {
     let with = |at: usize, new: &[u8]| {
         let mut bytes = small().bytes();
@@ -86,6 +95,13 @@ fn values_are_checked() {
 }
 
 #[test]
+fn a_long_key_is_cut_and_its_byte_is_not() {
+    let refusal = changed(|file| _ = file.value(&"k".repeat(5000), 13, &[]));
+    let (key, reason) = refusal.split_once('…').expect("cut");
+    assert_eq!((key.len(), reason.starts_with(" at byte ")), (1024, true), "{refusal}");
+}
+
+#[test]
 fn tensors_are_checked() {
     let tensor = |index: usize, change: &dyn Fn(&mut Tensor)| changed(|file| change(&mut file.tensors[index]));
     let says = |refusal: String, part: &str| assert!(refusal.contains(" at byte ") && refusal.contains(part), "{refusal:?}");
@@ -107,6 +123,13 @@ fn tensors_are_checked() {
     says(refusal(cut), "blk.1.ffn_down.weight");
 }
 
+/// Makes the last control token one of so many bytes.
+fn control_token_of(file: &mut File, bytes: usize) {
+    let (mut tokens, ..) = file::vocabulary();
+    tokens[262] = "x".repeat(bytes);
+    file.texts("tokenizer.ggml.tokens", &tokens);
+}
+
 #[test]
 fn what_a_network_does_not_know_is_refused_by_name() {
     let says = |refusal: String, whole: &str| assert!(refusal.contains(whole), "{refusal:?} is not {whole:?}");
@@ -126,9 +149,24 @@ fn what_a_network_does_not_know_is_refused_by_name() {
         changed(|file| _ = file.texts("tokenizer.ggml.merges", &["<|endoftext|> <|fim_prefix|>".into()])),
         "merge 0 is not two tokens that make a third",
     );
-    says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "li");
+    says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "Token `li` out of vocabulary");
     says(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 kinds of 263 tokens");
+    says(changed(|file| _ = file.text("tokenizer.ggml.eos_token_id", "259")), "tokenizer.ggml.eos_token_id at byte");
+    says(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token's id");
+    says(changed(|file| _ = file.f32("tokenizer.ggml.bos_token_id", 1.0)), "is not a token's id");
+    says(changed(|file| _ = file.u32("tokenizer.ggml.bos_token_id", 263)), "263 is beyond the 263 tokens");
+    says(
+        changed(|file| {
+            let (tokens, _, kinds) = file::vocabulary();
+            file.texts("tokenizer.ggml.tokens", &tokens[..262]).i32s("tokenizer.ggml.token_type", &kinds[..262]);
+        }),
+        "262 tokens where token_embd.weight has 263 rows",
+    );
+    says(changed(|file| control_token_of(file, 257)), "token 262 has 257 bytes, more than the 256 that are supported of a control token");
     says(changed(|file| _ = file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32])), "rotary frequencies of a model's own");
+    let mut file = small();
+    control_token_of(&mut file, 256);
+    assert_eq!(load(file.bytes()), Ok(()));
     let mut file = small();
     file.tensors.remove(2);
     file.tensor("blk.0.attn_q.bias", &[64], 0, vec![0; 256]);
@@ -146,5 +184,7 @@ fn metadata_are_typed() {
     assert_eq!(gguf.get("i"), Some(Value::Whole(-1)));
     assert_eq!(gguf.get("u"), Some(Value::Whole(u64::MAX.into())));
     assert_eq!(gguf.get("d"), Some(Value::Float(0.5)));
-    assert_eq!((gguf.get("b"), gguf.get("x"), gguf.id("i")), (Some(Value::Bool(true)), None, None));
+    assert_eq!((gguf.get("b"), gguf.get("x")), (Some(Value::Bool(true)), None));
+    assert_eq!((gguf.id("i"), gguf.id("x")), (Ok(None), Ok(None)));
+    assert!(["u", "d", "b"].iter().all(|key| gguf.id(key).is_err()));
 }

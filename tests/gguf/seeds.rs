@@ -1,9 +1,9 @@
-//! Writes the fuzzer's seeds: small models whose weights are of every block type.
+//! Writes the fuzzer's seeds: small models with weights of every type whose blocks divide their rows, so of no K-quant.
 
 use crate::Random;
 use crate::file::{self, HEADS, HIDDEN, KV_HEADS, WIDTH};
 
-/// ggml's number, inputs and bytes of a block, for every type whose blocks divide the small model's rows.
+/// ggml's number, inputs and bytes of a block, of those types.
 const BLOCKS: [(u32, usize, usize); 9] =
     [(1, 1, 2), (30, 1, 2), (2, 32, 18), (3, 32, 20), (6, 32, 22), (7, 32, 24), (8, 32, 34), (20, 32, 18), (0, 1, 4)];
 

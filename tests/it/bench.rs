@@ -14,26 +14,46 @@ fn bench(options: &[&str]) -> (bool, String, String) {
 
 #[test]
 fn every_measurement_and_every_ratio_is_in_the_json() {
-    let (well, out, err) = bench(&["--json", "--rounds", "1", "--threads", "2", "--only", "rows,beside,start"]);
+    let (well, out, err) = bench(&["--json", "--rounds", "1", "--threads", "2", "--only", "rows,start"]);
     assert!(well, "{err}");
     let parts: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
     let names = |key: &str, part: &Value| {
         part[key].as_array().expect("a list").iter().map(|entry| entry["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(parts.iter().map(|part| part["part"].as_str().expect("a part")).collect::<Vec<_>>(), ["rows", "beside", "start"]);
+    assert_eq!(parts.iter().map(|part| part["part"].as_str().expect("a part")).collect::<Vec<_>>(), ["rows", "start"]);
     assert_eq!(names("series", &parts[0]), ["a step of 8 rows of one text", "a step of 1 row"]);
-    assert_eq!(names("ratios", &parts[1]), ["beside a busy processor, 2 threads to 1", "2 threads, beside a busy processor to alone"]);
+    assert_eq!(names("ratios", &parts[0]), ["8 rows' time to 1 row's"]);
     for part in &parts {
         assert!(part["head"].as_str().expect("a head").starts_with("embedded: "), "{part}");
         for series in part["series"].as_array().expect("a list") {
-            assert_eq!(series["samples"].as_array().expect("a list").len(), 1);
-            assert_eq!(series["samples"][0]["value"], series["median"]);
+            // One round, and one more only for what had company in the first.
+            match series["samples"].as_array().expect("a list").as_slice() {
+                [only] => assert_eq!(only["value"], series["median"]),
+                [first, _] => assert_eq!(first["quiet"], false, "{series}"),
+                samples => panic!("{} samples", samples.len()),
+            }
             assert!(series["median"].as_f64().is_some_and(|value| value > 0.0), "{series}");
         }
     }
     let rows = &parts[0];
     let median = |index: usize| rows["series"][index]["median"].as_f64().expect("a number");
     assert!((rows["ratios"][0]["value"].as_f64().expect("a number") - median(0) / median(1)).abs() < 1e-9);
+}
+
+#[test]
+fn the_busy_neighbour_is_measured_with_threads_of_its_own_or_left_out() {
+    let (well, out, err) = bench(&["--json", "--rounds", "1", "--threads", "1", "--only", "beside"]);
+    assert!(well, "{err}");
+    let part: Value = serde_json::from_str(&out).expect("one line of JSON");
+    assert_eq!(part["part"], "beside");
+    if std::thread::available_parallelism().expect("a number").get() < 2 {
+        assert!(part["left_out"].is_string(), "{part}");
+        return;
+    }
+    let ratios: Vec<&str> =
+        part["ratios"].as_array().expect("a list").iter().map(|ratio| ratio["name"].as_str().expect("a name")).collect();
+    assert_eq!(part["threads"], 2);
+    assert_eq!(ratios, ["beside a busy processor, 2 threads to 1", "2 threads, beside a busy processor to alone"]);
 }
 
 #[cfg(unix)]

@@ -44,7 +44,7 @@ pub(crate) struct Bench {
     /// `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
-    /// Threads that compute; each number is measured [default: 1 and one for each processor]
+    /// Threads that compute; each number is measured, but `beside` has its own [default: 1 and one for each processor]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     threads: Vec<u32>,
     /// How often each is measured
@@ -84,7 +84,11 @@ pub(crate) fn run(arguments: Bench, log: &Log, embedded: Embedded) -> anyhow::Re
             println(&format!("{}\n", bench.head))?;
         }
         for &part in parts {
-            for &threads in &threads {
+            if let Some(reason) = part.left_out(Cpu::threads_for(0)) {
+                println(&bench.left_out(part, reason, arguments.json))?;
+                continue;
+            }
+            for &threads in part.threads(&threads) {
                 let Some(plan) = bench.plan(part, threads) else { continue };
                 let all = bench.measure(&plan, arguments.rounds as usize)?;
                 let new = compare(&bench.name, &plan, &all);
@@ -154,7 +158,7 @@ impl<'a> Session<'a> {
         let mut all: Vec<Series> = plan.entries.iter().map(new).collect();
         for round in 0..2 * rounds {
             for (entry, series) in plan.entries.iter().zip(&mut all) {
-                if round < rounds || (1..rounds).contains(&series.quiet()) {
+                if series.is_due(round, rounds) {
                     series.samples.push(self.sample(entry)?);
                 }
             }
@@ -194,13 +198,23 @@ impl<'a> Session<'a> {
         ["-m", self.option, "--threads", &threads.to_string(), "--activations", &activations].map(String::from).into()
     }
 
+    fn left_out(&self, part: Part, reason: &str, json: bool) -> String {
+        if json {
+            return json!({ "model": self.name, "head": self.head, "part": name(part), "left_out": reason }).to_string();
+        }
+        format!("{} is left out: {reason}\n", name(part))
+    }
+
     fn json(&self, plan: &Plan, all: &[Series], ratios: &[Ratio]) -> String {
         let ratios: Vec<_> = ratios.iter().map(|r| json!({ "name": r.name, "value": r.value, "beside_load": r.marked })).collect();
         let series: Vec<_> = all.iter().map(Series::json).collect();
-        let part = format!("{:?}", plan.part).to_lowercase();
-        json!({ "model": self.name, "head": self.head, "part": part, "threads": plan.threads, "series": series, "ratios": ratios })
+        json!({ "model": self.name, "head": self.head, "part": name(plan.part), "threads": plan.threads, "series": series, "ratios": ratios })
             .to_string()
     }
+}
+
+fn name(part: Part) -> String {
+    format!("{part:?}").to_lowercase()
 }
 
 fn compare(model: &str, plan: &Plan, all: &[Series]) -> Vec<Ratio> {

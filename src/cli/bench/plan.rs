@@ -62,6 +62,22 @@ pub(super) struct Plan {
     pub(super) compares: Vec<Compare>,
 }
 
+impl Part {
+    /// What it is measured with of the numbers of threads that were asked for.
+    pub(super) fn threads(self, asked: &[usize]) -> &[usize] {
+        match self {
+            // One and two threads are what it compares.
+            Self::Beside => &[2],
+            Self::Prefill | Self::Decode | Self::Eight | Self::Deep | Self::Rows | Self::Start => asked,
+        }
+    }
+
+    /// Why it says nothing where a process may use so many processors.
+    pub(super) fn left_out(self, processors: usize) -> Option<&'static str> {
+        (self == Self::Beside && processors < 2).then_some("two threads and a neighbour on one processor say nothing of a busy one")
+    }
+}
+
 /// Tokens in the text before the first that is written: a short line.
 const CONTEXT: usize = 16;
 const TOKENS: usize = 48;
@@ -103,9 +119,6 @@ impl Plan {
                 plan.compare("8 rows' time to 1 row's", 0, 1);
             }
             Part::Beside => {
-                if threads != 2 {
-                    return None;
-                }
                 let work = Work::Decode { sequences: 1, context: CONTEXT, tokens: TOKENS };
                 for (name, threads, beside) in [("2 threads beside", 2, true), ("1 thread beside", 1, true), ("2 threads alone", 2, false)]
                 {

@@ -38,6 +38,11 @@ impl Series {
         self.samples.iter().filter(|sample| sample.is_quiet()).count()
     }
 
+    /// Whether it is measured in this round, from 0: in the first ones, and then in place of what had company.
+    pub(super) fn is_due(&self, round: usize, rounds: usize) -> bool {
+        round < rounds || self.quiet() < rounds
+    }
+
     pub(super) fn figure(&self) -> Figure {
         let marked = self.quiet() == 0;
         let mut values: Vec<f64> = self.samples.iter().filter(|sample| marked || sample.is_quiet()).map(|sample| sample.value).collect();
@@ -138,6 +143,16 @@ mod tests {
         let none = series(&[(5.0, 0.4), (1.0, 0.9)]);
         assert_eq!((none.figure().median, none.figure().marked), (3.0, true));
         assert!(none.to_string().contains("3.00* tokens/s   (1.00 to 5.00 of 2)"), "{none}");
+    }
+
+    #[test]
+    fn what_had_company_is_measured_again() {
+        let (quiet, busy) = ((1.0, 0.1), (1.0, 0.9));
+        assert!(series(&[quiet]).is_due(1, 2));
+        assert!(!series(&[quiet, quiet]).is_due(2, 2));
+        assert!(series(&[quiet, busy]).is_due(2, 2));
+        // Also where nothing was quiet yet.
+        assert!(series(&[busy, busy]).is_due(2, 2));
     }
 
     #[test]

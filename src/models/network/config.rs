@@ -35,8 +35,9 @@ impl Config {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(default),
             Some(value) => {
-                let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
-                number.map(|x| x as f32).ok_or_else(|| self.error(key, format!("{value} is not a positive number")))
+                // As the network has it: a number may be positive only until it is narrowed.
+                let number = value.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && *x > 0.0);
+                number.ok_or_else(|| self.error(key, format!("{value} is not a positive number")))
             }
         }
     }
@@ -128,5 +129,14 @@ mod tests {
         assert_eq!(base(r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}"#), Ok(1e6));
         assert!(base(r#"{"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0}}"#).is_err());
         assert!(base(r#"{"rope_scaling": {"type": "linear"}}"#).is_err());
+    }
+
+    #[test]
+    fn a_number_is_positive_and_finite_as_the_network_has_it() {
+        let number = |json: &str| Config::parse(json.as_bytes()).unwrap().number_or("x", 1.0);
+        assert_eq!(number(r#"{"x": 1e-6}"#), Ok(1e-6));
+        for wrong in ["1e-300", "1e39", "0", "-1", "true"] {
+            assert!(number(&format!(r#"{{"x": {wrong}}}"#)).is_err(), "{wrong}");
+        }
     }
 }

@@ -40,7 +40,8 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     let architecture = gguf.text("general.architecture")?;
     let key = |name: &str| format!("{architecture}.{name}");
     let size = |name: &str, max| gguf.size(&key(name), max);
-    if gguf.size_or("split.count", usize::from(u16::MAX), 1)? > 1 {
+    // Files that were merged from several say 0.
+    if let Some(Value::Whole(2..)) = gguf.get("split.count") {
         return Err(gguf.error("split.count", "this model is split over several files; supported is one"));
     }
     let scaling = key("rope.scaling.type");
@@ -72,6 +73,10 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
             return Err(gguf.error(&key(name), format!("is not supported; only {head_size} is, the size of a head")));
         }
     }
+    let mut eos = Vec::new();
+    for end in ["eos", "eot", "eom"] {
+        eos.extend(gguf.id(&format!("tokenizer.ggml.{end}_token_id"))?);
+    }
     Ok(DecoderSpec {
         architecture: architecture.into(),
         layers: size("block_count", LAYERS_MAX)?,
@@ -85,7 +90,7 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
         norm_epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)?,
         rope_base: gguf.number_or(&key("rope.freq_base"), 10_000.0)?,
         tied: gguf.tensors.iter().all(|tensor| tensor.name != "output.weight"),
-        eos: ["eos", "eot", "eom"].iter().filter_map(|end| gguf.id(&format!("tokenizer.ggml.{end}_token_id"))).collect(),
+        eos,
         names: NAMES,
         paired: false,
         quantization: None,
@@ -93,12 +98,17 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     })
 }
 
-/// The embedding's rows: the metadata often leave them out.
+/// The embedding's rows: the metadata often leave their number out. Each is of one token of the file's list.
 fn vocabulary(gguf: &Gguf<'_>) -> Result<usize> {
     let name = "token_embd.weight";
     let embedding = gguf.tensors.iter().find(|tensor| tensor.name == name).ok_or_else(|| gguf.error(name, "missing"))?;
-    match *embedding.shape {
-        [rows, _] if rows <= VOCABULARY_MAX => Ok(rows),
-        _ => Err(gguf.error(name, format!("shape {:?}; supported are up to {VOCABULARY_MAX} rows", embedding.shape))),
+    let rows = match *embedding.shape {
+        [rows, _] if rows <= VOCABULARY_MAX => rows,
+        _ => return Err(gguf.error(name, format!("shape {:?}; supported are up to {VOCABULARY_MAX} rows", embedding.shape))),
+    };
+    let key = "tokenizer.ggml.tokens";
+    match gguf.list(key)?.len() {
+        tokens if tokens == rows => Ok(rows),
+        tokens => Err(gguf.error(key, format!("{tokens} tokens where {name} has {rows} rows"))),
     }
 }

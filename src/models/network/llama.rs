@@ -1,5 +1,5 @@
-//! Llama: RMS norm, rotary positions over half-split pairs, grouped heads, gated SiLU. Llama 1 and 2,
-//! SmolLM2, DeepSeek-Coder and many more have this shape.
+//! Llama: RMS norm, rotary positions over half-split pairs, grouped heads, gated SiLU. Llama 1 to 3.0,
+//! SmolLM2 and many more have this shape. Scaled rotations, as of Llama 3.1 and DeepSeek-Coder, are refused.
 
 use super::{
     CONTEXT_MAX, Config, DecoderSpec, HEAD_SIZE_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, Names, VOCABULARY_MAX, WIDTH_MAX, check_heads, gguf,

@@ -1,6 +1,6 @@
 //! A tokenizer from GGUF's metadata: byte-level BPE with the file's vocabulary, merges and kinds of tokens.
 
-use super::{Tokenizer, split};
+use super::{Tokenizer, check_added, split};
 use crate::models::Result;
 use crate::models::weights::Gguf;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,11 +14,10 @@ const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const MERGES: &str = "tokenizer.ggml.merges";
 const KINDS: &str = "tokenizer.ggml.token_type";
+const BOS: &str = "tokenizer.ggml.bos_token_id";
 /// Kinds of tokens, as ggml numbers them.
 const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
-/// Tokens that are searched in texts or guarded against: the largest vocabularies have some six thousand.
-const ADDED_MAX: usize = 1 << 14;
 
 impl Tokenizer {
     pub(super) fn of_gguf(gguf: &Gguf<'_>) -> Result<Self> {
@@ -31,6 +30,7 @@ impl Tokenizer {
             split::named(name).ok_or_else(|| gguf.error(PRE, format!("{name:?} is not supported; supported are {}", split::names())))?;
 
         let tokens = tokens(gguf)?;
+        let (control, ordinary) = added(gguf, &tokens)?;
         let bpe = BPE::builder().vocab_and_merges(vocabulary(gguf, &tokens)?, merges(gguf, &tokens)?).ignore_merges(reading.words_first);
         let fail = |e: tokenizers::Error| gguf.error(MERGES, e);
         let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(fail)?);
@@ -38,15 +38,18 @@ impl Tokenizer {
         if reading.composes {
             inner.with_normalizer(Some(NFC)).map_err(fail)?;
         }
-        let (control, ordinary) = added(gguf, &tokens)?;
         let special = |special| move |text: &str| AddedToken::from(text, special).normalized(false);
         inner.add_special_tokens(control.keys().map(|text| special(true)(text))).map_err(fail)?;
-        inner.add_tokens(ordinary.into_iter().map(special(false))).map_err(fail)?;
+        inner.add_tokens(ordinary.into_iter().map(|(_, text)| special(false)(text))).map_err(fail)?;
         inner.set_encode_special_tokens(true);
 
         let control_ids = control.values().copied().collect();
         let begins = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(reading.begins);
-        let bos = gguf.id("tokenizer.ggml.bos_token_id").filter(|&id| begins && (id as usize) < tokens.len());
+        let bos = gguf.id(BOS)?;
+        if let Some(id) = bos.filter(|&id| id as usize >= tokens.len()) {
+            return Err(gguf.error(BOS, format!("{id} is beyond the {} tokens", tokens.len())));
+        }
+        let bos = bos.filter(|_| begins);
         Ok(Self { inner, file: gguf.file.into(), control, control_ids, eos: BTreeSet::new(), bos })
     }
 }
@@ -83,9 +86,9 @@ fn merges(gguf: &Gguf<'_>, tokens: &[&str]) -> Result<Merges> {
     list.texts().enumerate().map(merge).collect()
 }
 
-/// Control tokens, and those that a text may spell. As in tokenizer.json, a marker is control whatever its kind.
+/// Control tokens by text, and those that a text may spell. As in tokenizer.json, a user-defined marker is control too.
 #[allow(clippy::type_complexity, reason = "two sets that are read from one list")]
-fn added<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<String, u32>, Vec<&'a str>)> {
+fn added<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<String, u32>, Vec<(u32, &'a str)>)> {
     let kinds = gguf.list(KINDS)?;
     if kinds.len() != tokens.len() {
         return Err(gguf.error(KINDS, format!("{} kinds of {} tokens", kinds.len(), tokens.len())));
@@ -96,15 +99,12 @@ fn added<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<String, u3
         match kind {
             Some(CONTROL) => _ = control.insert((*token).to_owned(), id),
             Some(USER_DEFINED) if is_marker => _ = control.insert((*token).to_owned(), id),
-            Some(USER_DEFINED) => ordinary.push(*token),
+            Some(USER_DEFINED) => ordinary.push((id, *token)),
             Some(_) => {}
             None => return Err(gguf.error(KINDS, format!("the kind of token {id} is not a whole number"))),
         }
     }
-    match control.len() + ordinary.len() {
-        count if count > ADDED_MAX => {
-            Err(gguf.error(KINDS, format!("{count} control tokens, more than the {ADDED_MAX} that are supported")))
-        }
-        _ => Ok((control, ordinary)),
-    }
+    let sizes = control.iter().map(|(text, id)| (*id, text.len())).chain(ordinary.iter().map(|(id, text)| (*id, text.len())));
+    check_added(sizes).map_err(|reason| gguf.error(KINDS, reason))?;
+    Ok((control, ordinary))
 }

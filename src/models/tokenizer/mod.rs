@@ -2,14 +2,22 @@
 
 mod gguf;
 mod split;
+#[cfg(test)]
+mod tests;
 
 use super::weights::{About, Files};
 use super::{Error, Result};
+use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::catch_unwind;
-use tokenizers::{AddedToken, step_decode_stream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tokenizers::{AddedToken, PostProcessorWrapper, step_decode_stream};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
+/// Tokens that are searched in texts or guarded against: the largest vocabularies have some six thousand.
+const ADDED_MAX: usize = 1 << 14;
+/// Bytes of one of them: the longest known have some forty. What searches them takes memory many times their length.
+const ADDED_BYTES_MAX: usize = 256;
 
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -42,9 +50,15 @@ impl Tokenizer {
     /// `config` is `tokenizer_config.json`, for its beginning and end of text.
     pub fn parse(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self> {
         let fail = |reason: String| Error::file(TOKENIZER_JSON, "json", reason);
+        let Head { added_tokens } = serde_json::from_slice(tokenizer).map_err(|e| fail(e.to_string()))?;
+        check_added(added_tokens.iter().map(|token| (token.id, token.content.len())))
+            .map_err(|reason| Error::file(TOKENIZER_JSON, "added_tokens", reason))?;
         // The crate panics on some files that it should refuse.
         let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(tokenizer)).map_err(|panic| fail(super::panic_text(&*panic)))?;
         let mut inner = parsed.map_err(|e| fail(e.to_string()))?;
+        // Both would change a prompt without a word.
+        inner.with_truncation(None).map_err(|e| fail(e.to_string()))?;
+        inner.with_padding(None);
 
         // Some files list their markers as ordinary added tokens, which any text could then spell.
         let added = inner.get_added_tokens_decoder();
@@ -60,6 +74,9 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
         let control_ids = control.values().copied().collect();
         let mut tokenizer = Self { inner, file: TOKENIZER_JSON.into(), control, control_ids, eos: BTreeSet::new(), bos: None };
+        tokenizer.bos = tokenizer.processed_bos()?;
+        // It has said all it has to: a text's tokens are its own.
+        tokenizer.inner.with_post_processor(None::<PostProcessorWrapper>);
         if let Some(config) = config {
             tokenizer.read_config(config)?;
         }
@@ -74,10 +91,20 @@ impl Tokenizer {
         if let Some(eos) = token("eos_token") {
             self.add_eos_token(eos);
         }
-        if value.get("add_bos_token").and_then(serde_json::Value::as_bool) == Some(true) {
-            self.bos = token("bos_token").and_then(|bos| self.control(bos));
+        if let Some(begins) = value.get("add_bos_token").and_then(serde_json::Value::as_bool) {
+            self.bos = token("bos_token").filter(|_| begins).and_then(|bos| self.control(bos));
         }
         Ok(())
+    }
+
+    /// The control token that the post-processor puts before a text: Llama 3's files say it nowhere else.
+    fn processed_bos(&self) -> Result<Option<u32>> {
+        // The crate panics on a template with a token that it does not define.
+        let encoding = catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast("a", true)))
+            .map_err(|panic| self.error("post_processor", super::panic_text(&*panic)))?
+            .map_err(|e| self.error("post_processor", e))?;
+        let first = encoding.get_ids().first().zip(encoding.get_special_tokens_mask().first());
+        Ok(first.and_then(|(&id, &added)| (added == 1 && self.is_control(id)).then_some(id)))
     }
 
     /// From now on this token ends a text. A token that the vocabulary lacks is skipped.
@@ -143,4 +170,30 @@ impl Tokenizer {
     pub(super) fn error(&self, field: &str, reason: impl ToString) -> Error {
         Error::file(&*self.file, field, reason)
     }
+}
+
+/// What of tokenizer.json is looked at before the crate reads it whole.
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(borrow, default)]
+    added_tokens: Vec<Added<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Added<'a> {
+    id: u32,
+    #[serde(borrow)]
+    content: Cow<'a, str>,
+}
+
+/// Whether tokens of these ids and lengths may be searched in texts.
+fn check_added(tokens: impl Iterator<Item = (u32, usize)>) -> std::result::Result<(), String> {
+    let mut count = 0;
+    for (id, bytes) in tokens {
+        count += 1;
+        if bytes > ADDED_BYTES_MAX {
+            return Err(format!("token {id} has {bytes} bytes, more than the {ADDED_BYTES_MAX} that are supported of a control token"));
+        }
+    }
+    if count > ADDED_MAX { Err(format!("{count} control tokens, more than the {ADDED_MAX} that are supported")) } else { Ok(()) }
 }

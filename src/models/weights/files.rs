@@ -1,6 +1,6 @@
 //! Where a model's bytes come from: a folder or a file, memory-mapped, or the binary itself.
 
-use super::Gguf;
+use super::{Gguf, Value};
 use crate::models::{Embedded, Error, ModelSource, Result};
 use memmap2::Mmap;
 use std::borrow::Cow;
@@ -84,8 +84,8 @@ impl Files {
     /// Such as "gguf Q4_K_M", where a GGUF file says how it was made.
     pub fn gguf_name(&self) -> Option<String> {
         let About::Gguf = self.about else { return None };
-        let gguf = self.gguf().ok()?;
-        Some(format!("gguf {}", file_type(gguf.id("general.file_type")?)?))
+        let Some(Value::Whole(number)) = self.gguf().ok()?.get("general.file_type") else { return None };
+        Some(format!("gguf {}", file_type(number)?))
     }
 
     /// Gives back the memory of a part of the weights that was read: the file still has it.
@@ -171,7 +171,7 @@ fn map(path: &Path, name: &str) -> Result<Data> {
 }
 
 /// ggml's numbers of the mixtures that files are quantized to.
-fn file_type(number: u32) -> Option<&'static str> {
+fn file_type(number: i128) -> Option<&'static str> {
     Some(match number {
         0 => "F32",
         1 => "F16",

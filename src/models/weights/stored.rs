@@ -27,35 +27,27 @@ impl Stored {
         }
     }
 
-    /// By the number that ggml gives a type.
-    pub(super) fn of_ggml(kind: u32) -> Option<Self> {
+    /// By the number that ggml gives a type; with it the elements of its smallest unit, and that unit's bytes.
+    pub(super) fn of_ggml(kind: u32) -> Option<(Self, usize, usize)> {
+        let plain = |element: Element| (Self::Plain(element), 1, element.bytes());
+        let blocks = |block: Block| (Self::Blocks(block), block.weights(), block.bytes());
         Some(match kind {
-            0 => Self::Plain(Element::F32),
-            1 => Self::Plain(Element::F16),
-            30 => Self::Plain(Element::Bf16),
-            2 => Self::Blocks(Block::Q4_0),
-            3 => Self::Blocks(Block::Q4_1),
-            6 => Self::Blocks(Block::Q5_0),
-            7 => Self::Blocks(Block::Q5_1),
-            8 => Self::Blocks(Block::Q8_0),
-            10 => Self::Blocks(Block::Q2_K),
-            11 => Self::Blocks(Block::Q3_K),
-            12 => Self::Blocks(Block::Q4_K),
-            13 => Self::Blocks(Block::Q5_K),
-            14 => Self::Blocks(Block::Q6_K),
-            20 => Self::Blocks(Block::IQ4_NL),
+            0 => plain(Element::F32),
+            1 => plain(Element::F16),
+            30 => plain(Element::Bf16),
+            2 => blocks(Block::Q4_0),
+            3 => blocks(Block::Q4_1),
+            6 => blocks(Block::Q5_0),
+            7 => blocks(Block::Q5_1),
+            8 => blocks(Block::Q8_0),
+            10 => blocks(Block::Q2_K),
+            11 => blocks(Block::Q3_K),
+            12 => blocks(Block::Q4_K),
+            13 => blocks(Block::Q5_K),
+            14 => blocks(Block::Q6_K),
+            20 => blocks(Block::IQ4_NL),
             _ => return None,
         })
-    }
-
-    /// Elements of the smallest unit, and its bytes.
-    pub(super) fn block(self) -> (usize, usize) {
-        match self {
-            Self::Plain(element) => (1, element.bytes()),
-            Self::Blocks(block) => (block.weights(), block.bytes()),
-            Self::Words => (1, 4),
-            Self::Other(dtype) => (8, dtype.bitsize()),
-        }
     }
 }
 

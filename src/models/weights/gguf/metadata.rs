@@ -69,10 +69,12 @@ impl<'a> Gguf<'a> {
     }
 
     /// A token's id. Files say -1 or `u32::MAX` where there is none.
-    pub fn id(&self, key: &str) -> Option<u32> {
+    pub fn id(&self, key: &str) -> Result<Option<u32>> {
+        const NONE: i128 = u32::MAX as i128;
         match self.get(key) {
-            Some(Value::Whole(id)) => u32::try_from(id).ok().filter(|&id| id != u32::MAX),
-            _ => None,
+            None | Some(Value::Whole(-1 | NONE)) => Ok(None),
+            Some(Value::Whole(id @ 0..NONE)) => Ok(Some(id as u32)),
+            Some(_) => Err(self.error(key, "is not a token's id")),
         }
     }
 }

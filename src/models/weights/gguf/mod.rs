@@ -153,9 +153,8 @@ fn head<'a>(reader: &mut Reader<'a>, at: usize, name: &'a str) -> Result<Head<'a
 impl<'a> Head<'a> {
     fn info(&self, file: &str, bytes: &'a [u8], start: u64, alignment: u64) -> Result<Info<'a>> {
         let fail = |reason: String| error(file, self.name, self.at, reason);
-        let stored =
-            Stored::of_ggml(self.kind).ok_or_else(|| fail(format!("ggml type {}; supported are {}", self.kind, Stored::GGML_NAMES)))?;
-        let (per_block, block_bytes) = stored.block();
+        let unknown = || fail(format!("ggml type {}; supported are {}", self.kind, Stored::GGML_NAMES));
+        let (stored, per_block, block_bytes) = Stored::of_ggml(self.kind).ok_or_else(unknown)?;
         if !self.dimensions[0].is_multiple_of(per_block as u64) {
             return Err(fail(format!("rows of {} are not whole blocks of {per_block}", self.dimensions[0])));
         }

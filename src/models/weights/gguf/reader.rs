@@ -63,5 +63,5 @@ impl<'a> Reader<'a> {
 }
 
 pub(super) fn error(file: &str, field: &str, at: usize, reason: impl ToString) -> Error {
-    Error::file(file, format!("{field} at byte {at}"), reason)
+    Error::file_at(file, field, at, reason)
 }
