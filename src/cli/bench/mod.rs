@@ -44,7 +44,7 @@ pub(crate) struct Bench {
     /// `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
-    /// Threads that compute; each number is measured, but `beside` has its own [default: 1 and one for each processor]
+    /// Threads that compute; each number is measured, but `beside` has its own [default: 1 and one for each core]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     threads: Vec<u32>,
     /// How often each is measured
