@@ -44,8 +44,8 @@ pub(super) struct QuantsOut {
 // SAFETY: rows are disjoint; each is written by one thread.
 unsafe impl Sync for QuantsOut {}
 
-/// Row `row` in eight bits: scale = largest / 127 per span, rounded to nearest even. What is not a number counts as zero, and
-/// a span with an infinite one has an infinite scale.
+/// Row `row` in eight bits: scale = largest / 127 per span, rounded to nearest even. What is not a number counts as the
+/// least, and a span with an infinite one has an infinite scale.
 ///
 /// # Safety
 /// `out` has room for `row`; `x` has whole spans.
@@ -68,9 +68,7 @@ pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, grouping: Grouping,
             for i in (0..span).step_by(LANES) {
                 let at = index * span + i;
                 let q = out.q.add((at / UNIT * rows + row) * UNIT + at % UNIT);
-                let scaled = S::mul(factor, S::load(x.as_ptr().add(i)));
-                // Also no number is not less.
-                let scaled = S::less(S::abs(scaled), S::splat(128.0), scaled, S::zero());
+                let scaled = S::max(S::mul(factor, S::load(x.as_ptr().add(i))), S::splat(-127.0));
                 total = S::add_i32(total, S::store_i8(q, scaled));
                 if !(at + LANES).is_multiple_of(group) {
                     continue;
