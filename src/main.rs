@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // The whole chain in one line: what failed, and why.
-            eprintln!("souffleur: {error:#}");
+            cli::tell(format_args!("souffleur: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -1,10 +1,12 @@
 //! `complete FILE[:LINE[:COLUMN]]`: ghost text in the terminal.
 
-use super::{Log, Models, PATIENCE, load, waiting_for};
+use super::{Log, Models, PATIENCE, load, tell, waiting_for};
 use anyhow::{Context, bail};
 use clap::Args;
-use souffleur::actors::{Embedded, End, FinishReason, News, Prompt, Reader, Request, Runtime, Sampling, Usage};
-use std::io::{IsTerminal, Write};
+use souffleur::actors::{Embedded, End, Error, FinishReason, News, Prompt, Reader, Request, Runtime, Sampling, Usage};
+use souffleur::models;
+use std::fs::File;
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -13,6 +15,8 @@ use tokio::time::timeout;
 /// What a model reads before and behind the cursor, in characters: as much as the embedded one was trained on.
 const PREFIX_CHARACTERS: usize = 4000;
 const SUFFIX_CHARACTERS: usize = 1800;
+/// No file that a person completes is larger.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,7 +25,7 @@ Examples:
   souffleur complete --lines 5 notes.py       five lines more at the end of the file
   souffleur complete -m coder.gguf lib.c:40   from another model
 
-The model reads some 4,000 characters before the place and 1,800 behind it. The text goes to stdout, and how \
+The model reads up to 4,000 characters before the place and 1,800 behind it, fewer where they are too many tokens for it. The text goes to stdout, and how \
 long it took to stderr.";
 
 #[derive(Args)]
@@ -55,17 +59,18 @@ pub(crate) fn run(arguments: Complete, log: &Log, embedded: Embedded, start: Ins
     if let Some((file, place)) = path.rsplit_once(':').filter(|(file, _)| !Path::new(path).exists() && Path::new(file).exists()) {
         bail!("{place:?} is no place in {file:?}: write FILE:LINE or FILE:LINE:COLUMN, counted from 1");
     }
-    let text = std::fs::read_to_string(path).with_context(|| format!("can't read {path:?}"))?;
+    let text = read(path).with_context(|| format!("can't read {path:?}"))?;
     let at = offset(&text, line, column).with_context(|| format!("in {path:?}"))?;
     let config = arguments.models.config(embedded, log)?;
     if config.models.len() > 1 {
         bail!("{} models are named, and a text comes from one", config.models.len());
     }
-    let request = Request {
+    // With a part of the characters that a model may read, in thousandths.
+    let request = |part: usize| Request {
         model: config.models[0].name.clone(),
         prompt: Prompt::Infill {
-            prefix: last(&text[..at], PREFIX_CHARACTERS).into(),
-            suffix: first(&text[at..], SUFFIX_CHARACTERS).into(),
+            prefix: last(&text[..at], PREFIX_CHARACTERS * part / 1000).into(),
+            suffix: first(&text[at..], SUFFIX_CHARACTERS * part / 1000).into(),
             path: None,
             repository: None,
             files: Vec::new(),
@@ -76,11 +81,11 @@ pub(crate) fn run(arguments: Complete, log: &Log, embedded: Embedded, start: Ins
         tokens_max: arguments.max_tokens,
         logprobs: None,
     };
-    let runtime = Runtime::start(config)?;
+    let runtime = Runtime::start(config.clone())?;
     let begun = text[..at].rsplit('\n').next().unwrap_or_default();
     let outcome = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let outcome = tokio::select! {
-            outcome = stream(&runtime, request, arguments.lines as usize, begun, start) => outcome,
+            outcome = stream(&runtime, &request, arguments.lines as usize, begun, start) => outcome,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
         };
         runtime.shutdown(Duration::ZERO).await;
@@ -90,12 +95,22 @@ pub(crate) fn run(arguments: Complete, log: &Log, embedded: Embedded, start: Ins
 }
 
 /// Prints what comes until enough lines have, then says how long it took.
-async fn stream(runtime: &Runtime, request: Request, lines: usize, begun: &str, start: Instant) -> anyhow::Result<()> {
+async fn stream(runtime: &Runtime, request: &dyn Fn(usize) -> Request, lines: usize, begun: &str, start: Instant) -> anyhow::Result<()> {
     let before = Instant::now();
-    load(runtime, &request.model).await?;
+    load(runtime, &request(0).model).await?;
     let loaded = before.elapsed();
-    let mut reader = runtime.complete(request)?;
-    let mut news = first_news(&mut reader).await;
+    let mut part = 1000;
+    let (mut reader, mut news) = loop {
+        let mut reader = runtime.complete(request(part))?;
+        let news = first_news(&mut reader).await;
+        match news.end {
+            // Some texts are more tokens than others: as much less as is too much, and a little.
+            Some(End::Failed(Error::Model(models::Error::ContextOverflow { needed, limit }))) if part > 0 && needed > 0 => {
+                part = part * limit as usize / needed as usize * 7 / 8;
+            }
+            _ => break (reader, news),
+        }
+    };
     let mut out = std::io::stdout();
     // On a terminal, the line as it stands, and then what is new in grey.
     let (grey, plain) = if out.is_terminal() { ("\x1b[90m", "\x1b[0m") } else { ("", "") };
@@ -124,8 +139,16 @@ async fn stream(runtime: &Runtime, request: Request, lines: usize, begun: &str, 
         }
     };
     writeln!(out)?;
-    eprintln!("{}", timings(first_token, loaded, usage, reason));
+    tell(timings(first_token, loaded, usage, reason));
     Ok(())
+}
+
+fn read(path: &str) -> std::io::Result<String> {
+    let mut text = String::new();
+    if File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)? as u64 > FILE_BYTES_MAX {
+        return Err(std::io::Error::other(format!("it has more than {} MiB", FILE_BYTES_MAX >> 20)));
+    }
+    Ok(text)
 }
 
 /// A person at a terminal is told when the prompt takes long to read.

@@ -12,7 +12,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use souffleur::actors::{Activations, Card, Embedded, Error, ModelSource, Runtime, Settings, worker};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tracing_subscriber::filter::{EnvFilter, ParseError};
@@ -103,7 +104,8 @@ enum LogFormat {
 pub(crate) fn log(log: &Log) {
     worker::tell_panics_without_prompts();
     let filter = EnvFilter::new(log.filter.as_deref().unwrap_or_default());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that can't be written is lost; to say so on stderr too would be a panic.
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match log.format {
         LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => subscriber.json().init(),
@@ -220,8 +222,13 @@ async fn load(runtime: &Runtime, model: &str) -> Result<Card, Error> {
 /// Tells a person at a terminal, on a line that the next call takes away.
 fn waiting_for(what: &str) {
     if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{what}");
+        let _ = write!(std::io::stderr(), "\r\x1b[K{what}");
     }
+}
+
+/// A line for whoever reads stderr; nobody may, and then it is lost.
+pub(crate) fn tell(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// What is in hand at a signal may go on this long: a line is nearly done, and who stopped us waits.

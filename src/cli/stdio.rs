@@ -1,6 +1,6 @@
 //! `stdio`: JSON-RPC on stdin and stdout, as an editor's child process.
 
-use super::{Log, Models, over};
+use super::{Log, Models, over, tell};
 use anyhow::Context;
 use clap::Args;
 use souffleur::actors::{Embedded, Runtime};
@@ -24,7 +24,7 @@ pub(crate) struct Stdio {
 
 pub(crate) fn run(arguments: Stdio, log: &Log, embedded: Embedded) -> anyhow::Result<ExitCode> {
     if std::io::stdin().is_terminal() {
-        eprintln!("souffleur: waiting for JSON-RPC, one message a line; Ctrl-D ends it, and `souffleur stdio --help` has an example");
+        tell("souffleur: waiting for JSON-RPC, one message a line; Ctrl-D ends it, and `souffleur stdio --help` has an example");
     }
     let (input, output) = stdio::take_standard_streams().context("can't take stdin and stdout")?;
     let runtime = Runtime::start(arguments.models.config(embedded, log)?)?;
@@ -51,11 +51,11 @@ pub(crate) fn run(arguments: Stdio, log: &Log, embedded: Embedded) -> anyhow::Re
         // LSP asks for this.
         Closed::Exit { after_shutdown: false } => ExitCode::FAILURE,
         Closed::OutOfStep => {
-            eprintln!("souffleur: the input is not in step with its framing any more");
+            tell("souffleur: the input is not in step with its framing any more");
             ExitCode::FAILURE
         }
         Closed::Broken => {
-            eprintln!("souffleur: stdout can't be written to any more");
+            tell("souffleur: stdout can't be written to any more");
             ExitCode::FAILURE
         }
     })

@@ -8,6 +8,7 @@ mod guard;
 mod readme;
 mod rooms;
 mod sockets;
+mod stderr;
 mod support;
 mod terabyte;
 mod transcripts;

@@ -2,6 +2,17 @@
 
 use crate::support::souffleur;
 
+/// Tokens are no characters: of some texts a model reads fewer.
+#[test]
+fn a_text_of_many_tokens_is_completed_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("table.c");
+    let line = "    0x3F, 0x8A, 0x11, 0xC7, 0x5E, 0x90, 0x2B, 0xD4, 0x66, 0xF1, 0x08, 0xB3,\n";
+    std::fs::write(&file, line.repeat(200)).expect("it is written");
+    let output = souffleur(&["complete", file.to_str().expect("UTF-8")]).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn the_commands_of_the_readme_and_the_places_of_the_examples_complete() {
     let readme = include_str!("../../README.md");

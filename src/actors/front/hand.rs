@@ -126,6 +126,12 @@ impl Hand {
         }
     }
 
+    /// The requests that have text already, which no other model can go on with.
+    pub(super) fn lose_begun(&mut self, cause: &str) {
+        let begun = self.flights.iter().filter(|(_, flight)| flight.recorder.tokens() > 0);
+        begun.map(|(&id, _)| id).collect::<Vec<_>>().into_iter().for_each(|id| self.lose(id, cause));
+    }
+
     /// The readers of a request or question are gone. What no worker has is ended here; a question's answer is nobody's.
     pub(super) fn cancel(&mut self, id: u64, link: Option<&mut Link>) {
         match (self.flights.get(&id).map(|flight| flight.standing), link) {

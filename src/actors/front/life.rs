@@ -7,7 +7,7 @@ use super::{
     link::{Link, Parting},
     restarts::{Restarts, Verdict},
 };
-use crate::actors::{DecoderStatus, End, Error, FromWorker, Prompting, ToWorker, WIRE, frame};
+use crate::actors::{Card, DecoderStatus, End, Error, FromWorker, Prompting, ToWorker, WIRE, frame};
 use crate::config::Model;
 use std::{collections::HashMap, future::pending, ops::ControlFlow, sync::Arc, time::Duration};
 use tokio::{
@@ -28,6 +28,8 @@ pub(super) struct Birth {
     pub(super) house: Arc<House>,
     /// The back-off: the worker starts when this has passed; what is cancelled meanwhile ends at once.
     pub(super) after: Duration,
+    /// What the lives before said the model is.
+    pub(super) card: Option<Card>,
 }
 
 pub(super) async fn life(birth: Birth, replay: InFlight, mut errands: mpsc::Receiver<Errand>, told: impl Fn(Sign)) -> WorkerEnded {
@@ -271,6 +273,9 @@ impl<F: Fn(Sign)> Life<F> {
                 self.ready = true;
                 self.ping_at = self.next_ping();
                 self.idle_since = self.heard_at;
+                if self.birth.card.as_ref().is_some_and(|before| *before != card) {
+                    self.hand.lose_begun("its files are another model's now");
+                }
                 (self.told)(Sign::Ready(card));
                 self.send();
             }

@@ -136,7 +136,7 @@ impl ModelActor {
                 }
             }
         };
-        let birth = Birth { life: number, model: self.model.clone(), house: self.house.clone(), after };
+        let birth = Birth { life: number, model: self.model.clone(), house: self.house.clone(), after, card: self.card.clone() };
         let model = ctx.address().downgrade();
         actix::spawn(async move {
             let ended = AssertUnwindSafe(life(birth, in_flight, inbox, told)).catch_unwind().await;

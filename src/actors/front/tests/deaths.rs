@@ -43,6 +43,17 @@ fn a_request_that_kills_its_worker_twice_is_lost_and_no_other() {
 }
 
 #[test]
+fn a_text_does_not_go_on_in_another_model() {
+    house(config(), &[Plan::Load, Plan::LoadAnother], async |runtime, _| {
+        let (said, end) = read(runtime.complete(request("die-once@4", 8)).unwrap()).await;
+        assert_eq!(said, text(4)[..text(4).len() - 1]);
+        let cause = "its files are another model's now".into();
+        assert_eq!(end, End::Failed(Error::WorkerLost { model: "a".into(), cause }));
+        whole(3, &read(runtime.complete(request("", 3)).unwrap()).await);
+    });
+}
+
+#[test]
 fn a_replayed_request_can_be_cancelled_and_ended_in_its_turn() {
     house(config(), &[], async |runtime, _| {
         let mut first = runtime.complete(request("die-once@4", 1000)).unwrap();
