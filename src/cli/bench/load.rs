@@ -68,6 +68,11 @@ impl Watch {
     }
 }
 
+/// Those that this process may use.
+pub(super) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Such as "AMD EPYC (family 25 model 1), 2 processors".
 pub(super) fn machine() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -78,8 +83,7 @@ pub(super) fn machine() -> String {
         (Some(family), Some(model)) => format!(" (family {family} model {model})"),
         _ => String::new(),
     };
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{name}{kind}, {processors} processors{}", if first_in_line() { ", ahead of all others (real-time priority)" } else { "" })
+    format!("{name}{kind}, {} processors{}", processors(), if first_in_line() { ", ahead of all others (real-time priority)" } else { "" })
 }
 
 /// Whether this process runs before ordinary ones, as `chrt -f` makes it.

@@ -84,7 +84,7 @@ pub(crate) fn run(arguments: Bench, log: &Log, embedded: Embedded) -> anyhow::Re
             println(&format!("{}\n", bench.head))?;
         }
         for &part in parts {
-            if let Some(reason) = part.left_out(Cpu::threads_for(0)) {
+            if let Some(reason) = part.left_out(load::processors()) {
                 println(&bench.left_out(part, reason, arguments.json))?;
                 continue;
             }
