@@ -65,9 +65,10 @@ pub(crate) fn run(arguments: Complete, log: &Log, embedded: Embedded, start: Ins
     if config.models.len() > 1 {
         bail!("{} models are named, and a text comes from one", config.models.len());
     }
+    let model = config.models[0].name.clone();
     // With a part of the characters that a model may read, in thousandths.
     let request = |part: usize| Request {
-        model: config.models[0].name.clone(),
+        model: model.clone(),
         prompt: Prompt::Infill {
             prefix: last(&text[..at], PREFIX_CHARACTERS * part / 1000).into(),
             suffix: first(&text[at..], SUFFIX_CHARACTERS * part / 1000).into(),
@@ -81,11 +82,11 @@ pub(crate) fn run(arguments: Complete, log: &Log, embedded: Embedded, start: Ins
         tokens_max: arguments.max_tokens,
         logprobs: None,
     };
-    let runtime = Runtime::start(config.clone())?;
+    let runtime = Runtime::start(config)?;
     let begun = text[..at].rsplit('\n').next().unwrap_or_default();
     let outcome = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let outcome = tokio::select! {
-            outcome = stream(&runtime, &request, arguments.lines as usize, begun, start) => outcome,
+            outcome = stream(&runtime, &model, &request, arguments.lines as usize, begun, start) => outcome,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
         };
         runtime.shutdown(Duration::ZERO).await;
@@ -95,22 +96,18 @@ pub(crate) fn run(arguments: Complete, log: &Log, embedded: Embedded, start: Ins
 }
 
 /// Prints what comes until enough lines have, then says how long it took.
-async fn stream(runtime: &Runtime, request: &dyn Fn(usize) -> Request, lines: usize, begun: &str, start: Instant) -> anyhow::Result<()> {
+async fn stream(
+    runtime: &Runtime,
+    model: &str,
+    request: &dyn Fn(usize) -> Request,
+    lines: usize,
+    begun: &str,
+    start: Instant,
+) -> anyhow::Result<()> {
     let before = Instant::now();
-    load(runtime, &request(0).model).await?;
+    load(runtime, model).await?;
     let loaded = before.elapsed();
-    let mut part = 1000;
-    let (mut reader, mut news) = loop {
-        let mut reader = runtime.complete(request(part))?;
-        let news = first_news(&mut reader).await;
-        match news.end {
-            // Some texts are more tokens than others: as much less as is too much, and a little.
-            Some(End::Failed(Error::Model(models::Error::ContextOverflow { needed, limit }))) if part > 0 && needed > 0 => {
-                part = part * limit as usize / needed as usize * 7 / 8;
-            }
-            _ => break (reader, news),
-        }
-    };
+    let (mut reader, mut news) = begin(runtime, request).await?;
     let mut out = std::io::stdout();
     // On a terminal, the line as it stands, and then what is new in grey.
     let (grey, plain) = if out.is_terminal() { ("\x1b[90m", "\x1b[0m") } else { ("", "") };
@@ -141,6 +138,22 @@ async fn stream(runtime: &Runtime, request: &dyn Fn(usize) -> Request, lines: us
     writeln!(out)?;
     tell(timings(first_token, loaded, usage, reason));
     Ok(())
+}
+
+/// A request for as much of the text as the model has room for, and what comes first.
+async fn begin(runtime: &Runtime, request: &dyn Fn(usize) -> Request) -> anyhow::Result<(Reader, News)> {
+    let mut part = 1000;
+    loop {
+        let mut reader = runtime.complete(request(part))?;
+        let news = first_news(&mut reader).await;
+        match news.end {
+            // Some texts are more tokens than others: as much less as is too much, and a little.
+            Some(End::Failed(Error::Model(models::Error::ContextOverflow { needed, limit }))) if part > 0 && needed > 0 => {
+                part = part * limit as usize / needed as usize * 7 / 8;
+            }
+            _ => return Ok((reader, news)),
+        }
+    }
 }
 
 fn read(path: &str) -> std::io::Result<String> {

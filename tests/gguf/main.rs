@@ -9,6 +9,11 @@ mod seeds;
 mod tokenizers;
 mod types;
 
+use souffleur::models::Activations;
+use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::backend::{Backend, Span};
+use souffleur::models::network::{Decoder, DecoderSpec};
+use souffleur::models::weights::{Files, Tensors};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -41,6 +46,17 @@ fn largest_block(work: impl FnOnce()) -> usize {
     LARGEST.with(|largest| largest.set(0));
     work();
     LARGEST.with(Cell::get)
+}
+
+/// The logits behind each of some tokens, with f32 activations.
+fn logits(files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let spec = DecoderSpec::parse(files).expect("a spec");
+    let backend = Cpu::new(&spec, 1, Activations::F32).expect("a backend");
+    let mut decoder = Decoder::load(spec, &Tensors::open(files).expect("tensors"), backend, &mut |_, _| {}).expect("a network");
+    let mut cache = decoder.backend.cache(&decoder.spec.clone());
+    let rows: Vec<usize> = (0..tokens.len()).collect();
+    let tensor = decoder.step(&mut [Span { tokens, position: 0, cache: &mut cache }], &rows);
+    decoder.backend.read(&tensor)
 }
 
 /// xorshift64: numbers that are the same in every run.

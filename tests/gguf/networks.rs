@@ -1,14 +1,12 @@
 //! One network as GGUF and as safetensors gives one set of logits.
 
-use crate::Random;
 use crate::file::{self, HEAD_SIZE, HEADS, HIDDEN, KV_HEADS, LAYERS, WIDTH};
+use crate::{Random, logits};
 use safetensors::tensor::{Dtype, TensorView};
-use souffleur::models::backend::cpu::Cpu;
-use souffleur::models::backend::{Backend, Span};
 use souffleur::models::language::Language;
-use souffleur::models::network::{Decoder, DecoderSpec};
-use souffleur::models::weights::{Files, Tensors};
-use souffleur::models::{Activations, ModelSource, Prompt};
+use souffleur::models::network::DecoderSpec;
+use souffleur::models::weights::Files;
+use souffleur::models::{ModelSource, Prompt};
 use std::path::Path;
 
 /// The logits behind some tokens, and the files' own view of a text.
@@ -17,12 +15,7 @@ fn run(source: ModelSource) -> (Vec<Vec<f32>>, Vec<u32>, DecoderSpec) {
     let spec = DecoderSpec::parse(&files).expect("a spec");
     let language = Language::open(&files, &spec).expect("a language");
     let tokens = language.encode(&Prompt::Text("while lo in (7, 8): é\r\n\tin".into())).expect("tokens");
-    let backend = Cpu::new(&spec, 1, Activations::F32).expect("a backend");
-    let mut decoder = Decoder::load(spec, &Tensors::open(&files).expect("tensors"), backend, &mut |_, _| {}).expect("a network");
-    let mut cache = decoder.backend.cache(&decoder.spec.clone());
-    let rows: Vec<usize> = (0..tokens.len()).collect();
-    let tensor = decoder.step(&mut [Span { tokens: &tokens, position: 0, cache: &mut cache }], &rows);
-    (decoder.backend.read(&tensor), tokens, decoder.spec)
+    (logits(&files, &tokens), tokens, spec)
 }
 
 /// What the converter to GGUF does to q and k of llama: the rows that are rotated together become neighbours.

@@ -1,12 +1,8 @@
 //! Qwen2 as plainly as it can be written, in f64: the decoder must compute the same.
 
-use crate::Random;
 use crate::file::{self, HEAD_SIZE, HEADS, KV_HEADS, LAYERS, WIDTH};
-use souffleur::models::Activations;
-use souffleur::models::backend::cpu::Cpu;
-use souffleur::models::backend::{Backend, Span};
-use souffleur::models::network::{Decoder, DecoderSpec};
-use souffleur::models::weights::{Files, Tensors};
+use crate::{Random, logits};
+use souffleur::models::weights::Files;
 use std::collections::BTreeMap;
 
 /// Weights by name, rows first.
@@ -91,13 +87,7 @@ fn the_decoder_computes_qwen2() {
     let weights = file::weights(&mut Random(14), true);
     let tokens = [105, 110, 259, 7, 7, 256];
     let files = Files::of_gguf("a.gguf", file::model("qwen2", &weights).bytes());
-    let spec = DecoderSpec::parse(&files).expect("a spec");
-    let backend = Cpu::new(&spec, 1, Activations::F32).expect("a backend");
-    let mut decoder = Decoder::load(spec, &Tensors::open(&files).expect("tensors"), backend, &mut |_, _| {}).expect("a network");
-    let mut cache = decoder.backend.cache(&decoder.spec.clone());
-    let rows: Vec<usize> = (0..tokens.len()).collect();
-    let tensor = decoder.step(&mut [Span { tokens: &tokens, position: 0, cache: &mut cache }], &rows);
-    let got = decoder.backend.read(&tensor);
+    let got = logits(&files, &tokens);
 
     let wide = |(name, _, values): (String, Vec<usize>, Vec<f32>)| (name, values.into_iter().map(f64::from).collect());
     let want = Plain(weights.into_iter().map(wide).collect()).logits(&tokens);

@@ -196,7 +196,7 @@ impl Pipes {
         souffleur(&[&["stdio"], arguments].concat())
     }
 
-    fn start(wire: Wire, mut command: Command) -> Self {
+    pub(crate) fn start(wire: Wire, mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut program = Program::start(command);
         let input = program.child.stdin.take();

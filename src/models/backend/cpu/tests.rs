@@ -171,7 +171,7 @@ fn products_are_the_definitions_and_the_same_on_every_instruction_set() {
     for source in Source::all(&mut random) {
         let weight = source.packed();
         let all = random.floats(131 * source.columns);
-        let mut alone: Vec<Vec<f32>> = vec![Vec::new(); 2];
+        let mut of_most: Vec<Vec<f32>> = vec![Vec::new(); 2];
         for rows in [131, 1, 2, 3, 4, 5, 7, 16] {
             let x = &all[..rows * source.columns];
             let exact = |row: usize, output: usize| -> f64 {
@@ -186,7 +186,7 @@ fn products_are_the_definitions_and_the_same_on_every_instruction_set() {
                     results[1].1.push(product(kernels, &weight, Input::Int8(&quants), rows));
                 }
             }
-            for ((tolerance, results), most) in results.into_iter().zip(&mut alone) {
+            for ((tolerance, results), most) in results.into_iter().zip(&mut of_most) {
                 for result in &results {
                     assert_eq!(result, &results[0], "{:?} {:?}: instruction sets differ", source.element, source.quantization);
                     if most.is_empty() {

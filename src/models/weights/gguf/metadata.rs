@@ -1,6 +1,6 @@
 //! Metadata by key, with errors that name the key and its byte.
 
-use super::{Gguf, List, Value, error};
+use super::{Gguf, List, Value};
 use crate::models::{Error, Result};
 
 impl<'a> Gguf<'a> {
@@ -10,7 +10,7 @@ impl<'a> Gguf<'a> {
 
     pub fn error(&self, key: &str, reason: impl ToString) -> Error {
         match self.values.get(key) {
-            Some((at, _)) => error(self.file, key, *at, reason),
+            Some((at, _)) => Error::file_at(self.file, key, *at, reason),
             None => Error::file(self.file, key, reason),
         }
     }

@@ -11,8 +11,8 @@ mod value;
 pub use value::{List, Value};
 
 use super::Stored;
-use crate::models::Result;
-use reader::{Reader, error};
+use crate::models::{Error, Result};
+use reader::Reader;
 use std::collections::BTreeMap;
 
 /// Keys beyond this count or length are no model's: the largest known files have some sixty.
@@ -49,14 +49,14 @@ impl<'a> Gguf<'a> {
     pub fn parse(file: &'a str, bytes: &'a [u8]) -> Result<Self> {
         let reader = &mut Reader::new(file, bytes);
         if reader.take(4, "magic")? != b"GGUF" {
-            return Err(error(file, "magic", 0, "this is not a GGUF file"));
+            return Err(Error::file_at(file, "magic", 0, "this is not a GGUF file"));
         }
         match reader.u32("version")? {
             2 | 3 => {}
             version if matches!(version.swap_bytes(), 1..=3) => {
-                return Err(error(file, "version", 4, "big-endian files are not supported"));
+                return Err(Error::file_at(file, "version", 4, "big-endian files are not supported"));
             }
-            version => return Err(error(file, "version", 4, format!("{version}; supported are 2 and 3"))),
+            version => return Err(Error::file_at(file, "version", 4, format!("{version}; supported are 2 and 3"))),
         }
         let tensors = limited(reader, "tensor count", TENSORS_MAX)?;
         let keys = limited(reader, "metadata count", KEYS_MAX)?;
@@ -65,7 +65,7 @@ impl<'a> Gguf<'a> {
             let (at, key) = name(reader, || format!("key {index}"), KEY_BYTES_MAX)?;
             let start = reader.at();
             if values.insert(key, (start, value::value(reader, key)?)).is_some() {
-                return Err(error(file, key, at, "this key is there twice"));
+                return Err(Error::file_at(file, key, at, "this key is there twice"));
             }
         }
         let mut gguf = Self { file, values, tensors: Vec::new() };
@@ -99,13 +99,13 @@ impl<'a> Gguf<'a> {
         for pair in order.windows(2) {
             let (first, second) = (&heads[pair[0]], &heads[pair[1]]);
             if first.offset + infos[pair[0]].data.len() as u64 > second.offset {
-                return Err(error(self.file, second.name, second.at, format!("its bytes are also those of {}", first.name)));
+                return Err(Error::file_at(self.file, second.name, second.at, format!("its bytes are also those of {}", first.name)));
             }
         }
         let mut names: Vec<_> = heads.iter().map(|head| (head.name, head.at)).collect();
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            Some(pair) => Err(error(self.file, pair[1].0, pair[1].1, "this tensor is there twice")),
+            Some(pair) => Err(Error::file_at(self.file, pair[1].0, pair[1].1, "this tensor is there twice")),
             None => Ok(()),
         }
     }
@@ -115,7 +115,11 @@ impl<'a> Gguf<'a> {
 fn limited(reader: &mut Reader<'_>, field: &str, max: u64) -> Result<u64> {
     let at = reader.at();
     let count = reader.u64(field)?;
-    if count <= max { Ok(count) } else { Err(error(reader.file, field, at, format!("{count} is more than the {max} that are supported"))) }
+    if count <= max {
+        Ok(count)
+    } else {
+        Err(Error::file_at(reader.file, field, at, format!("{count} is more than the {max} that are supported")))
+    }
 }
 
 /// A short text and where it begins.
@@ -144,7 +148,7 @@ struct Head<'a> {
 fn head<'a>(reader: &mut Reader<'a>, at: usize, name: &'a str) -> Result<Head<'a>> {
     let count = reader.u32(name)?;
     if count == 0 || count > DIMENSIONS_MAX {
-        return Err(error(reader.file, name, at, format!("{count} dimensions; supported are 1 to {DIMENSIONS_MAX}")));
+        return Err(Error::file_at(reader.file, name, at, format!("{count} dimensions; supported are 1 to {DIMENSIONS_MAX}")));
     }
     let dimensions = (0..count).map(|_| reader.u64(name)).collect::<Result<Vec<_>>>()?;
     Ok(Head { at, name, dimensions, kind: reader.u32(name)?, offset: reader.u64(name)? })
@@ -152,7 +156,7 @@ fn head<'a>(reader: &mut Reader<'a>, at: usize, name: &'a str) -> Result<Head<'a
 
 impl<'a> Head<'a> {
     fn info(&self, file: &str, bytes: &'a [u8], start: u64, alignment: u64) -> Result<Info<'a>> {
-        let fail = |reason: String| error(file, self.name, self.at, reason);
+        let fail = |reason: String| Error::file_at(file, self.name, self.at, reason);
         let unknown = || fail(format!("ggml type {}; supported are {}", self.kind, Stored::GGML_NAMES));
         let (stored, per_block, block_bytes) = Stored::of_ggml(self.kind).ok_or_else(unknown)?;
         if !self.dimensions[0].is_multiple_of(per_block as u64) {

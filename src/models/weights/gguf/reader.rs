@@ -54,14 +54,10 @@ impl<'a> Reader<'a> {
     pub(super) fn text(&mut self, field: &str) -> Result<&'a str> {
         let at = self.at;
         let bytes = self.string(field)?;
-        std::str::from_utf8(bytes).map_err(|e| error(self.file, field, at, e))
+        std::str::from_utf8(bytes).map_err(|e| Error::file_at(self.file, field, at, e))
     }
 
     pub(super) fn error(&self, field: &str, reason: impl ToString) -> Error {
-        error(self.file, field, self.at, reason)
+        Error::file_at(self.file, field, self.at, reason)
     }
-}
-
-pub(super) fn error(file: &str, field: &str, at: usize, reason: impl ToString) -> Error {
-    Error::file_at(file, field, at, reason)
 }

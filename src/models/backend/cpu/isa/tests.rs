@@ -143,6 +143,7 @@ unsafe fn results<S: Isa>() -> Results {
                         S::dots::<8, $m>(&w(15), x.as_ptr()),
                         S::dots::<4, $m>(&w(31), x.as_ptr()),
                         S::dots::<2, $m>(&w(63), x.as_ptr()),
+                        S::dots::<2, $m>(&w(63)[4..], x.as_ptr().add(16)),
                         S::dots::<0, $m>(&w(0x7f), x.as_ptr()),
                         S::dots::<0, $m>(&w(0x80), x.as_ptr()),
                         S::dots::<0, $m>(&w(0xff), x.as_ptr()),
