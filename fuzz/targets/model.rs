@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use souffleur::models::backend::cpu::Cpu;
-use souffleur::models::language::Language;
+use souffleur::models::codec::TextCodec;
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::weights::{Files, Tensors};
 use souffleur::models::{Activations, Prompt, Result};
@@ -20,7 +20,7 @@ fn load(bytes: &[u8]) -> Result<()> {
     tensors.expect(&spec.parameters())?;
     let backend = Cpu::new(&spec, 1, Activations::Int8)?;
     Decoder::load(spec.clone(), &tensors, backend, &mut |_, _| {})?;
-    let language = Language::open(&files, &spec)?;
+    let language = TextCodec::open(&files, &spec)?;
     language.encode(&Prompt::Text("while lo in (7, 8): é\r\n\tin".into()))?;
     Ok(())
 }

@@ -151,7 +151,7 @@ mod tests {
         let mut messages = vec![
             FromWorker::Hello { wire: 1 },
             FromWorker::Loading { done: 1, total: 2 },
-            FromWorker::Loaded(Ok(script::card())),
+            FromWorker::Loaded(Ok(script::model_info())),
             FromWorker::Loaded(Err(crate::models::Error::Memory { needed: 2, free: 1 }.into())),
             FromWorker::Step { id: 1, step: Step { text: "a".into(), tokens: vec![sampled()] } },
             FromWorker::End { id: 1, end: done },

@@ -15,7 +15,7 @@ pub mod worker;
 
 pub use crate::models::Error as ModelError;
 pub use crate::models::{
-    Activations, Card, Embedded, File, FimOrder, FinishReason, Message, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
+    Activations, Embedded, File, FimOrder, FinishReason, Message, ModelInfo, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
 };
 pub use error::{Error, Result};
 pub use front::{Ending, News, Reader, Runtime};

@@ -3,7 +3,7 @@
 //! Frames are postcard, so no `flatten`, `untagged`, skipped fields or JSON values.
 
 use super::{Error, Result};
-use crate::models::{Card, FinishReason, ModelSource, Prompt, Sampled, Sampling, Settings};
+use crate::models::{FinishReason, ModelInfo, ModelSource, Prompt, Sampled, Sampling, Settings};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -139,7 +139,7 @@ pub struct ModelStatus {
     /// Since its decode loop was last heard; `None` when not loaded.
     pub last_sign: Option<Duration>,
     /// What is known since it was first loaded.
-    pub card: Option<Card>,
+    pub info: Option<ModelInfo>,
     /// `None` when not loaded, or when the decode loop did not answer in time.
     pub decoder: Option<DecoderStatus>,
 }
@@ -167,7 +167,7 @@ pub enum ToWorker {
         source: ModelSource,
         settings: Settings,
     },
-    /// Asks for a model's card without loading its weights; the answer is `Loaded`.
+    /// Asks for a model's facts without loading its weights; the answer is `Loaded`.
     Inspect {
         source: ModelSource,
         settings: Settings,
@@ -200,7 +200,7 @@ pub enum FromWorker {
         total: u64,
     },
     /// The answer to `Load` and to `Inspect`.
-    Loaded(Result<Card>),
+    Loaded(Result<ModelInfo>),
     Step {
         id: u64,
         step: Step,

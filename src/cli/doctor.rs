@@ -35,32 +35,33 @@ pub(crate) fn run(arguments: Doctor, log: &Log, embedded: Embedded) -> anyhow::R
             let start = Instant::now();
             match load(&runtime, &model.name).await {
                 Err(error) => wrong.push(format!("model {}: {error}.", model.name)),
-                Ok(card) => {
-                    let fim = match card.fim {
+                Ok(info) => {
+                    let fim = match info.fim {
                         Some(FimOrder::SuffixPrefixMiddle) => "yes, better with the suffix first",
                         Some(FimOrder::PrefixSuffixMiddle) => "yes",
                         None => "no",
                     };
-                    let eos = card.eos.iter().map(|(_, token)| token.as_str()).collect::<Vec<_>>().join(" ");
+                    let eos = info.eos.iter().map(|(_, token)| token.as_str()).collect::<Vec<_>>().join(" ");
                     let _ = writeln!(
                         report,
                         "  network      {}, family {}, {} layers of {}",
-                        card.architecture, card.family, card.layers, card.width
+                        info.architecture, info.family, info.layers, info.hidden_size
                     );
                     let _ = writeln!(
                         report,
                         "  weights      {:.1} M parameters, {}, {:.1} MB",
-                        card.parameters as f64 / 1e6,
-                        card.quantization,
-                        card.weight_bytes as f64 / 1e6
+                        info.parameters as f64 / 1e6,
+                        info.quantization,
+                        info.weight_bytes as f64 / 1e6
                     );
-                    let _ = writeln!(report, "  context      {} tokens; vocabulary {}; ends with {eos}", card.context, card.vocabulary);
+                    let _ =
+                        writeln!(report, "  context      {} tokens; vocabulary {}; ends with {eos}", info.context_length, info.vocab_size);
                     let _ = writeln!(report, "  infill       {fim}");
-                    let _ = writeln!(report, "  backend      {} on {} threads", card.backend, card.threads);
+                    let _ = writeln!(report, "  backend      {} on {} threads", info.backend, info.threads);
                     let _ = writeln!(report, "  ready after  {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
                     if arguments.self_test {
                         let _ = std::io::stdout().write_all(std::mem::take(&mut report).as_bytes());
-                        match selftest::run(&runtime, &model.name, &card).await {
+                        match selftest::run(&runtime, &model.name, &info).await {
                             Ok(true) => {}
                             Ok(false) => wrong.push(format!("model {}: its text did not survive its worker.", model.name)),
                             Err(error) => wrong.push(format!("model {}: the self-test failed: {error:#}.", model.name)),

@@ -9,7 +9,7 @@ pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use souffleur::actors::{Activations, Card, Embedded, Error, ModelSource, Runtime, Settings, worker};
+use souffleur::actors::{Activations, Embedded, Error, ModelInfo, ModelSource, Runtime, Settings, worker};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tracing_subscriber::filter::{EnvFilter, ParseError};
 
-pub(crate) const VERSION: &str = if cfg!(feature = "faults") { WITH_FAULTS } else { env!("CARGO_PKG_VERSION") };
+pub(crate) const VERSION: &str = if cfg!(feature = "failpoints") { WITH_FAILPOINTS } else { env!("CARGO_PKG_VERSION") };
 /// A build for tests must be told from every other one.
-const WITH_FAULTS: &str = concat!(env!("CARGO_PKG_VERSION"), " with faults on purpose, for tests only");
+const WITH_FAILPOINTS: &str = concat!(env!("CARGO_PKG_VERSION"), " with failpoints, for tests only");
 
 const EXAMPLES: &str = "\
 Examples:
@@ -207,7 +207,7 @@ fn program() -> anyhow::Result<PathBuf> {
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Loads a model; a person at a terminal is told how far it is.
-async fn load(runtime: &Runtime, model: &str) -> Result<Card, Error> {
+async fn load(runtime: &Runtime, model: &str) -> Result<ModelInfo, Error> {
     let start = Instant::now();
     let loaded = runtime.load(model, |done, total| {
         if start.elapsed() > PATIENCE {

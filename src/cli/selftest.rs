@@ -1,7 +1,7 @@
 //! `doctor --self-test`: a worker of our own is killed in the middle of a text, which must go on as if nothing had been.
 
 use anyhow::{Context, bail};
-use souffleur::actors::{Card, End, Prompt, Request, Runtime, Sampling};
+use souffleur::actors::{End, ModelInfo, Prompt, Request, Runtime, Sampling};
 use std::{
     io::{Stdout, Write, stdout},
     time::{Duration, Instant},
@@ -13,7 +13,7 @@ const TOKENS: u32 = 192;
 const KILLED_AFTER: usize = 8;
 
 /// Writes the text as it comes and what became of it; false when it is not what it would have been.
-pub(super) async fn run(runtime: &Runtime, model: &str, card: &Card) -> anyhow::Result<bool> {
+pub(super) async fn run(runtime: &Runtime, model: &str, card: &ModelInfo) -> anyhow::Result<bool> {
     let request = Request {
         model: model.into(),
         prompt: Prompt::Text(PROMPT.into()),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 /// What a new prompt may go on from.
-pub struct Kept<C> {
+pub struct CacheEntry<C> {
     pub tokens: Vec<u32>,
     pub cache: C,
     pub bytes: usize,
@@ -11,7 +11,7 @@ pub struct Kept<C> {
 
 /// The oldest first.
 pub struct PrefixCache<C> {
-    kept: VecDeque<Kept<C>>,
+    kept: VecDeque<CacheEntry<C>>,
     budget: usize,
     bytes: usize,
 }
@@ -28,18 +28,18 @@ impl<C> PrefixCache<C> {
         shared.filter(|(_, shared)| *shared > 0).max_by_key(|(_, shared)| *shared)
     }
 
-    pub fn get(&self, index: usize) -> &Kept<C> {
+    pub fn get(&self, index: usize) -> &CacheEntry<C> {
         &self.kept[index]
     }
 
-    pub fn take(&mut self, index: usize) -> Kept<C> {
+    pub fn take(&mut self, index: usize) -> CacheEntry<C> {
         let kept = self.kept.remove(index).expect("an index that `longest` gave");
         self.bytes -= kept.bytes;
         kept
     }
 
     /// Keeps the cache, in place of those it goes on from, and drops the oldest beyond the budget.
-    pub fn keep(&mut self, new: Kept<C>) {
+    pub fn keep(&mut self, new: CacheEntry<C>) {
         if new.bytes > self.budget || new.tokens.is_empty() {
             return;
         }
@@ -75,7 +75,7 @@ mod tests {
 
     fn cache(budget: usize, entries: &[&[u32]]) -> PrefixCache<()> {
         let mut cache = PrefixCache::new(budget);
-        entries.iter().for_each(|tokens| cache.keep(Kept { tokens: tokens.to_vec(), cache: (), bytes: 10 }));
+        entries.iter().for_each(|tokens| cache.keep(CacheEntry { tokens: tokens.to_vec(), cache: (), bytes: 10 }));
         cache
     }
 

@@ -2,10 +2,10 @@
 
 pub mod backend;
 pub mod cache;
-mod card;
+pub mod codec;
 mod error;
 pub mod family;
-pub mod language;
+mod info;
 pub mod logits;
 pub mod network;
 pub mod prompt;
@@ -16,10 +16,10 @@ pub mod stop;
 pub mod tokenizer;
 pub mod weights;
 
-pub use card::card;
 pub use error::{Error, Result};
+pub use info::model_info;
 pub use request::{
-    Activations, Card, Embedded, File, FimOrder, FinishReason, Message, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
+    Activations, Embedded, File, FimOrder, FinishReason, Message, ModelInfo, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
 };
 
 /// What a panic said.

@@ -150,7 +150,7 @@ impl Default for Settings {
 
 /// What there is to know of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Card {
+pub struct ModelInfo {
     pub architecture: String,
     pub family: String,
     /// Such as "mlx 4-bit, groups of 64" or "bf16".
@@ -159,10 +159,10 @@ pub struct Card {
     /// Bytes of the weights as they lie on disk.
     pub weight_bytes: u64,
     pub layers: u32,
-    pub width: u32,
-    pub vocabulary: u32,
+    pub hidden_size: u32,
+    pub vocab_size: u32,
     /// Tokens of prompt and answer together.
-    pub context: u32,
+    pub context_length: u32,
     /// The tokens that end a text, by id and text.
     pub eos: Vec<(u32, String)>,
     /// The default order of a fill-in-the-middle prompt; `None` when the model has no markers.

@@ -2,7 +2,7 @@
 
 use super::logits::{Processor, processors};
 use super::{Sampled, Sampling};
-use crate::faults::{self, Point};
+use crate::failpoints::{self, Point};
 
 /// Candidates that are sorted first when a cut needs an order; nearly always enough.
 const SORTED_FIRST: usize = 256;
@@ -31,10 +31,10 @@ impl Sampler {
         let top = self.logprobs.map_or(Vec::new(), |n| likeliest(logits, n as usize, logsum.unwrap_or(0.0)));
         let raw = logsum.map_or(Vec::new(), |_| logits.to_vec());
         for processor in &self.processors {
-            faults::at(Point::Processor, Some(self.sampling.seed));
+            failpoints::at(Point::Processor, Some(self.sampling.seed));
             processor.apply(logits, tokens);
         }
-        faults::at(Point::Sampler, Some(self.sampling.seed));
+        failpoints::at(Point::Sampler, Some(self.sampling.seed));
         let token = if self.sampling.temperature == 0.0 { argmax(logits) } else { draw(logits, &self.sampling, tokens.len()) };
         Sampled { token: token as u32, logprob: logsum.map_or(0.0, |logsum| raw[token] - logsum), top }
     }

@@ -1,6 +1,6 @@
 //! One text in the making: its tokens, how far its cache has them, and when it ends.
 
-use super::language::Language;
+use super::codec::TextCodec;
 use super::sampler::Sampler;
 use super::stop::{Piece, Stopper};
 use super::{FinishReason, Result};
@@ -19,7 +19,7 @@ pub struct Sequence<C> {
 
 /// What one more token brought.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Grown {
+pub struct Appended {
     pub text: String,
     pub end: Option<FinishReason>,
 }
@@ -35,19 +35,19 @@ impl<C> Sequence<C> {
     }
 
     /// Takes a chosen token. `ends` are the tokens that end this text.
-    pub fn grow(&mut self, token: u32, language: &Language, ends: &std::collections::BTreeSet<u32>) -> Result<Grown> {
+    pub fn grow(&mut self, token: u32, language: &TextCodec, ends: &std::collections::BTreeSet<u32>) -> Result<Appended> {
         self.tokens.push(token);
         if ends.contains(&token) {
-            return Ok(Grown { text: self.stopper.finish(), end: Some(FinishReason::Eos) });
+            return Ok(Appended { text: self.stopper.finish(), end: Some(FinishReason::Eos) });
         }
         let text = match self.stopper.push(&language.tokenizer, token)? {
-            Piece::Stop(text) => return Ok(Grown { text, end: Some(FinishReason::Stop) }),
+            Piece::Stop(text) => return Ok(Appended { text, end: Some(FinishReason::Stop) }),
             Piece::Text(text) => text,
         };
         let full = self.completion_tokens() >= self.tokens_max || self.tokens.len() >= language.context();
         if full {
-            return Ok(Grown { text: text + &self.stopper.finish(), end: Some(FinishReason::Length) });
+            return Ok(Appended { text: text + &self.stopper.finish(), end: Some(FinishReason::Length) });
         }
-        Ok(Grown { text, end: None })
+        Ok(Appended { text, end: None })
     }
 }

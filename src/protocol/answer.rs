@@ -5,7 +5,7 @@ use super::{
     error::Fault,
     types::{Completion, CompletionResult, LoadParams, Piece, WorkDone, logprobs},
 };
-use crate::actors::{Card, End, FinishReason, News, Reader, Runtime, Usage};
+use crate::actors::{End, FinishReason, ModelInfo, News, Reader, Runtime, Usage};
 use tokio::sync::watch;
 
 /// Streams under the request's token as fast as the peer reads, or gathers the text; then the end.
@@ -75,7 +75,7 @@ async fn cancelled(call: &Call, reader: Reader) -> Fault {
 }
 
 /// Loads a model; under a token, says how far it is. Percentages only rise, and a slow peer misses some.
-pub(super) async fn load(runtime: &Runtime, call: &Call, params: &LoadParams) -> Result<Card, Fault> {
+pub(super) async fn load(runtime: &Runtime, call: &Call, params: &LoadParams) -> Result<ModelInfo, Fault> {
     let Some(token) = params.work_done_token.clone() else { return Ok(runtime.load(&params.model, |_, _| ()).await?) };
     let progress = call.progress(token);
     progress.send(&WorkDone::Begin { title: format!("Loading {}", params.model), percentage: 0 }).await;

@@ -59,12 +59,12 @@ impl Api {
             Ok(ModelsResult::new(runtime.models().await, runtime.default_model()))
         });
         method(&mut methods, "models/show", |runtime, params: ModelParams, _| async move {
-            let card = runtime.show(&params.model).await?;
-            Ok(CardResult::new(params.model, card))
+            let info = runtime.show(&params.model).await?;
+            Ok(ModelInfoResult::new(params.model, info))
         });
         method(&mut methods, "models/load", |runtime, params: LoadParams, call| async move {
-            let card = answer::load(&runtime, &call, &params).await?;
-            Ok(CardResult::new(params.model, card))
+            let info = answer::load(&runtime, &call, &params).await?;
+            Ok(ModelInfoResult::new(params.model, info))
         });
         method(&mut methods, "models/unload", |runtime, params: ModelParams, _| async move { Ok(runtime.unload(&params.model).await?) });
         method(&mut methods, "status", |runtime, _: NoParams, _| async move {

@@ -93,7 +93,7 @@ fn what_status_and_health_tell_is_what_the_page_shows() {
         restarts: 1,
         deaths: vec![death.clone()],
         last_sign: Some(Duration::ZERO),
-        card: None,
+        info: None,
         decoder: Some(DecoderStatus { last_step_us: Some(1), ..DecoderStatus::default() }),
     };
     let status = |states: &[ModelState]| Status {

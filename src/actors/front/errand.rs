@@ -1,7 +1,7 @@
 //! What a ModelActor gives its worker's life to do, and what comes back when the life ends.
 
 use super::transcript::{Recorder, Ticket};
-use crate::actors::{Answer, Card, DecoderStatus, Error, Question, Request, Result};
+use crate::actors::{Answer, DecoderStatus, Error, ModelInfo, Question, Request, Result};
 use actix::Message;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::{sync::oneshot, time::Instant};
@@ -92,7 +92,7 @@ pub(super) enum Sign {
         done: u64,
         total: u64,
     },
-    Ready(Card),
+    Ready(ModelInfo),
     /// The decoder said something.
     Heard(Instant),
 }

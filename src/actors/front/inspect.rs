@@ -1,7 +1,7 @@
 //! What a model is, asked of a short-lived worker that loads no weights.
 
 use super::{house::House, life::other_version, link::Parting};
-use crate::actors::{Card, Error, FromWorker, Result, ToWorker, WIRE, frame};
+use crate::actors::{Error, FromWorker, ModelInfo, Result, ToWorker, WIRE, frame};
 use crate::config::Model;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -10,10 +10,10 @@ use tokio::time::timeout;
 /// a decoder may say nothing.
 const INSPECTION_TIME: Duration = Duration::from_secs(10);
 
-pub(super) async fn inspect(house: &House, model: &Model) -> Result<Card> {
+pub(super) async fn inspect(house: &House, model: &Model) -> Result<ModelInfo> {
     let lost = |cause: String| Error::WorkerLost { model: model.name.clone(), cause };
     let mut link = (house.launch)(&model.name).map_err(|error| lost(format!("could not be started: {error}")))?;
-    let card = async {
+    let model_info = async {
         loop {
             match link.receive().await {
                 Ok(Some(FromWorker::Hello { wire: WIRE })) => {
@@ -21,7 +21,7 @@ pub(super) async fn inspect(house: &House, model: &Model) -> Result<Card> {
                     link.post(inspect).map_err(|error| Error::Internal(error.to_string()))?;
                 }
                 Ok(Some(FromWorker::Hello { wire })) => return Err(other_version(wire)),
-                Ok(Some(FromWorker::Loaded(card))) => return card,
+                Ok(Some(FromWorker::Loaded(model_info))) => return model_info,
                 Ok(Some(FromWorker::Broken { cause })) => return Err(lost(cause)),
                 Ok(Some(
                     FromWorker::Loading { .. }
@@ -36,10 +36,10 @@ pub(super) async fn inspect(house: &House, model: &Model) -> Result<Card> {
         }
     };
     let limit = INSPECTION_TIME.min(house.config.limits.decoder_silence);
-    match timeout(limit, card).await {
-        Ok(card) => {
+    match timeout(limit, model_info).await {
+        Ok(model_info) => {
             link.end(Parting::Close).await;
-            card
+            model_info
         }
         Err(_) => {
             link.end(Parting::Kill).await;

@@ -7,7 +7,7 @@ use super::{
     link::{Link, Parting},
     restarts::{Restarts, Verdict},
 };
-use crate::actors::{Card, DecoderStatus, End, Error, FromWorker, Prompting, ToWorker, WIRE, frame};
+use crate::actors::{DecoderStatus, End, Error, FromWorker, ModelInfo, Prompting, ToWorker, WIRE, frame};
 use crate::config::Model;
 use std::{collections::HashMap, future::pending, ops::ControlFlow, sync::Arc, time::Duration};
 use tokio::{
@@ -29,7 +29,7 @@ pub(super) struct Birth {
     /// The back-off: the worker starts when this has passed; what is cancelled meanwhile ends at once.
     pub(super) after: Duration,
     /// What the lives before said the model is.
-    pub(super) card: Option<Card>,
+    pub(super) model_info: Option<ModelInfo>,
 }
 
 pub(super) async fn life(birth: Birth, replay: InFlight, mut errands: mpsc::Receiver<Errand>, told: impl Fn(Sign)) -> WorkerEnded {
@@ -269,14 +269,14 @@ impl<F: Fn(Sign)> Life<F> {
             FromWorker::Loading { done, total } => {
                 (self.told)(Sign::Loading { done, total });
             }
-            FromWorker::Loaded(Ok(card)) => {
+            FromWorker::Loaded(Ok(model_info)) => {
                 self.ready = true;
                 self.ping_at = self.next_ping();
                 self.idle_since = self.heard_at;
-                if self.birth.card.as_ref().is_some_and(|before| *before != card) {
+                if self.birth.model_info.as_ref().is_some_and(|before| *before != model_info) {
                     self.hand.lose_begun("its files are another model's now");
                 }
-                (self.told)(Sign::Ready(card));
+                (self.told)(Sign::Ready(model_info));
                 self.send();
             }
             FromWorker::Loaded(Err(error)) => return Next::Break(Fate::Close(Cause::Refused(error))),

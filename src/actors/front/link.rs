@@ -2,7 +2,7 @@
 
 use crate::actors::{FromWorker, ToWorker, frame, worker};
 use crate::config::{Config, Isolation};
-use crate::faults::{self, Point};
+use crate::failpoints::{self, Point};
 use crate::models::Embedded;
 use bytes::BytesMut;
 use std::{
@@ -76,9 +76,9 @@ impl Link {
         // A terminal's Ctrl-C goes to the whole foreground group; what becomes of a worker is the front's to decide.
         #[cfg(unix)]
         command.process_group(0);
-        faults::check(Point::FrontSpawn, None)?;
+        failpoints::check(Point::FrontSpawn, None)?;
         let mut child = command.spawn()?;
-        faults::check(Point::FrontSpawned, None)?;
+        failpoints::check(Point::FrontSpawned, None)?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().expect("piped above");
         Ok(Self::Process { child: Box::new(child), stdin, stdout, unread: BytesMut::new(), unwritten: BytesMut::new() })
@@ -118,10 +118,10 @@ impl Link {
         match self {
             Self::Process { stdin, stdout, unread, unwritten, .. } => loop {
                 if let Some(message) = frame::split(unread)? {
-                    faults::check(Point::FrontReadAfter, None)?;
+                    failpoints::check(Point::FrontReadAfter, None)?;
                     return Ok(Some(message));
                 }
-                faults::check(Point::FrontReadBefore, None)?;
+                failpoints::check(Point::FrontReadBefore, None)?;
                 unread.reserve(READ_BYTES);
                 let sent = tokio::select! {
                     read = stdout.read_buf(unread) => {
@@ -179,14 +179,14 @@ impl Link {
 
 async fn write(stdin: &mut Option<ChildStdin>, unwritten: &mut BytesMut) -> io::Result<()> {
     let Some(stdin) = stdin else { return Ok(()) };
-    if let Err(fault) = faults::check(Point::FrontWriteBefore, None) {
+    if let Err(fault) = failpoints::check(Point::FrontWriteBefore, None) {
         if fault.kind() == io::ErrorKind::WriteZero {
             stdin.write_all(&unwritten[..unwritten.len() / 2]).await?;
         }
         return Err(fault);
     }
     stdin.write_buf(unwritten).await?;
-    faults::check(Point::FrontWriteAfter, None)
+    failpoints::check(Point::FrontWriteAfter, None)
 }
 
 async fn hand_over(to: &Option<mpsc::Sender<ToWorker>>, unsent: &mut VecDeque<ToWorker>) -> Option<()> {

@@ -10,7 +10,7 @@ use super::{
     life::{Birth, life},
     restarts::{Restarts, Verdict},
 };
-use crate::actors::{Card, Error, ModelState, Result};
+use crate::actors::{Error, ModelInfo, ModelState, Result};
 use crate::config::Model;
 use actix::{Actor, AsyncContext, Context, Handler, Message};
 use futures_util::FutureExt;
@@ -65,11 +65,11 @@ pub(super) struct ModelActor {
     given_up: Option<String>,
     deaths: u32,
     last_deaths: VecDeque<(String, Instant)>,
-    card: Option<Card>,
+    model_info: Option<ModelInfo>,
     progress: Arc<watch::Sender<(u64, u64)>>,
     /// When the decoder was last heard.
     heard: Arc<watch::Sender<Option<Instant>>>,
-    loads: Vec<oneshot::Sender<Result<Card>>>,
+    loads: Vec<oneshot::Sender<Result<ModelInfo>>>,
     in_hand: InHand,
     /// One inspection at a time: a list that is asked for often must not start a crowd of workers.
     inspection: Arc<Mutex<()>>,
@@ -87,7 +87,7 @@ impl ModelActor {
             given_up: None,
             deaths: 0,
             last_deaths: VecDeque::new(),
-            card: None,
+            model_info: None,
             progress: Arc::new(watch::Sender::default()),
             heard: Arc::new(watch::Sender::default()),
             loads: Vec::new(),
@@ -136,7 +136,8 @@ impl ModelActor {
                 }
             }
         };
-        let birth = Birth { life: number, model: self.model.clone(), house: self.house.clone(), after, card: self.card.clone() };
+        let birth =
+            Birth { life: number, model: self.model.clone(), house: self.house.clone(), after, model_info: self.model_info.clone() };
         let model = ctx.address().downgrade();
         actix::spawn(async move {
             let ended = AssertUnwindSafe(life(birth, in_flight, inbox, told)).catch_unwind().await;
@@ -159,7 +160,7 @@ impl ModelActor {
         self.loaded(&Err(error.clone()));
     }
 
-    fn loaded(&mut self, outcome: &Result<Card>) {
+    fn loaded(&mut self, outcome: &Result<ModelInfo>) {
         for load in self.loads.drain(..) {
             // Who waited may have left.
             let _ = load.send(outcome.clone());
@@ -216,13 +217,13 @@ impl Handler<Told> for ModelActor {
         match sign {
             Sign::Started { pid } => alive.pid = pid,
             Sign::Loading { .. } | Sign::Heard(_) => {}
-            Sign::Ready(card) => {
+            Sign::Ready(model_info) => {
                 alive.state = ModelState::Ready;
                 self.lived = true;
                 self.given_up = None;
                 tracing::info!(model = self.model.name, pid = alive.pid, "model loaded");
-                self.card = Some(card.clone());
-                self.loaded(&Ok(card));
+                self.model_info = Some(model_info.clone());
+                self.loaded(&Ok(model_info));
             }
         }
     }

@@ -8,7 +8,7 @@ use super::{
     supervisor::{Close, Find, LookAtAll, Supervisor},
     transcript::{Reader, Ticket, transcript},
 };
-use crate::actors::{Answer, Card, Error, ModelStatus, Question, Request, Result, Status};
+use crate::actors::{Answer, Error, ModelInfo, ModelStatus, Question, Request, Result, Status};
 use crate::config::{Config, Limits};
 use actix::{Actor, Addr, MailboxError, System, dev::SendError};
 use std::{
@@ -122,7 +122,7 @@ impl Runtime {
     }
 
     /// Loads and waits; `progress` hears bytes done and in all. Two loads of one model are one.
-    pub async fn load(&self, model: &str, mut progress: impl FnMut(u64, u64) + Send) -> Result<Card> {
+    pub async fn load(&self, model: &str, mut progress: impl FnMut(u64, u64) + Send) -> Result<ModelInfo> {
         let actor = self.inner.find(model).await?;
         let loading = actor.send(Load).await.map_err(|error| self.inner.actor_gone(model, error))?;
         let Loading { progress: mut bytes, mut outcome } = loading;
@@ -149,7 +149,7 @@ impl Runtime {
     }
 
     /// What a model is, also when it is not loaded.
-    pub async fn show(&self, model: &str) -> Result<Card> {
+    pub async fn show(&self, model: &str) -> Result<ModelInfo> {
         let actor = self.inner.find(model).await?;
         let shown = actor.send(Show).await.map_err(|error| self.inner.actor_gone(model, error))?;
         shown.await.unwrap_or_else(|_| Err(self.inner.actor_gone(model, MailboxError::Closed)))

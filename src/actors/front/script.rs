@@ -6,7 +6,7 @@
 
 use super::link::{Launch, Link};
 use crate::actors::{
-    Answer, Card, DecoderStatus, End, Error, FimOrder, FinishReason, FromWorker, Prompt, Question, Replay, Request, Sampled, Step,
+    Answer, DecoderStatus, End, Error, FimOrder, FinishReason, FromWorker, ModelInfo, Prompt, Question, Replay, Request, Sampled, Step,
     ToWorker, Usage, WIRE,
 };
 use std::{
@@ -119,7 +119,7 @@ impl Worker {
         self.say(FromWorker::Hello { wire }).await?;
         match inbox.recv().await? {
             ToWorker::Load { .. } => self.load(plan).await?,
-            ToWorker::Inspect { .. } => self.say(FromWorker::Loaded(Ok(Card { weight_bytes: 1, ..card() }))).await?,
+            ToWorker::Inspect { .. } => self.say(FromWorker::Loaded(Ok(ModelInfo { weight_bytes: 1, ..model_info() }))).await?,
             other => panic!("{other:?} before a load"),
         }
         loop {
@@ -146,8 +146,8 @@ impl Worker {
             Plan::DieLoading => None,
             Plan::StallLoading => self.stall().await,
             Plan::Refuse(error) => self.say(FromWorker::Loaded(Err(error))).await,
-            Plan::LoadAnother => self.say(FromWorker::Loaded(Ok(Card { vocabulary: 6, ..card() }))).await,
-            Plan::Load | Plan::NotStarted | Plan::PanicStarting | Plan::Hello(_) => self.say(FromWorker::Loaded(Ok(card()))).await,
+            Plan::LoadAnother => self.say(FromWorker::Loaded(Ok(ModelInfo { vocab_size: 6, ..model_info() }))).await,
+            Plan::Load | Plan::NotStarted | Plan::PanicStarting | Plan::Hello(_) => self.say(FromWorker::Loaded(Ok(model_info()))).await,
         }
     }
 
@@ -244,17 +244,17 @@ fn sampled(token: u32) -> Sampled {
     Sampled { token, logprob: 0.0, top: Vec::new() }
 }
 
-pub(in crate::actors) fn card() -> Card {
-    Card {
+pub(in crate::actors) fn model_info() -> ModelInfo {
+    ModelInfo {
         architecture: "LlamaForCausalLM".into(),
         family: "script".into(),
         quantization: "none".into(),
         parameters: 1,
         weight_bytes: 2,
         layers: 3,
-        width: 4,
-        vocabulary: 5,
-        context: 6,
+        hidden_size: 4,
+        vocab_size: 5,
+        context_length: 6,
         eos: vec![(0, "<eos>".into())],
         fim: Some(FimOrder::SuffixPrefixMiddle),
         backend: "script".into(),

@@ -2,7 +2,7 @@
 
 use super::{
     Reader, Runtime,
-    script::{LOAD, Plan, STEP, World, card, text},
+    script::{LOAD, Plan, STEP, World, model_info, text},
 };
 use crate::actors::{Answer, End, Error, FinishReason, ModelState, ModelStatus, Prompt, Question, Request, Sampling};
 use crate::config::{Config, Isolation, Limits, Model, RestartLimit};
@@ -175,10 +175,10 @@ fn two_loads_are_one_and_both_hear_its_progress() {
     house(config(), &[Plan::DieLoading], async |runtime, world| {
         let (mut one, mut other) = (Vec::new(), Vec::new());
         let loads = tokio::join!(runtime.load("a", |done, total| one.push((done, total))), runtime.load("a", |done, _| other.push(done)));
-        assert_eq!(loads, (Ok(card()), Ok(card())));
+        assert_eq!(loads, (Ok(model_info()), Ok(model_info())));
         // The first worker died at the end of its load, so the next one starts over.
         assert_eq!((one, other), (vec![(1, 2), (0, 0), (1, 2), (2, 2)], vec![1, 0, 1, 2]));
-        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(card()));
+        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(model_info()));
         assert_eq!(world.started.load(Ordering::SeqCst), 2);
     });
 }
@@ -237,8 +237,8 @@ fn a_card_is_shown_without_loading_the_weights() {
     house(config(), &[], async |runtime, world| {
         assert_eq!(runtime.show("a").await.unwrap().weight_bytes, 1);
         assert_eq!((model(runtime).await.state, world.running.load(Ordering::SeqCst)), (ModelState::Unloaded, 0));
-        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(card()));
-        assert_eq!(runtime.show("a").await, Ok(card()));
+        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(model_info()));
+        assert_eq!(runtime.show("a").await, Ok(model_info()));
         assert_eq!(world.started.load(Ordering::SeqCst), 2);
     });
 }

@@ -6,13 +6,13 @@
 
 use super::{Gone, Outbox, Prepared, ToDecoder, Watch};
 use crate::actors::{DecoderStatus, End, Error, FinishReason, FromWorker, Sampled, Step, Usage};
-use crate::faults::{self, Point};
-use crate::models::backend::{Backend, Draw, Span};
-use crate::models::cache::{Kept, PrefixCache, common};
-use crate::models::language::Language;
+use crate::failpoints::{self, Point};
+use crate::models::backend::{Backend, SampleRequest, Span};
+use crate::models::cache::{CacheEntry, PrefixCache, common};
+use crate::models::codec::TextCodec;
 use crate::models::network::Decoder;
 use crate::models::sampler::Sampler;
-use crate::models::sequence::{Grown, Sequence};
+use crate::models::sequence::{Appended, Sequence};
 use crate::models::stop::Stopper;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +28,7 @@ const CHUNK_TOKENS: std::ops::RangeInclusive<usize> = 16..=512;
 
 pub(super) struct Batch<B: Backend> {
     decoder: Decoder<B>,
-    language: Arc<Language>,
+    codec: Arc<TextCodec>,
     waiting: VecDeque<Prepared>,
     /// Positions whose keys and values there is memory for.
     room: u64,
@@ -55,12 +55,12 @@ struct Running<C> {
 }
 
 impl<B: Backend> Batch<B> {
-    pub(super) fn new(decoder: Decoder<B>, language: Arc<Language>, cache_bytes: usize, room: u64, outbox: Outbox, watch: Watch) -> Self {
+    pub(super) fn new(decoder: Decoder<B>, codec: Arc<TextCodec>, cache_bytes: usize, room: u64, outbox: Outbox, watch: Watch) -> Self {
         let cache = PrefixCache::new(cache_bytes);
         let status = DecoderStatus { cache_budget_bytes: cache_bytes as u64, ..DecoderStatus::default() };
         Self {
             decoder,
-            language,
+            codec,
             waiting: VecDeque::new(),
             room,
             running: Vec::new(),
@@ -82,7 +82,7 @@ impl<B: Backend> Batch<B> {
             ToDecoder::Generate(prepared) => self.waiting.push_back(*prepared),
             ToDecoder::Ping { id } => self.outbox.send(FromWorker::Pong { id, status: self.status() })?,
             // A worker loads once; a second load is a defect of the front, which then hears nothing from here.
-            ToDecoder::Load { .. } | ToDecoder::Inspect { .. } | ToDecoder::Language(_) => {}
+            ToDecoder::Load { .. } | ToDecoder::Inspect { .. } | ToDecoder::Codec(_) => {}
         }
         Ok(())
     }
@@ -119,7 +119,7 @@ impl<B: Backend> Batch<B> {
 
     /// Whether the next one may become as long as it wants beside those that run. One always may: the load saw to that.
     fn has_room(&self) -> bool {
-        let positions = |of: &Prepared| (of.prompt.len() + of.job.request.tokens_max as usize).min(self.language.context()) as u64;
+        let positions = |of: &Prepared| (of.prompt.len() + of.job.request.tokens_max as usize).min(self.codec.context()) as u64;
         let taken: u64 = self.running.iter().map(|running| positions(&running.prepared)).sum();
         self.running.is_empty() || self.waiting.front().is_some_and(|next| taken + positions(next) <= self.room)
     }
@@ -141,11 +141,11 @@ impl<B: Backend> Batch<B> {
 
     /// Gives a request its sequence, with the longest beginning that some cache has.
     fn admit(&mut self, prepared: Prepared) -> Result<(), Gone> {
-        faults::at(Point::Admit, Some(prepared.job.request.sampling.seed));
+        failpoints::at(Point::Admit, Some(prepared.job.request.sampling.seed));
         let (request, replay) = (&prepared.job.request, &prepared.job.replay);
-        let beyond = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= self.language.vocabulary());
+        let beyond = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= self.codec.vocabulary());
         if let Some((token, _)) = beyond {
-            let reason = format!("token {token} is beyond the vocabulary of {}", self.language.vocabulary());
+            let reason = format!("token {token} is beyond the vocabulary of {}", self.codec.vocabulary());
             let error = crate::models::Error::Parameter { name: "logit_bias".into(), reason };
             return self.outbox.send(FromWorker::End { id: prepared.job.id, end: End::Failed(error.into()) });
         }
@@ -183,7 +183,7 @@ impl<B: Backend> Batch<B> {
     /// Takes in the tokens of a life before this one, and says how the text ended if it did.
     fn recover(&self, running: &mut Running<B::Cache>) -> Result<Option<FinishReason>, Error> {
         for sampled in std::mem::take(&mut running.prepared.job.replay.tokens) {
-            let Grown { text, end } = self.grow(running, sampled.token)?;
+            let Appended { text, end } = self.grow(running, sampled.token)?;
             running.recovered += &text;
             if end.is_some() {
                 return Ok(end);
@@ -226,7 +226,7 @@ impl<B: Backend> Batch<B> {
             left -= if pending > 1 { running.chunk } else { 0 };
         }
 
-        faults::at(if left < self.chunk_tokens { Point::Prefill } else { Point::Decode }, None);
+        failpoints::at(if left < self.chunk_tokens { Point::Prefill } else { Point::Decode }, None);
         let start = Instant::now();
         let (mut rows, mut row) = (Vec::new(), 0);
         let (mut spans, mut draws, mut chosen) = (Vec::new(), Vec::new(), Vec::new());
@@ -239,7 +239,7 @@ impl<B: Backend> Batch<B> {
             row += running.chunk;
             if complete {
                 rows.push(row - 1);
-                draws.push(Draw { sampler, tokens });
+                draws.push(SampleRequest { sampler, tokens });
             }
             chosen.push(complete);
         }
@@ -308,18 +308,18 @@ impl<B: Backend> Batch<B> {
             crate::models::Error::SamplerPanicked => Error::StagePanicked { stage: "sampler".into(), cause: "choosing a token".into() },
             other => Error::Model(other),
         })?;
-        let Grown { text, end } = self.grow(running, sampled.token)?;
+        let Appended { text, end } = self.grow(running, sampled.token)?;
         let text = std::mem::take(&mut running.recovered) + &text;
         Ok((Step { text, tokens: vec![sampled] }, end))
     }
 
     /// Gives a sequence its next token, behind the stopper's wall.
-    fn grow(&self, running: &mut Running<B::Cache>, token: u32) -> Result<Grown, Error> {
-        let ends = self.language.ends(&running.prepared.job.request.prompt);
+    fn grow(&self, running: &mut Running<B::Cache>, token: u32) -> Result<Appended, Error> {
+        let ends = self.codec.ends(&running.prepared.job.request.prompt);
         let grown = catch_unwind(AssertUnwindSafe(|| {
-            let fault = faults::check(Point::Stopper, Some(running.prepared.job.request.sampling.seed));
+            let fault = failpoints::check(Point::Stopper, Some(running.prepared.job.request.sampling.seed));
             fault.map_err(|fault| crate::models::Error::Unsupported(fault.to_string()))?;
-            running.sequence.grow(token, &self.language, ends)
+            running.sequence.grow(token, &self.codec, ends)
         }));
         let grown = grown.map_err(|_| Error::StagePanicked { stage: "stopper".into(), cause: "turning a token into text".into() })?;
         Ok(grown?)
@@ -336,10 +336,10 @@ impl<B: Backend> Batch<B> {
         let until = first_token.unwrap_or_else(Instant::now);
         usage.prefill_us = micros(until - admitted);
         usage.decode_us = micros(until.elapsed());
-        faults::at(Point::Keep, Some(prepared.job.request.sampling.seed));
+        failpoints::at(Point::Keep, Some(prepared.job.request.sampling.seed));
         let bytes = self.decoder.backend.cache_bytes(&sequence.cache);
         sequence.tokens.truncate(sequence.computed);
-        self.cache.keep(Kept { tokens: sequence.tokens, cache: sequence.cache, bytes });
+        self.cache.keep(CacheEntry { tokens: sequence.tokens, cache: sequence.cache, bytes });
         let applied = sequence.sampler.sampling().clone();
         self.outbox.send(FromWorker::End { id: prepared.job.id, end: end(usage, applied) })
     }

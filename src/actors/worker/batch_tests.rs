@@ -5,7 +5,7 @@ use super::{Job, Outbox, Prepared, ToDecoder, Watch};
 use crate::actors::{FromWorker, ModelSource, Prompt, Replay, Request, Sampling};
 use crate::models::Activations;
 use crate::models::backend::cpu::Cpu;
-use crate::models::language::Language;
+use crate::models::codec::TextCodec;
 use crate::models::network::{Decoder, DecoderSpec};
 use crate::models::weights::{Files, Tensors};
 use std::sync::{Arc, Mutex, atomic::AtomicBool};
@@ -30,7 +30,7 @@ fn what_may_not_fit_beside_those_that_run_waits_for_them() {
     let assets = ModelSource::Folder(concat!(env!("CARGO_MANIFEST_DIR"), "/assets").into());
     let files = Files::open(&assets, None).unwrap();
     let spec = DecoderSpec::parse(&files).unwrap();
-    let language = Arc::new(Language::open(&files, &spec).unwrap());
+    let codec = Arc::new(TextCodec::open(&files, &spec).unwrap());
     let backend = Cpu::new(&spec, 1, Activations::Int8).unwrap();
     let decoder = Decoder::load(spec, &Tensors::open(&files).unwrap(), backend, &mut |_, _| {}).unwrap();
     let ended = Arc::new(Mutex::new(Vec::new()));
@@ -41,7 +41,7 @@ fn what_may_not_fit_beside_those_that_run_waits_for_them() {
         }
         Ok(())
     });
-    let mut batch = Batch::new(decoder, language, 0, 40, outbox, Watch::default());
+    let mut batch = Batch::new(decoder, codec, 0, 40, outbox, Watch::default());
     // 15 positions each but the third, which is longer than all there is and has its turn alone.
     for (id, tokens_max) in [(1, 5), (2, 5), (3, 90), (4, 5)] {
         batch.take(prepared(id, tokens_max)).unwrap();

@@ -2,13 +2,13 @@
 
 use super::batch::Batch;
 use super::{Gone, Outbox, ToDecoder, Watch};
-use crate::actors::{Card, Error, FromWorker, ModelSource, Result, Settings};
-use crate::faults::{self, Point};
+use crate::actors::{Error, FromWorker, ModelInfo, ModelSource, Result, Settings};
+use crate::failpoints::{self, Point};
 use crate::models::backend::cpu::Cpu;
-use crate::models::language::Language;
+use crate::models::codec::TextCodec;
 use crate::models::network::{Decoder, DecoderSpec};
 use crate::models::weights::{Files, Tensors, check_memory, free_memory};
-use crate::models::{Embedded, card};
+use crate::models::{Embedded, model_info};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
@@ -28,20 +28,18 @@ pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, watch: Watch, embe
             let _ = outbox.send(FromWorker::Loaded(inspect(&source, &settings, embedded)));
             return;
         }
-        Ok(ToDecoder::Generate(_) | ToDecoder::Language(_) | ToDecoder::Ping { .. }) => {
-            Err(Error::Internal("a decoder loads first".into()))
-        }
+        Ok(ToDecoder::Generate(_) | ToDecoder::Codec(_) | ToDecoder::Ping { .. }) => Err(Error::Internal("a decoder loads first".into())),
         Err(_) => return,
     };
-    let (card, mut batch) = match loaded {
+    let (model_info, mut batch) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
             let _ = outbox.send(FromWorker::Loaded(Err(error)));
             return;
         }
     };
-    faults::at(Point::LoadEnd, None);
-    if outbox.send(FromWorker::Loaded(Ok(card))).is_ok() {
+    failpoints::at(Point::LoadEnd, None);
+    if outbox.send(FromWorker::Loaded(Ok(model_info))).is_ok() {
         // Its only error is that the front is gone.
         let _ = serve(&inbox, &mut batch);
     }
@@ -65,13 +63,13 @@ fn serve(inbox: &Receiver<ToDecoder>, batch: &mut Batch<Cpu>) -> std::result::Re
     }
 }
 
-fn inspect(source: &ModelSource, settings: &Settings, embedded: Option<Embedded>) -> Result<Card> {
-    faults::check(Point::Inspect, None).map_err(|fault| Error::Internal(fault.to_string()))?;
+fn inspect(source: &ModelSource, settings: &Settings, embedded: Option<Embedded>) -> Result<ModelInfo> {
+    failpoints::check(Point::Inspect, None).map_err(|fault| Error::Internal(fault.to_string()))?;
     let files = Files::open(source, embedded)?;
     let spec = DecoderSpec::parse(&files)?;
     let tensors = Tensors::open(&files)?;
     tensors.expect(&spec.parameters())?;
-    Ok(card(&files, &tensors, &spec, &Language::open(&files, &spec)?, settings)?)
+    Ok(model_info(&files, &tensors, &spec, &TextCodec::open(&files, &spec)?, settings)?)
 }
 
 fn load(
@@ -81,12 +79,12 @@ fn load(
     settings: &Settings,
     watch: Watch,
     embedded: Option<Embedded>,
-) -> Result<(Card, Batch<Cpu>)> {
-    faults::check(Point::LoadFiles, None).map_err(|fault| Error::Internal(fault.to_string()))?;
+) -> Result<(ModelInfo, Batch<Cpu>)> {
+    failpoints::check(Point::LoadFiles, None).map_err(|fault| Error::Internal(fault.to_string()))?;
     let files = Files::open(source, embedded)?;
     let spec = DecoderSpec::parse(&files)?;
     let bytes = files.weight_bytes();
-    let beside = spec.cache_bytes(CACHE_TOKENS.min(spec.context), settings.activations) + WORKING_BYTES;
+    let beside = spec.cache_bytes(CACHE_TOKENS.min(spec.context_length), settings.activations) + WORKING_BYTES;
     // Nearly what the weights take, and known before anything in the files is believed.
     check_memory(bytes + beside)?;
     let tensors = Tensors::open(&files)?;
@@ -103,18 +101,18 @@ fn load(
     };
     let decoder = Decoder::load(spec, &tensors, backend, &mut progress)?;
     // Meanwhile the prompter has read the tokenizer. Requests come only after `Loaded`, so nothing else is sent before.
-    let language = loop {
+    let codec = loop {
         match inbox.recv() {
-            Ok(ToDecoder::Language(language)) => break language?,
+            Ok(ToDecoder::Codec(codec)) => break codec?,
             Ok(ToDecoder::Ping { id }) => drop(outbox.send(FromWorker::Pong { id, status: Default::default() })),
             Ok(ToDecoder::Load { .. } | ToDecoder::Inspect { .. } | ToDecoder::Generate(_)) | Err(_) => {
                 return Err(Error::Internal("a decoder waits for its tokenizer".into()));
             }
         }
     };
-    let card = card(&files, &tensors, &decoder.spec, &language, settings)?;
+    let model_info = model_info(&files, &tensors, &decoder.spec, &codec, settings)?;
     // What ended may keep its share, and what runs has the rest.
     let free = free_memory().map_or(u64::MAX, |free| free.saturating_sub(settings.cache_bytes + WORKING_BYTES));
     let room = free / decoder.spec.cache_bytes(1, settings.activations);
-    Ok((card, Batch::new(decoder, Arc::clone(&language), settings.cache_bytes as usize, room, outbox.clone(), watch)))
+    Ok((model_info, Batch::new(decoder, Arc::clone(&codec), settings.cache_bytes as usize, room, outbox.clone(), watch)))
 }

@@ -15,7 +15,7 @@ mod wire;
 pub use pipe::{over_pipe, tell_panics_without_prompts};
 
 use super::{FromWorker, ModelSource, Question, Replay, Request, Settings, ToWorker};
-use crate::models::{Embedded, language::Language};
+use crate::models::{Embedded, codec::TextCodec};
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -86,7 +86,7 @@ pub(crate) enum ToDecoder {
         settings: Settings,
     },
     /// Comes once, from the prompter, whatever came of it.
-    Language(crate::models::Result<Arc<Language>>),
+    Codec(crate::models::Result<Arc<TextCodec>>),
     Generate(Box<Prepared>),
     /// Answered with `Pong` between two steps.
     Ping {

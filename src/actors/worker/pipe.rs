@@ -2,7 +2,7 @@
 
 use super::{Gone, Outbox, run, said};
 use crate::actors::{FromWorker, ModelError, ToWorker, frame};
-use crate::faults::{self, Point};
+use crate::failpoints::{self, Point};
 use crate::models::Embedded;
 use std::{
     fs::File,
@@ -16,7 +16,7 @@ use std::{
 
 /// The process of a worker. It ends with its stdin, which is when the front has closed it or is gone.
 pub fn over_pipe(embedded: Option<Embedded>) -> ! {
-    faults::at(Point::WorkerStart, None);
+    failpoints::at(Point::WorkerStart, None);
     let (stdin, stdout) = match private_descriptors() {
         Ok(files) => files,
         Err(error) => {
@@ -54,9 +54,9 @@ fn frames(mut input: impl Read, end: impl Fn(i32)) -> impl Iterator<Item = ToWor
 }
 
 fn read(input: &mut impl Read) -> Result<Option<ToWorker>, frame::Error> {
-    faults::check(Point::WorkerReadBefore, None)?;
+    failpoints::check(Point::WorkerReadBefore, None)?;
     let message = frame::read(input)?;
-    faults::check(Point::WorkerReadAfter, None)?;
+    failpoints::check(Point::WorkerReadAfter, None)?;
     Ok(message)
 }
 
@@ -87,9 +87,9 @@ fn outbox(output: impl Write + Send + 'static, end: impl Fn(i32) + Send + Sync +
 }
 
 fn write(output: &mut impl Write, frame: &[u8]) -> io::Result<()> {
-    faults::write(Point::WorkerWriteBefore, output, frame)?;
+    failpoints::write(Point::WorkerWriteBefore, output, frame)?;
     output.write_all(frame).and_then(|()| output.flush())?;
-    faults::check(Point::WorkerWriteAfter, None)
+    failpoints::check(Point::WorkerWriteAfter, None)
 }
 
 /// For the whole process: the default hook prints the message, and a formatted one may quote a prompt.

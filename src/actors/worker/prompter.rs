@@ -2,8 +2,8 @@
 
 use super::{Job, Outbox, Prepared, ToDecoder, ToPrompter, Watch};
 use crate::actors::{Answer, End, Error, FinishReason, FromWorker, ModelSource, Prompt, Question, Rendered, Result, Usage};
-use crate::faults::{self, Point};
-use crate::models::language::Language;
+use crate::failpoints::{self, Point};
+use crate::models::codec::TextCodec;
 use crate::models::network::DecoderSpec;
 use crate::models::weights::Files;
 use crate::models::{self, Embedded};
@@ -18,18 +18,18 @@ pub(super) fn run(
     watch: Watch,
     embedded: Option<Embedded>,
 ) {
-    let mut language = Err(Error::Internal("a worker is asked before it has a model".into()));
+    let mut codec = Err(Error::Internal("a worker is asked before it has a model".into()));
     for message in inbox {
         // Where the decoder or the front is gone, this worker is ending, and so does the inbox.
         match message {
             ToPrompter::Load { source } => {
                 let loaded = open(&source, embedded).map(Arc::new);
-                let _ = to_decoder.send(ToDecoder::Language(loaded.clone()));
-                language = loaded.map_err(Error::Model);
+                let _ = to_decoder.send(ToDecoder::Codec(loaded.clone()));
+                codec = loaded.map_err(Error::Model);
             }
-            ToPrompter::Generate(job) => generate(job, &language, &to_decoder, &outbox, &watch),
+            ToPrompter::Generate(job) => generate(job, &codec, &to_decoder, &outbox, &watch),
             ToPrompter::Ask { id, question } => {
-                let answer = language.clone().and_then(|language| watch.during(id, || answer(&language, question)));
+                let answer = codec.clone().and_then(|codec| watch.during(id, || answer(&codec, question)));
                 let _ = outbox.send(FromWorker::Answer { id, answer });
             }
         }
@@ -37,13 +37,13 @@ pub(super) fn run(
 }
 
 /// What can be known of a model's texts without its weights.
-fn open(source: &ModelSource, embedded: Option<Embedded>) -> models::Result<Language> {
-    faults::check(Point::LoadTokenizer, None).map_err(|fault| models::Error::Unsupported(fault.to_string()))?;
+fn open(source: &ModelSource, embedded: Option<Embedded>) -> models::Result<TextCodec> {
+    failpoints::check(Point::LoadTokenizer, None).map_err(|fault| models::Error::Unsupported(fault.to_string()))?;
     let files = Files::open(source, embedded)?;
-    Language::open(&files, &DecoderSpec::parse(&files)?)
+    TextCodec::open(&files, &DecoderSpec::parse(&files)?)
 }
 
-fn generate(job: Job, language: &Result<Arc<Language>>, to_decoder: &SyncSender<ToDecoder>, outbox: &Outbox, watch: &Watch) {
+fn generate(job: Job, codec: &Result<Arc<TextCodec>>, to_decoder: &SyncSender<ToDecoder>, outbox: &Outbox, watch: &Watch) {
     if job.is_cancelled() {
         let queue_us = job.arrived.elapsed().as_micros() as u64;
         let usage = Usage { queue_us, ..Usage::default() };
@@ -52,7 +52,7 @@ fn generate(job: Job, language: &Result<Arc<Language>>, to_decoder: &SyncSender<
         return;
     }
     let seed = Some(job.request.sampling.seed);
-    let prompt = language.clone().and_then(|language| watch.during(job.id, || encode(&language, &job.request.prompt, seed)));
+    let prompt = codec.clone().and_then(|codec| watch.during(job.id, || encode(&codec, &job.request.prompt, seed)));
     let _ = match prompt {
         Ok(prompt) => to_decoder.send(ToDecoder::Generate(Box::new(Prepared { job, prompt }))).map_err(|_| super::Gone),
         Err(error) => outbox.send(FromWorker::End { id: job.id, end: End::Failed(error) }),
@@ -60,19 +60,19 @@ fn generate(job: Job, language: &Result<Arc<Language>>, to_decoder: &SyncSender<
 }
 
 /// A prompt's tokens; `seed` is that of its request, if it has one.
-fn encode(language: &Language, prompt: &Prompt, seed: Option<u64>) -> Result<Vec<u32>> {
-    let parts = guarded("template", Point::Template, seed, || language.render(prompt))?;
-    guarded("tokenizer", Point::Tokenizer, seed, || language.tokens(&parts))
+fn encode(codec: &TextCodec, prompt: &Prompt, seed: Option<u64>) -> Result<Vec<u32>> {
+    let parts = guarded("template", Point::Template, seed, || codec.render(prompt))?;
+    guarded("tokenizer", Point::Tokenizer, seed, || codec.tokens(&parts))
 }
 
-fn answer(language: &Language, question: Question) -> Result<Answer> {
-    let tokenizer = &language.tokenizer;
+fn answer(codec: &TextCodec, question: Question) -> Result<Answer> {
+    let tokenizer = &codec.tokenizer;
     let decode = |tokens: &[u32]| guarded("tokenizer", Point::Tokenizer, None, || tokenizer.decode(tokens));
     Ok(match question {
         Question::Tokenize(text) => Answer::Tokens(guarded("tokenizer", Point::Tokenizer, None, || tokenizer.encode(&text))?),
         Question::Detokenize(tokens) => Answer::Text(decode(&tokens)?),
         Question::Render(prompt) => {
-            let tokens = encode(language, &prompt, None)?;
+            let tokens = encode(codec, &prompt, None)?;
             let control = (0..).zip(&tokens).filter(|(_, id)| tokenizer.is_control(**id)).map(|(index, _)| index).collect();
             Answer::Rendered(Rendered { text: decode(&tokens)?, tokens, control })
         }
@@ -83,7 +83,7 @@ fn answer(language: &Language, question: Question) -> Result<Answer> {
 /// to make anew.
 fn guarded<T>(stage: &str, point: Point, seed: Option<u64>, work: impl FnOnce() -> models::Result<T>) -> Result<T> {
     let work = || {
-        faults::check(point, seed).map_err(|fault| models::Error::Unsupported(fault.to_string()))?;
+        failpoints::check(point, seed).map_err(|fault| models::Error::Unsupported(fault.to_string()))?;
         work()
     };
     let walled = catch_unwind(AssertUnwindSafe(work)).map_err(|_| {

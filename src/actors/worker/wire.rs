@@ -2,7 +2,7 @@
 
 use super::{FromWorker, Job, Outbox, Question, ToDecoder, ToPrompter, ToWorker};
 use crate::actors::{End, Error, WIRE};
-use crate::faults::{self, Point};
+use crate::failpoints::{self, Point};
 use std::{
     collections::HashMap,
     sync::{
@@ -20,7 +20,7 @@ pub(super) fn run(
     to_decoder: SyncSender<ToDecoder>,
 ) {
     let mut wire = Wire { outbox, to_prompter, to_decoder, cancels: HashMap::new() };
-    faults::at(Point::WorkerHello, None);
+    failpoints::at(Point::WorkerHello, None);
     // Who is gone is not told anything; that the link has ended is seen where it is read.
     let _ = outbox.send(FromWorker::Hello { wire: WIRE });
     for message in inbox {

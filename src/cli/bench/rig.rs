@@ -4,7 +4,7 @@ use super::limits::Forms;
 use super::table::median;
 use souffleur::actors::{Activations, Embedded, ModelSource};
 use souffleur::models::backend::cpu::{Cache, Cpu};
-use souffleur::models::backend::{Backend, Draw, Span};
+use souffleur::models::backend::{Backend, SampleRequest, Span};
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::sampler::Sampler;
 use souffleur::models::weights::{Files, Parameter, Tensors};
@@ -56,9 +56,9 @@ impl Rig {
         let mut backend = Cpu::new(&spec, threads, activations)?;
         let weight_bytes = Decoder::<Cpu>::weight_bytes(&spec, &tensors)?;
         let position_bytes = spec.cache_bytes(1, activations);
-        let context = spec.context;
+        let context = spec.context_length;
         let mut size = Size { weight_bytes, step_bytes: weight_bytes, token_products: 0, head_products: 0, context, position_bytes };
-        let (embedding, head) = (spec.names.embedding, if spec.tied { spec.names.embedding } else { spec.names.head });
+        let (embedding, head) = (spec.names.embedding, if spec.tied { spec.names.embedding } else { spec.names.lm_head });
         let mut forms = Forms::default();
         for parameter in spec.parameters() {
             let Parameter::Matrix { base, rows, columns } = parameter else { continue };
@@ -92,7 +92,7 @@ impl Rig {
     }
 
     fn text(&mut self, tokens: usize) -> Text {
-        let vocabulary = self.decoder.spec.vocabulary;
+        let vocabulary = self.decoder.spec.vocab_size;
         Text {
             tokens: (0..tokens).map(|i| ((i * 7919 + 13) % vocabulary.min(10_000)) as u32).collect(),
             computed: 0,
@@ -112,7 +112,7 @@ impl Rig {
             grown.push((end, end == tokens.len()));
             if end == tokens.len() {
                 rows.push(row - 1);
-                draws.push(Draw { sampler, tokens });
+                draws.push(SampleRequest { sampler, tokens });
             }
         }
         let logits = self.decoder.step(&mut spans, &rows);

@@ -18,7 +18,7 @@ pub struct Span<'a, C> {
 }
 
 /// One choice of a next token: which row of the logits, by which sampler, after which tokens.
-pub struct Draw<'a> {
+pub struct SampleRequest<'a> {
     pub sampler: &'a mut Sampler,
     pub tokens: &'a [u32],
 }
@@ -63,7 +63,7 @@ pub trait Backend: Sized {
     /// The chosen rows of `x`.
     fn select(&mut self, x: Self::Tensor, rows: &[usize]) -> Self::Tensor;
     /// One token for each row of `logits`. A sampler that panics fails its own row only.
-    fn sample(&mut self, logits: Self::Tensor, draws: &mut [Draw<'_>]) -> Vec<Result<Sampled>>;
+    fn sample(&mut self, logits: Self::Tensor, draws: &mut [SampleRequest<'_>]) -> Vec<Result<Sampled>>;
     /// Rows of a tensor, for tests and tools.
     fn read(&mut self, x: &Self::Tensor) -> Vec<Vec<f32>>;
 }

@@ -43,7 +43,7 @@ impl Config {
     }
 
     /// Beside the sizes, or as transformers 5 writes it, in an object of its own.
-    pub(super) fn rope_base(&self) -> Result<f32> {
+    pub(super) fn rope_theta(&self) -> Result<f32> {
         self.must_be("rope_scaling", Value::Null)?;
         let beside = self.number_or("rope_theta", 10_000.0)?;
         let Some(Value::Object(own)) = self.0.get("rope_parameters") else { return Ok(beside) };
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_base_of_the_rotation_is_read_where_either_transformers_writes_it() {
-        let base = |json: &str| Config::parse(json.as_bytes()).unwrap().rope_base();
+        let base = |json: &str| Config::parse(json.as_bytes()).unwrap().rope_theta();
         assert_eq!(base("{}"), Ok(1e4));
         assert_eq!(base(r#"{"rope_theta": 500000}"#), Ok(5e5));
         assert_eq!(base(r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}"#), Ok(1e6));

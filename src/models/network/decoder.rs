@@ -1,7 +1,7 @@
 //! The one decoder that runs every `DecoderSpec`.
 
 use super::DecoderSpec;
-use crate::faults::{self, Point};
+use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, Norm, Span};
 use crate::models::weights::{Matrix, Parameter, Tensors};
 use crate::models::{Error, Result};
@@ -49,8 +49,8 @@ impl<B: Backend> Decoder<B> {
         let total = parameters.iter().map(Parameter::elements).sum();
         let mut load = Load { spec: &spec, tensors, backend, done: 0, total, progress };
         let names = spec.names.clone();
-        let embedding = load.matrix(names.embedding.into(), spec.vocabulary, spec.width)?;
-        let (q, kv) = (spec.heads * spec.head_size, spec.kv_heads * spec.head_size);
+        let embedding = load.matrix(names.embedding.into(), spec.vocab_size, spec.hidden_size)?;
+        let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let mut layers = Vec::with_capacity(spec.layers);
         for index in 0..spec.layers {
             let at = |name: &str| spec.layer_name(index, name);
@@ -59,7 +59,7 @@ impl<B: Backend> Decoder<B> {
                 qkv: [
                     load.rotated(at(names.qkv[0]), q)?,
                     load.rotated(at(names.qkv[1]), kv)?,
-                    load.matrix(at(names.qkv[2]), kv, spec.width)?,
+                    load.matrix(at(names.qkv[2]), kv, spec.hidden_size)?,
                 ],
                 qkv_bias: match names.qkv_bias {
                     Some([q_bias, k_bias, v_bias]) => {
@@ -67,15 +67,15 @@ impl<B: Backend> Decoder<B> {
                     }
                     None => None,
                 },
-                output: load.matrix(at(names.output), spec.width, q)?,
+                output: load.matrix(at(names.attn_output), spec.hidden_size, q)?,
                 mlp_norm: load.norm(at(names.mlp_norm))?,
-                gate: load.matrix(at(names.gate), spec.hidden, spec.width)?,
-                up: load.matrix(at(names.up), spec.hidden, spec.width)?,
-                down: load.matrix(at(names.down), spec.width, spec.hidden)?,
+                gate: load.matrix(at(names.gate), spec.intermediate_size, spec.hidden_size)?,
+                up: load.matrix(at(names.up), spec.intermediate_size, spec.hidden_size)?,
+                down: load.matrix(at(names.down), spec.hidden_size, spec.intermediate_size)?,
             });
         }
         let norm = load.norm(names.norm.into())?;
-        let head = if spec.tied { None } else { Some(load.matrix(names.head.into(), spec.vocabulary, spec.width)?) };
+        let head = if spec.tied { None } else { Some(load.matrix(names.lm_head.into(), spec.vocab_size, spec.hidden_size)?) };
         let backend = load.backend;
         Ok(Self { backend, embedding, layers, norm, head, spec })
     }
@@ -129,14 +129,14 @@ impl<B: Backend> Load<'_, B> {
 
     /// A projection to q or k, whose rows the decoder rotates by halves of a head.
     fn rotated(&mut self, base: String, rows: usize) -> Result<B::Matrix> {
-        let matrix = self.tensors.matrix(&base, rows, self.spec.width, self.spec.quantization(&base))?;
-        let matrix = if self.spec.paired { matrix.unpaired(self.spec.head_size) } else { matrix };
+        let matrix = self.tensors.matrix(&base, rows, self.spec.hidden_size, self.spec.quantization(&base))?;
+        let matrix = if self.spec.rope_interleaved { matrix.unpaired(self.spec.head_dim) } else { matrix };
         self.pack(base, matrix)
     }
 
     fn pack(&mut self, base: String, matrix: Matrix<'_>) -> Result<B::Matrix> {
         let (rows, columns) = matrix.shape();
-        faults::check(Point::LoadPack, None).map_err(|fault| self.tensors.error(&base, fault))?;
+        failpoints::check(Point::LoadPack, None).map_err(|fault| self.tensors.error(&base, fault))?;
         let weight = self.backend.matrix(&matrix).map_err(|e| match e {
             Error::Unsupported(reason) => self.tensors.error(&format!("{base}.weight"), reason),
             other => other,
@@ -147,7 +147,7 @@ impl<B: Backend> Load<'_, B> {
     }
 
     fn norm(&mut self, name: String) -> Result<Norm<B>> {
-        Ok(Norm { weight: self.vector(name, self.spec.width)?, epsilon: self.spec.norm_epsilon })
+        Ok(Norm { weight: self.vector(name, self.spec.hidden_size)?, epsilon: self.spec.norm_epsilon })
     }
 
     fn vector(&mut self, name: String, length: usize) -> Result<B::Vector> {

@@ -1,22 +1,25 @@
 //! What GGUF's metadata say of a network, by keys that all architectures share.
 
-use super::{CONTEXT_MAX, DecoderSpec, HEAD_SIZE_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, Names, VOCABULARY_MAX, WIDTH_MAX, check_heads};
+use super::{
+    CONTEXT_LENGTH_MAX, DecoderSpec, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX,
+    WeightNames, check_heads,
+};
 use crate::models::Result;
 use crate::models::weights::{Gguf, Value};
 
-pub(super) const NAMES: Names = Names {
+pub(super) const NAMES: WeightNames = WeightNames {
     embedding: "token_embd",
     layers: "blk",
     attention_norm: "attn_norm.weight",
     qkv: ["attn_q", "attn_k", "attn_v"],
     qkv_bias: None,
-    output: "attn_output",
+    attn_output: "attn_output",
     mlp_norm: "ffn_norm.weight",
     gate: "ffn_gate",
     up: "ffn_up",
     down: "ffn_down",
     norm: "output_norm.weight",
-    head: "output",
+    lm_head: "output",
 };
 
 /// Keys that change the arithmetic in a way this network does not know, unless they have this value.
@@ -63,14 +66,14 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     if gguf.tensors.iter().any(|tensor| tensor.name == "rope_freqs.weight") {
         return Err(gguf.error("rope_freqs.weight", "rotary frequencies of a model's own are not supported"));
     }
-    let width = size("embedding_length", WIDTH_MAX)?;
+    let hidden_size = size("embedding_length", HIDDEN_SIZE_MAX)?;
     let heads = size("attention.head_count", HEADS_MAX)?;
     let kv_heads = gguf.size_or(&key("attention.head_count_kv"), HEADS_MAX, heads)?;
-    let head_size = gguf.size_or(&key("attention.key_length"), HEAD_SIZE_MAX, width / heads)?;
-    check_heads(heads, kv_heads, head_size).map_err(|reason| gguf.error(&key("attention.head_count_kv"), reason))?;
+    let head_dim = gguf.size_or(&key("attention.key_length"), HEAD_DIM_MAX, hidden_size / heads)?;
+    check_heads(heads, kv_heads, head_dim).map_err(|reason| gguf.error(&key("attention.head_count_kv"), reason))?;
     for name in ["attention.value_length", "rope.dimension_count"] {
-        if gguf.size_or(&key(name), HEAD_SIZE_MAX, head_size)? != head_size {
-            return Err(gguf.error(&key(name), format!("is not supported; only {head_size} is, the size of a head")));
+        if gguf.size_or(&key(name), HEAD_DIM_MAX, head_dim)? != head_dim {
+            return Err(gguf.error(&key(name), format!("is not supported; only {head_dim} is, the size of a head")));
         }
     }
     let mut eos = Vec::new();
@@ -80,19 +83,19 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     Ok(DecoderSpec {
         architecture: architecture.into(),
         layers: size("block_count", LAYERS_MAX)?,
-        width,
-        hidden: size("feed_forward_length", HIDDEN_MAX)?,
+        hidden_size,
+        intermediate_size: size("feed_forward_length", INTERMEDIATE_SIZE_MAX)?,
         heads,
         kv_heads,
-        head_size,
-        vocabulary: vocabulary(gguf)?,
-        context: size("context_length", CONTEXT_MAX)?,
+        head_dim,
+        vocab_size: vocabulary(gguf)?,
+        context_length: size("context_length", CONTEXT_LENGTH_MAX)?,
         norm_epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)?,
-        rope_base: gguf.number_or(&key("rope.freq_base"), 10_000.0)?,
+        rope_theta: gguf.number_or(&key("rope.freq_base"), 10_000.0)?,
         tied: gguf.tensors.iter().all(|tensor| tensor.name != "output.weight"),
         eos,
         names: NAMES,
-        paired: false,
+        rope_interleaved: false,
         quantization: None,
         overrides: Vec::new(),
     })
@@ -103,8 +106,8 @@ fn vocabulary(gguf: &Gguf<'_>) -> Result<usize> {
     let name = "token_embd.weight";
     let embedding = gguf.tensors.iter().find(|tensor| tensor.name == name).ok_or_else(|| gguf.error(name, "missing"))?;
     let rows = match *embedding.shape {
-        [rows, _] if rows <= VOCABULARY_MAX => rows,
-        _ => return Err(gguf.error(name, format!("shape {:?}; supported are up to {VOCABULARY_MAX} rows", embedding.shape))),
+        [rows, _] if rows <= VOCAB_SIZE_MAX => rows,
+        _ => return Err(gguf.error(name, format!("shape {:?}; supported are up to {VOCAB_SIZE_MAX} rows", embedding.shape))),
     };
     let key = "tokenizer.ggml.tokens";
     match gguf.list(key)?.len() {

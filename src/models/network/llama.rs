@@ -2,32 +2,33 @@
 //! SmolLM2 and many more have this shape. Scaled rotations, as of Llama 3.1 and DeepSeek-Coder, are refused.
 
 use super::{
-    CONTEXT_MAX, Config, DecoderSpec, HEAD_SIZE_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, Names, VOCABULARY_MAX, WIDTH_MAX, check_heads, gguf,
+    CONTEXT_LENGTH_MAX, Config, DecoderSpec, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX,
+    WeightNames, check_heads, gguf,
 };
 use crate::models::Result;
 use crate::models::weights::Gguf;
 
-pub(super) const NAMES: Names = Names {
+pub(super) const NAMES: WeightNames = WeightNames {
     embedding: "model.embed_tokens",
     layers: "model.layers",
     attention_norm: "input_layernorm.weight",
     qkv: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     qkv_bias: None,
-    output: "self_attn.o_proj",
+    attn_output: "self_attn.o_proj",
     mlp_norm: "post_attention_layernorm.weight",
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
     down: "mlp.down_proj",
     norm: "model.norm.weight",
-    head: "lm_head",
+    lm_head: "lm_head",
 };
 
 pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
-    let width = config.size("hidden_size", WIDTH_MAX)?;
+    let hidden_size = config.size("hidden_size", HIDDEN_SIZE_MAX)?;
     let heads = config.size("num_attention_heads", HEADS_MAX)?;
     let kv_heads = config.size_or("num_key_value_heads", HEADS_MAX, heads)?;
-    let head_size = config.size_or("head_dim", HEAD_SIZE_MAX, width / heads)?;
-    check_heads(heads, kv_heads, head_size).map_err(|reason| config.error("num_key_value_heads", reason))?;
+    let head_dim = config.size_or("head_dim", HEAD_DIM_MAX, hidden_size / heads)?;
+    check_heads(heads, kv_heads, head_dim).map_err(|reason| config.error("num_key_value_heads", reason))?;
     config.must_be("hidden_act", "silu".into())?;
     config.must_be("attention_bias", false.into())?;
     config.must_be("mlp_bias", false.into())?;
@@ -35,19 +36,19 @@ pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
     Ok(DecoderSpec {
         architecture: "llama".into(),
         layers: config.size("num_hidden_layers", LAYERS_MAX)?,
-        width,
-        hidden: config.size("intermediate_size", HIDDEN_MAX)?,
+        hidden_size,
+        intermediate_size: config.size("intermediate_size", INTERMEDIATE_SIZE_MAX)?,
         heads,
         kv_heads,
-        head_size,
-        vocabulary: config.size("vocab_size", VOCABULARY_MAX)?,
-        context: config.size_or("max_position_embeddings", CONTEXT_MAX, 2048)?,
+        head_dim,
+        vocab_size: config.size("vocab_size", VOCAB_SIZE_MAX)?,
+        context_length: config.size_or("max_position_embeddings", CONTEXT_LENGTH_MAX, 2048)?,
         norm_epsilon: config.number_or("rms_norm_eps", 1e-6)?,
-        rope_base: config.rope_base()?,
+        rope_theta: config.rope_theta()?,
         tied: config.flag_or("tie_word_embeddings", false)?,
         eos: config.eos(),
         names: NAMES,
-        paired: false,
+        rope_interleaved: false,
         quantization,
         overrides,
     })
@@ -55,5 +56,5 @@ pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
 
 pub(super) fn of_gguf(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     // The converter to GGUF pairs the rows that are rotated together, for this architecture and not for others.
-    Ok(DecoderSpec { paired: true, ..gguf::spec(gguf)? })
+    Ok(DecoderSpec { rope_interleaved: true, ..gguf::spec(gguf)? })
 }

@@ -15,13 +15,13 @@ use super::{Activations, Result};
 use config::Config;
 
 /// Beyond these a size in a file is a mistake or an attack; the largest open models stay well below.
-const WIDTH_MAX: usize = 1 << 16;
-const HIDDEN_MAX: usize = 1 << 18;
+const HIDDEN_SIZE_MAX: usize = 1 << 16;
+const INTERMEDIATE_SIZE_MAX: usize = 1 << 18;
 const LAYERS_MAX: usize = 1024;
 const HEADS_MAX: usize = 1024;
-const HEAD_SIZE_MAX: usize = 1024;
-const VOCABULARY_MAX: usize = 1 << 21;
-const CONTEXT_MAX: usize = 1 << 24;
+const HEAD_DIM_MAX: usize = 1024;
+const VOCAB_SIZE_MAX: usize = 1 << 21;
+const CONTEXT_LENGTH_MAX: usize = 1 << 24;
 
 /// A decoder-only network, whole.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,23 +29,23 @@ pub struct DecoderSpec {
     /// `model_type` of `config.json`, `general.architecture` of GGUF.
     pub architecture: String,
     pub layers: usize,
-    pub width: usize,
-    pub hidden: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
     pub heads: usize,
     pub kv_heads: usize,
-    pub head_size: usize,
-    pub vocabulary: usize,
+    pub head_dim: usize,
+    pub vocab_size: usize,
     /// Tokens of prompt and answer together.
-    pub context: usize,
+    pub context_length: usize,
     pub norm_epsilon: f32,
-    pub rope_base: f32,
+    pub rope_theta: f32,
     /// The output head is the embedding table.
     pub tied: bool,
     /// Ids that end a text, as the model's own files have them.
     pub eos: Vec<u32>,
-    pub names: Names,
+    pub names: WeightNames,
     /// The rows of q and k lie as pairs that are rotated together, not as first halves and second halves.
-    pub paired: bool,
+    pub rope_interleaved: bool,
     quantization: Option<Quantization>,
     /// MLX's per-layer overrides by weight name; `None` leaves that weight plain.
     overrides: Vec<(String, Option<Quantization>)>,
@@ -53,20 +53,20 @@ pub struct DecoderSpec {
 
 /// How the weights are called in the files; a layer's names follow `{layers}.{index}.`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names {
+pub struct WeightNames {
     pub embedding: &'static str,
     pub layers: &'static str,
     pub attention_norm: &'static str,
     pub qkv: [&'static str; 3],
     /// Vectors added behind the three, where the network has them.
     pub qkv_bias: Option<[&'static str; 3]>,
-    pub output: &'static str,
+    pub attn_output: &'static str,
     pub mlp_norm: &'static str,
     pub gate: &'static str,
     pub up: &'static str,
     pub down: &'static str,
     pub norm: &'static str,
-    pub head: &'static str,
+    pub lm_head: &'static str,
 }
 
 impl DecoderSpec {
@@ -109,34 +109,34 @@ impl DecoderSpec {
             Activations::Int8 => 2,
             Activations::F32 => 4,
         };
-        (self.layers * self.kv_heads * self.head_size * 2 * element * tokens) as u64
+        (self.layers * self.kv_heads * self.head_dim * 2 * element * tokens) as u64
     }
 
     /// Everything the network is made of, by name and shape.
     pub fn parameters(&self) -> Vec<Parameter> {
         let sized = |name: String, length| Parameter::Vector { name, length };
-        let vector = |name: String| sized(name, self.width);
+        let vector = |name: String| sized(name, self.hidden_size);
         let matrix = |base: String, rows, columns| Parameter::Matrix { base, rows, columns };
         let n = &self.names;
-        let mut all = vec![matrix(n.embedding.into(), self.vocabulary, self.width), vector(n.norm.into())];
+        let mut all = vec![matrix(n.embedding.into(), self.vocab_size, self.hidden_size), vector(n.norm.into())];
         if !self.tied {
-            all.push(matrix(n.head.into(), self.vocabulary, self.width));
+            all.push(matrix(n.lm_head.into(), self.vocab_size, self.hidden_size));
         }
         for index in 0..self.layers {
             let at = |name: &str| self.layer_name(index, name);
-            let (q, kv) = (self.heads * self.head_size, self.kv_heads * self.head_size);
+            let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
             let biases = n.qkv_bias.into_iter().flat_map(|names| names.into_iter().zip([q, kv, kv]));
             all.extend(biases.map(|(name, length)| sized(at(name), length)));
             all.extend([
                 vector(at(n.attention_norm)),
-                matrix(at(n.qkv[0]), q, self.width),
-                matrix(at(n.qkv[1]), kv, self.width),
-                matrix(at(n.qkv[2]), kv, self.width),
-                matrix(at(n.output), self.width, q),
+                matrix(at(n.qkv[0]), q, self.hidden_size),
+                matrix(at(n.qkv[1]), kv, self.hidden_size),
+                matrix(at(n.qkv[2]), kv, self.hidden_size),
+                matrix(at(n.attn_output), self.hidden_size, q),
                 vector(at(n.mlp_norm)),
-                matrix(at(n.gate), self.hidden, self.width),
-                matrix(at(n.up), self.hidden, self.width),
-                matrix(at(n.down), self.width, self.hidden),
+                matrix(at(n.gate), self.intermediate_size, self.hidden_size),
+                matrix(at(n.up), self.intermediate_size, self.hidden_size),
+                matrix(at(n.down), self.hidden_size, self.intermediate_size),
             ]);
         }
         all
@@ -152,11 +152,11 @@ impl DecoderSpec {
 }
 
 /// Heads must share keys and values evenly, and have a size.
-fn check_heads(heads: usize, kv_heads: usize, head_size: usize) -> std::result::Result<(), String> {
+fn check_heads(heads: usize, kv_heads: usize, head_dim: usize) -> std::result::Result<(), String> {
     match () {
         () if !heads.is_multiple_of(kv_heads) => Err(format!("{heads} heads can't share {kv_heads} evenly")),
-        () if head_size == 0 => Err(format!("{heads} heads are more than the network is wide")),
-        () if !head_size.is_multiple_of(2) => Err(format!("heads of {head_size} can't be rotated in pairs")),
+        () if head_dim == 0 => Err(format!("{heads} heads are more than the network is wide")),
+        () if !head_dim.is_multiple_of(2) => Err(format!("heads of {head_dim} can't be rotated in pairs")),
         () => Ok(()),
     }
 }

@@ -1,16 +1,16 @@
 //! Qwen2 and 2.5: Llama's shape with biases on q, k and v.
 
-use super::{Config, DecoderSpec, Names, gguf, llama};
+use super::{Config, DecoderSpec, WeightNames, gguf, llama};
 use crate::models::Result;
 use crate::models::weights::Gguf;
 
 pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
     config.must_be("use_sliding_window", false.into())?;
-    let names = Names { qkv_bias: Some(["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"]), ..llama::NAMES };
+    let names = WeightNames { qkv_bias: Some(["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"]), ..llama::NAMES };
     Ok(DecoderSpec { architecture: "qwen2".into(), names, ..llama::spec(config)? })
 }
 
 pub(super) fn of_gguf(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
-    let names = Names { qkv_bias: Some(["attn_q.bias", "attn_k.bias", "attn_v.bias"]), ..gguf::NAMES };
+    let names = WeightNames { qkv_bias: Some(["attn_q.bias", "attn_k.bias", "attn_v.bias"]), ..gguf::NAMES };
     Ok(DecoderSpec { names, ..gguf::spec(gguf)? })
 }

@@ -15,7 +15,7 @@ pub(crate) use read::read;
 pub(crate) use results::{
     CancelResult, CompletionResult, DetokenizeResult, InitializeResult, Piece, RenderResult, TokenizeResult, WorkDone, logprobs,
 };
-pub(crate) use status::{CardResult, HealthResult, ModelsResult, StatusResult};
+pub(crate) use status::{HealthResult, ModelInfoResult, ModelsResult, StatusResult};
 
 use super::error::Fault;
 use crate::config::Limits;

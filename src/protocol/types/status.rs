@@ -1,12 +1,12 @@
 //! Models and the state of the house, as a peer sees them.
 
-use crate::actors::{Card, DecoderStatus, FimOrder, ModelSource, ModelState, ModelStatus, Status};
+use crate::actors::{DecoderStatus, FimOrder, ModelInfo, ModelSource, ModelState, ModelStatus, Status};
 use serde::Serialize;
 use std::time::Duration;
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct CardResult {
+pub(crate) struct ModelInfoResult {
     name: String,
     architecture: String,
     family: String,
@@ -30,26 +30,26 @@ struct Eos {
     text: String,
 }
 
-impl CardResult {
-    pub(crate) fn new(name: String, card: Card) -> Self {
+impl ModelInfoResult {
+    pub(crate) fn new(name: String, info: ModelInfo) -> Self {
         Self {
             name,
-            architecture: card.architecture,
-            family: card.family,
-            quantization: card.quantization,
-            parameters: card.parameters,
-            weight_bytes: card.weight_bytes,
-            layers: card.layers,
-            width: card.width,
-            vocabulary: card.vocabulary,
-            context: card.context,
-            eos: card.eos.into_iter().map(|(token, text)| Eos { token, text }).collect(),
-            fim: card.fim.map(|order| match order {
+            architecture: info.architecture,
+            family: info.family,
+            quantization: info.quantization,
+            parameters: info.parameters,
+            weight_bytes: info.weight_bytes,
+            layers: info.layers,
+            width: info.hidden_size,
+            vocabulary: info.vocab_size,
+            context: info.context_length,
+            eos: info.eos.into_iter().map(|(token, text)| Eos { token, text }).collect(),
+            fim: info.fim.map(|order| match order {
                 FimOrder::PrefixSuffixMiddle => "prefixSuffixMiddle",
                 FimOrder::SuffixPrefixMiddle => "suffixPrefixMiddle",
             }),
-            backend: card.backend,
-            threads: card.threads,
+            backend: info.backend,
+            threads: info.threads,
         }
     }
 }

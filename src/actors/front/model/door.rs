@@ -2,7 +2,7 @@
 
 use super::{Alive, ModelActor, State};
 use crate::actors::{
-    Card, Death, Error, ModelState, ModelStatus, Result,
+    Death, Error, ModelInfo, ModelState, ModelStatus, Result,
     front::{
         errand::{Errand, InFlight},
         inspect::inspect,
@@ -26,7 +26,7 @@ pub(in crate::actors::front) struct Load;
 pub(in crate::actors::front) struct Loading {
     /// Bytes of weights, done and in all.
     pub(in crate::actors::front) progress: watch::Receiver<(u64, u64)>,
-    pub(in crate::actors::front) outcome: oneshot::Receiver<Result<Card>>,
+    pub(in crate::actors::front) outcome: oneshot::Receiver<Result<ModelInfo>>,
 }
 
 /// Ends the worker; what it has in hand is answered with this. The sender is dropped when the worker's memory is back.
@@ -35,7 +35,7 @@ pub(in crate::actors::front) struct Loading {
 pub(in crate::actors::front) struct Unload(pub(in crate::actors::front) Error);
 
 #[derive(Message)]
-#[rtype(result = "oneshot::Receiver<Result<Card>>")]
+#[rtype(result = "oneshot::Receiver<Result<ModelInfo>>")]
 pub(in crate::actors::front) struct Show;
 
 #[derive(Message)]
@@ -140,7 +140,7 @@ impl Handler<Look> for ModelActor {
             restarts: self.deaths,
             deaths: self.last_deaths.iter().map(|(cause, at)| Death { cause: cause.clone(), ago: at.elapsed() }).collect(),
             last_sign: None,
-            card: self.card.clone(),
+            info: self.model_info.clone(),
             decoder: None,
         };
         let heard = matches!(self.state, State::Alive(_)).then(|| self.heard.subscribe());
@@ -162,10 +162,10 @@ impl Handler<Look> for ModelActor {
 
 impl ModelActor {
     /// A load's outcome, for one more who waits for it.
-    fn outcome(&mut self) -> oneshot::Receiver<Result<Card>> {
+    fn outcome(&mut self) -> oneshot::Receiver<Result<ModelInfo>> {
         let (load, outcome) = oneshot::channel();
-        match (&self.state, &self.card) {
-            (State::Alive(Alive { state: ModelState::Ready, .. }), Some(card)) => drop(load.send(Ok(card.clone()))),
+        match (&self.state, &self.model_info) {
+            (State::Alive(Alive { state: ModelState::Ready, .. }), Some(model_info)) => drop(load.send(Ok(model_info.clone()))),
             (State::Ending { why, .. }, _) => drop(load.send(Err(why.clone()))),
             (State::Alive(_) | State::Unloaded | State::Failed(_), _) => {
                 self.loads.retain(|load| !load.is_closed());

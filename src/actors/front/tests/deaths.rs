@@ -3,7 +3,7 @@
 use super::{GRACE, config, house, model, read, reason, request, until, whole};
 use crate::actors::front::{
     model::ModelActor,
-    script::{LOAD, Plan, STEP, card, text},
+    script::{LOAD, Plan, STEP, model_info, text},
 };
 use crate::actors::{End, Error, FinishReason, ModelState, Question};
 use std::{sync::atomic::Ordering, time::Duration};
@@ -84,7 +84,7 @@ fn a_model_that_keeps_dying_fails_until_it_is_loaded_again() {
         assert_eq!(runtime.ask("a", Question::Tokenize("x".into())).await, Err(failed()));
         let status = model(runtime).await;
         assert_eq!((status.state, status.restarts), (ModelState::Failed, 4));
-        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(card()));
+        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(model_info()));
         whole(1, &read(runtime.complete(request("", 1)).unwrap()).await);
         assert_eq!(world.started.load(Ordering::SeqCst), 4);
     });
@@ -181,7 +181,7 @@ fn a_model_actor_that_panics_loses_its_requests_and_gets_a_successor() {
             runtime.actor("a").await.unwrap().send(Panic).await.unwrap_err();
         };
         let (loaded, ()) = tokio::join!(question, panics);
-        assert_eq!(loaded, Ok(card()));
+        assert_eq!(loaded, Ok(model_info()));
         let end = loop {
             if let Some(end) = reader.next().await.end {
                 break end;

@@ -3,7 +3,7 @@
 use super::{GRACE, config, house, read, request, until, whole};
 use crate::actors::front::{
     Runtime,
-    script::{Plan, STEP, card},
+    script::{Plan, STEP, model_info},
 };
 use crate::actors::{End, Error, ModelState, ModelStatus, Request};
 use crate::models;
@@ -21,7 +21,7 @@ fn refused() -> Error {
 #[test]
 fn a_load_that_takes_long_delays_no_other_model() {
     house(config(), &[Plan::Load, Plan::StallLoading], async |runtime, world| {
-        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(card()));
+        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(model_info()));
         let stream = runtime.complete(request("", 100)).unwrap();
         until(&mut stream.clone(), 1).await;
         let start = Instant::now();
@@ -39,7 +39,7 @@ fn a_load_that_takes_long_delays_no_other_model() {
         let (took, loaded) = tokio::join!(reads, runtime.load("b", |_, _| {}));
         assert!(took < GRACE, "{took:?}");
         // Its stall was seen, and another worker loaded it.
-        assert_eq!(loaded, Ok(card()));
+        assert_eq!(loaded, Ok(model_info()));
         assert!(start.elapsed() >= runtime.limits().decoder_silence);
     });
 }
@@ -56,7 +56,7 @@ fn a_refused_load_leaves_everything_as_it_was() {
         let [a, b] = models(runtime).await;
         assert_eq!((a.state, a.in_flight, b.state), (ModelState::Ready, 1, ModelState::Unloaded));
         // What is loaded is not loaded again, so there is nothing to refuse.
-        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(card()));
+        assert_eq!(runtime.load("a", |_, _| {}).await, Ok(model_info()));
         whole(500, &read(stream).await);
         // Given up, and the load that was to try again is refused: given up as before, for the same reason.
         let failed = || Error::ModelFailed { model: "b".into(), cause: "its thread ended".into() };
@@ -64,7 +64,7 @@ fn a_refused_load_leaves_everything_as_it_was() {
         assert_eq!(runtime.load("b", |_, _| {}).await, Err(refused()));
         assert_eq!(models(runtime).await[1].state, ModelState::Failed);
         assert_eq!(read(runtime.complete(of_b()).unwrap()).await.1, End::Failed(failed()));
-        assert_eq!(runtime.load("b", |_, _| {}).await, Ok(card()));
+        assert_eq!(runtime.load("b", |_, _| {}).await, Ok(model_info()));
         whole(2, &read(runtime.complete(of_b()).unwrap()).await);
         assert_eq!(models(runtime).await[1].state, ModelState::Ready);
     });

@@ -90,7 +90,7 @@ impl Cpu {
             tiles.extend((0..span.tokens.len()).step_by(attention::ROWS).map(tile));
             first += span.tokens.len();
         }
-        let (rows, heads, size) = (q.rows, spec.heads, spec.head_size);
+        let (rows, heads, size) = (q.rows, spec.heads, spec.head_dim);
         let kernels = self.kernels;
         let attention = Arc::new(Attention { q: q.data.clone(), chunks: held.clone(), tiles, shape, layer, heads, kernels });
         let mut y = Tensor::new(rows, heads * size);
@@ -172,7 +172,7 @@ impl Cpu {
             places.extend((span.position..span.position + span.tokens.len()).map(|position| (position, chunk(position))));
         }
         let Some(shape) = spans.first().map(|span| span.cache.shape) else { return };
-        let (rows, size, kernels, rope) = (q.rows, spec.head_size, self.kernels, &self.rope);
+        let (rows, size, kernels, rope) = (q.rows, spec.head_dim, self.kernels, &self.rope);
         let (q_out, k_out): (Shared, Shared) = (q.shared(), k.shared());
         let scale = 1.0 / (size as f32).sqrt();
         each_row(&mut self.pool, rows, &|row| {

@@ -8,7 +8,7 @@
 //! that were never written are zero, and those beyond a sequence's length are finite and masked.
 
 use super::buffer::Buffer;
-use crate::faults::{self, Point};
+use crate::failpoints::{self, Point};
 use std::sync::Arc;
 
 /// Positions of a chunk. Attention is summed chunk by chunk at absolute positions, so it must not depend on the step.
@@ -74,7 +74,7 @@ impl Cache {
     /// Makes `count` positions from `position` on writable: allocates what is missing, copies what is shared.
     pub(super) fn reserve(&mut self, position: usize, count: usize) {
         assert_eq!(position, self.length, "a span goes on where its cache ends");
-        faults::at(Point::Reserve, None);
+        failpoints::at(Point::Reserve, None);
         self.length = position + count;
         self.chunks.resize_with(self.length.div_ceil(CHUNK), || Arc::new(Buffer::zeroed(self.shape.chunk_bytes())));
         for chunk in &mut self.chunks[position / CHUNK..] {

@@ -27,7 +27,7 @@ pub use cache::Cache;
 pub use pack::Packed;
 pub use tensor::Tensor;
 
-use super::{Backend, Draw, Norm, Span};
+use super::{Backend, Norm, SampleRequest, Span};
 use crate::models::network::DecoderSpec;
 use crate::models::weights::Matrix;
 use crate::models::{Activations, Error, Result, Sampled};
@@ -72,10 +72,10 @@ impl Cpu {
 
     fn with_kernels(spec: &DecoderSpec, threads: usize, activations: Activations, kernels: &'static Kernels) -> Result<Self> {
         let group = spec.heads / spec.kv_heads;
-        if !spec.head_size.is_multiple_of(16) || spec.head_size > attention::HEAD_MAX || group > attention::GROUP_MAX {
+        if !spec.head_dim.is_multiple_of(16) || spec.head_dim > attention::HEAD_MAX || group > attention::GROUP_MAX {
             let reason = format!(
                 "heads of {} in groups of {group}; supported are multiples of 16 up to {}, in groups up to {}",
-                spec.head_size,
+                spec.head_dim,
                 attention::HEAD_MAX,
                 attention::GROUP_MAX
             );
@@ -86,7 +86,7 @@ impl Cpu {
             kernels,
             pool: Pool::new(threads),
             activations,
-            rope: Rope::new(spec.rope_base, spec.head_size),
+            rope: Rope::new(spec.rope_theta, spec.head_dim),
             weights: Arena::default(),
             quants: Vec::new(),
             step: None,
@@ -138,7 +138,7 @@ impl Backend for Cpu {
 
     fn cache(&mut self, spec: &DecoderSpec) -> Cache {
         let half = self.activations == Activations::Int8;
-        Cache::new(Shape { layers: spec.layers, kv_heads: spec.kv_heads, head_size: spec.head_size, half })
+        Cache::new(Shape { layers: spec.layers, kv_heads: spec.kv_heads, head_size: spec.head_dim, half })
     }
 
     fn fork(&mut self, cache: &Cache, length: usize) -> Cache {
@@ -216,7 +216,7 @@ impl Backend for Cpu {
         y
     }
 
-    fn sample(&mut self, mut logits: Tensor, draws: &mut [Draw<'_>]) -> Vec<Result<Sampled>> {
+    fn sample(&mut self, mut logits: Tensor, draws: &mut [SampleRequest<'_>]) -> Vec<Result<Sampled>> {
         let rows = Arc::make_mut(&mut logits.data).chunks_exact_mut(logits.width.max(1));
         // Each is taken by the one thread that has its row.
         let choices: Vec<_> = draws.iter_mut().zip(rows).map(|(draw, row)| Mutex::new((draw, row, None))).collect();

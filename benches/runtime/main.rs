@@ -1,0 +1,248 @@
+//! What the house costs on this machine, measured through the real program and its worker on the embedded model.
+//!
+//! `cargo bench --bench runtime -- [first decode gap cancel readers rss ghost] [--seconds N]`
+
+#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+
+mod readers;
+#[path = "../../tests/runtime/support.rs"]
+#[allow(dead_code, reason = "the tests use the rest of it")]
+mod support;
+mod table;
+
+use futures_util::future::join_all;
+use souffleur::actors::{ModelInfo, Reader, Request, Sampling};
+use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::tokenizer::Tokenizer;
+use std::cell::Cell;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::{House, Told, ask, done, endless, hole, text};
+use table::{ms, p99, row, warn_of_other_load};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_souffleur");
+const NAMES: [&str; 7] = ["first", "decode", "gap", "cancel", "readers", "rss", "ghost"];
+const ROUNDS: usize = 5;
+/// Reads as an example file does: well below 64 tokens.
+const EXAMPLE: &str = "fn main() {\n    let name = \"world\";\n    println!(\"Hello, {}!\", ";
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    // Cargo itself says `--bench`.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let seconds = arguments
+        .iter()
+        .position(|argument| argument == "--seconds")
+        .map_or(10, |at| arguments.get(at + 1).and_then(|seconds| seconds.parse().ok()).expect("--seconds takes a whole number"));
+    let wanted: Vec<_> = NAMES.into_iter().filter(|name| arguments.iter().any(|argument| argument == name)).collect();
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown").trim_matches([':', ' ', '\t']);
+    let threads = Cpu::threads_for(0);
+    println!("{processor}, {threads} threads; souffleur {}; median (least to most of n)", env!("CARGO_PKG_VERSION"));
+    for name in if wanted.is_empty() { NAMES.to_vec() } else { wanted } {
+        println!("\n{name}");
+        warn_of_other_load();
+        match name {
+            "first" => first_token(),
+            "decode" => decode().await,
+            "gap" => gap().await,
+            "cancel" => cancel().await,
+            "readers" => readers::readers(Duration::from_secs(seconds)).await,
+            "rss" => rss(),
+            "ghost" => ghost().await,
+            other => unreachable!("{other} is in the list above"),
+        }
+        warn_of_other_load();
+    }
+}
+
+fn endlessly(card: &ModelInfo, prompt: impl Into<String>, tokens_max: u32, seed: u64) -> Request {
+    let sampling = Sampling { temperature: 0.8, seed, logit_bias: endless(card), ..Sampling::default() };
+    Request { sampling, ..ask(text(prompt), tokens_max) }
+}
+
+/// A stream that has been running for a while.
+async fn running(house: &House, card: &ModelInfo) -> Reader {
+    let mut reader = house.runtime.complete(endlessly(card, "def f(x):\n", 1900, 1)).expect("a ticket");
+    Told::default().reach(&mut reader, 20).await;
+    reader
+}
+
+/// From the start of a process to its first byte, and what that is made of.
+fn first_token() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("hello.rs");
+    std::fs::write(&file, EXAMPLE).expect("a file");
+    let mut runs = Vec::new();
+    // The first two bring the program into the page cache.
+    for _ in 0..12 {
+        let start = Instant::now();
+        let mut child =
+            Command::new(PROGRAM).arg("complete").arg(&file).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("a first byte");
+        let first = start.elapsed();
+        let output = child.wait_with_output().expect("it ends");
+        runs.push((ms(first), String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    let mut runs = runs.split_off(2);
+    row("process start to first byte of text", runs.iter().map(|(first, _)| *first).collect(), "ms");
+    row("  of these: a worker's process start to its hello", (0..10).map(|_| hello()).collect(), "ms");
+    row("  of these: tokenizer, while the weights load", (0..10).map(|_| tokenizer()).collect(), "ms");
+    runs.sort_by(|a, b| a.0.total_cmp(&b.0));
+    println!("  the median run said: {}", runs[runs.len() / 2].1);
+}
+
+fn hello() -> f64 {
+    let start = Instant::now();
+    let mut worker = Command::new(PROGRAM).arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    worker.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("a hello");
+    let time = ms(start.elapsed());
+    drop(worker.stdin.take());
+    worker.wait().expect("it ends with its input");
+    time
+}
+
+fn tokenizer() -> f64 {
+    let file = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tokenizer.json")).expect("the embedded model's");
+    let start = Instant::now();
+    Tokenizer::parse(&file, None).expect("it parses");
+    ms(start.elapsed())
+}
+
+async fn decode() {
+    let house = House::warm();
+    let card = house.model_info().await;
+    // Choosing at a temperature costs something for every stream, and none of it is shared.
+    for (how, temperature) in [("at temperature 0.8", 0.8), ("greedy", 0.0)] {
+        let request = |prompt: String, tokens_max, seed| {
+            let mut request = endlessly(&card, prompt, tokens_max, seed);
+            request.sampling.temperature = temperature;
+            request
+        };
+        let sixteen: Vec<_> = (0..16).map(|seed| request(format!("# number {seed}\ndef f(x):\n"), 128, seed)).collect();
+        let (mut ones, mut sixteens, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let usage = house.run(request("def f(x):\n".into(), 256, 1)).await.usage();
+            let one = f64::from(usage.completion_tokens - 1) / (usage.decode_us as f64 / 1e6);
+            let start = Instant::now();
+            let told = join_all(sixteen.iter().map(|request| house.run(request.clone()))).await;
+            let tokens: u32 = told.iter().map(|told| told.usage().completion_tokens).sum();
+            let all = f64::from(tokens) / start.elapsed().as_secs_f64();
+            ones.push(one);
+            sixteens.push(all);
+            ratios.push(all / one);
+        }
+        row(&format!("one stream {how}, 256 tokens"), ones, "tokens/s");
+        row(&format!("16 streams {how}, 128 tokens each, with prompts"), sixteens, "tokens/s");
+        row(&format!("16 streams {how} to one"), ratios, "times");
+    }
+    println!("  largest step: {} sequences", house.decoder().await.step_sequences_max);
+}
+
+async fn gap() {
+    let house = House::warm();
+    let card = house.model_info().await;
+    let (mut largest, mut nearly, mut prefill) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let long = ask(text(house.text_of(1500, 100 + round).await), 1);
+        let mut reader = running(&house, &card).await;
+        let over = Cell::new(false);
+        let reading = async {
+            let start = Instant::now();
+            house.run(long).await;
+            over.set(true);
+            ms(start.elapsed())
+        };
+        let following = async {
+            let mut gaps = Vec::new();
+            while !over.get() {
+                let start = Instant::now();
+                reader.next().await;
+                gaps.push(ms(start.elapsed()));
+            }
+            gaps
+        };
+        let (took, while_reading) = tokio::join!(reading, following);
+        prefill.push(took);
+        largest.push(while_reading.iter().copied().fold(0.0, f64::max));
+        nearly.push(p99(while_reading));
+    }
+    row("largest gap while 1,500 tokens are read beside it", largest, "ms");
+    row("p99 gap while 1,500 tokens are read beside it", nearly, "ms");
+    row("and that reading took", prefill, "ms");
+}
+
+async fn cancel() {
+    let house = House::warm();
+    let card = house.model_info().await;
+    let (mut decoding, mut reading) = (Vec::new(), Vec::new());
+    for round in 0..2 * ROUNDS {
+        let reader = running(&house, &card).await;
+        let start = Instant::now();
+        done(&reader.abandon().wait().await);
+        decoding.push(ms(start.elapsed()));
+
+        let long = ask(text(house.text_of(1500, 200 + round).await), 1);
+        let before = house.decoder().await.rows;
+        let reader = house.runtime.complete(long).expect("a ticket");
+        while house.decoder().await.rows == before {}
+        let start = Instant::now();
+        done(&reader.abandon().wait().await);
+        reading.push(ms(start.elapsed()));
+    }
+    row("abandon to end, while decoding", decoding, "ms");
+    row("abandon to end, while a prompt is read", reading, "ms");
+}
+
+/// The front's own memory: a process that speaks JSON-RPC, with the model loaded and one text written.
+fn rss() {
+    let knows = Command::new(PROGRAM).args(["stdio", "--help"]).stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it starts");
+    if !knows.success() {
+        return println!("  skipped: this program has no `stdio` yet");
+    }
+    let mut front = Command::new(PROGRAM).arg("stdio").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let (mut to, mut from) = (front.stdin.take().expect("piped"), BufReader::new(front.stdout.take().expect("piped")));
+    let calls = [
+        r#"{"jsonrpc":"2.0","id":1,"method":"models/load","params":{"model":"embedded"}}"#,
+        r#"{"jsonrpc":"2.0","id":2,"method":"complete","params":{"prompt":"import os\n","maxTokens":16}}"#,
+    ];
+    for call in calls {
+        writeln!(to, "{call}").expect("it reads");
+        let mut answer = String::new();
+        from.read_line(&mut answer).expect("it answers");
+        if !answer.contains("\"result\"") {
+            println!("  {call} was answered {answer}");
+        }
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", front.id())).unwrap_or_default();
+    for key in ["VmRSS", "RssAnon", "RssFile"] {
+        let kb = status.lines().find_map(|line| line.strip_prefix(key)?.trim_matches([':', '\t', ' ', 'k', 'B']).parse::<f64>().ok());
+        row(&format!("{key} of the front"), vec![kb.unwrap_or(f64::NAN) / 1000.0], "MB");
+    }
+    drop(to);
+    front.wait().expect("it ends with its input");
+}
+
+/// A key is typed in a file that was read before: how long until the ghost text begins, and is whole.
+async fn ghost() {
+    let house = House::warm();
+    let card = house.model_info().await;
+    let mut prefix = format!("{}\ndef total(entries):\n    ", house.text_of(600, 300).await);
+    let suffix = "\n\n\nprint(total([1, 2, 3]))\n";
+    house.run(ask(hole(&prefix, suffix), 1)).await;
+    let (mut first, mut last) = (Vec::new(), Vec::new());
+    for typed in "result = sum(entry.amount for".chars() {
+        prefix.push(typed);
+        let sampling = Sampling { logit_bias: endless(&card), ..Sampling::default() };
+        let start = Instant::now();
+        let (mut told, mut reader) =
+            (Told::default(), house.runtime.complete(Request { sampling, ..ask(hole(&prefix, suffix), 24) }).expect("a ticket"));
+        told.reach(&mut reader, 1).await;
+        first.push(ms(start.elapsed()));
+        told.follow(&mut reader).await;
+        last.push(ms(start.elapsed()));
+    }
+    row("one key later: request to first token", first, "ms");
+    row("one key later: request to the last of 24 tokens", last, "ms");
+}

@@ -1,0 +1,78 @@
+//! Real models: the same texts as llama.cpp's, the same tokens as their own tokenizers, the same logits in two formats.
+//!
+//! Ignored unless asked for, because they need models that `fetch.sh` brings:
+//!
+//! ```sh
+//! tests/real_models/fetch.sh /tmp/models
+//! SOUFFLEUR_MODELS=/tmp/models cargo test --release --test real_models -- --ignored --nocapture
+//! ```
+
+mod answers;
+mod formats;
+mod perplexity;
+mod tokenizers;
+
+use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::backend::{Backend, Span};
+use souffleur::models::codec::TextCodec;
+use souffleur::models::network::{Decoder, DecoderSpec};
+use souffleur::models::weights::{Files, Tensors};
+use souffleur::models::{Activations, ModelSource};
+use std::path::PathBuf;
+
+const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1";
+const CODER_05: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m";
+const CODER_15: &str = "qwen2.5-coder-1.5b-instruct-q4_k_m";
+
+fn folder() -> PathBuf {
+    std::env::var_os("SOUFFLEUR_MODELS").expect("SOUFFLEUR_MODELS names the folder that tests/real_models/fetch.sh filled").into()
+}
+
+fn gguf(model: &str) -> ModelSource {
+    ModelSource::File(folder().join(format!("{model}.gguf")))
+}
+
+struct Model {
+    language: TextCodec,
+    decoder: Decoder<Cpu>,
+}
+
+fn load(source: &ModelSource, activations: Activations) -> Model {
+    let files = Files::open(source, None).expect("files");
+    let spec = DecoderSpec::parse(&files).expect("a spec");
+    let language = TextCodec::open(&files, &spec).expect("a language");
+    let backend = Cpu::new(&spec, 0, activations).expect("a backend");
+    let decoder = Decoder::load(spec, &Tensors::open(&files).expect("tensors"), backend, &mut |_, _| {}).expect("a network");
+    Model { language, decoder }
+}
+
+/// Tells the logits after each of the last `wanted` tokens, in turn: all of them may be gigabytes.
+fn each_logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize, tell: impl FnMut(Vec<f32>)) {
+    let mut cache = decoder.backend.cache(&decoder.spec.clone());
+    let (mut tell, mut position, first) = (tell, 0, tokens.len() - wanted);
+    for part in tokens.chunks(128) {
+        let rows: Vec<usize> = (0..part.len()).filter(|row| position + row >= first).collect();
+        let tensor = decoder.step(&mut [Span { tokens: part, position, cache: &mut cache }], &rows);
+        decoder.backend.read(&tensor).into_iter().for_each(&mut tell);
+        position += part.len();
+    }
+}
+
+/// The logits after each of the last `wanted` tokens.
+fn logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize) -> Vec<Vec<f32>> {
+    let mut all = Vec::new();
+    each_logits(decoder, tokens, wanted, |logits| all.push(logits));
+    all
+}
+
+/// What is taken from a logit to make it a log-probability.
+fn log_total(logits: &[f32]) -> f32 {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    most + logits.iter().map(|x| f64::from(x - most).exp()).sum::<f64>().ln() as f32
+}
+
+/// The likeliest token that is none of `without`.
+fn likeliest(logits: &[f32], without: &[u32]) -> u32 {
+    let all = (0..logits.len() as u32).rev().filter(|id| !without.contains(id));
+    all.max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).expect("a vocabulary")
+}
