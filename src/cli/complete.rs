@@ -3,7 +3,7 @@
 use super::{Log, Models, PATIENCE, load, tell, waiting_for};
 use anyhow::{Context, bail};
 use clap::Args;
-use souffleur::actors::{Embedded, End, Error, FinishReason, News, Prompt, Reader, Request, Runtime, Sampling, Usage};
+use souffleur::actors::{Embedded, End, Error, FinishReason, Prompt, Reader, Request, Runtime, Sampling, Update, Usage};
 use souffleur::models;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -141,7 +141,7 @@ async fn stream(
 }
 
 /// A request for as much of the text as the model has room for, and what comes first.
-async fn begin(runtime: &Runtime, request: &dyn Fn(usize) -> Request) -> anyhow::Result<(Reader, News)> {
+async fn begin(runtime: &Runtime, request: &dyn Fn(usize) -> Request) -> anyhow::Result<(Reader, Update)> {
     let mut part = 1000;
     loop {
         let mut reader = runtime.complete(request(part))?;
@@ -165,7 +165,7 @@ fn read(path: &str) -> std::io::Result<String> {
 }
 
 /// A person at a terminal is told when the prompt takes long to read.
-async fn first_news(reader: &mut Reader) -> News {
+async fn first_news(reader: &mut Reader) -> Update {
     if let Ok(news) = timeout(PATIENCE, reader.next()).await {
         return news;
     }

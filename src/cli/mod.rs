@@ -102,7 +102,7 @@ enum LogFormat {
 
 /// Logs go to stderr, because stdout is the protocol's; also what panics, in front and worker.
 pub(crate) fn log(log: &Log) {
-    worker::tell_panics_without_prompts();
+    worker::log_panics_without_payload();
     let filter = EnvFilter::new(log.filter.as_deref().unwrap_or_default());
     // A line that can't be written is lost; to say so on stderr too would be a panic.
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
