@@ -31,9 +31,8 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) type Launch = Arc<dyn Fn(&str) -> io::Result<Link> + Send + Sync>;
 
 pub(super) fn launch(config: &Config) -> Launch {
-    let embedded = config.embedded;
     match config.isolation.clone() {
-        Isolation::Thread => Arc::new(move |model| Link::thread(model, embedded)),
+        Isolation::Thread { embedded } => Arc::new(move |model| Link::thread(model, embedded)),
         Isolation::Process { program, arguments } => Arc::new(move |_| {
             let mut worker = Command::new(&program);
             worker.args(&arguments).arg("worker");

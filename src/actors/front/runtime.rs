@@ -47,10 +47,11 @@ struct Inner {
 
 impl Runtime {
     /// Starts the actors' thread. Model files are opened only when a request or `load` needs them.
+    ///
+    /// # Errors
+    ///
+    /// `Internal` if the operating system refuses another thread.
     pub fn start(config: Config) -> Result<Self> {
-        if config.models.is_empty() {
-            return Err(Error::Internal("no model is configured".into()));
-        }
         let launch = launch(&config);
         let (started, starting) = sync_channel(1);
         let actors = move || {
@@ -95,7 +96,7 @@ impl Runtime {
 
     /// The model of requests that don't name one: the first that is configured.
     pub fn default_model(&self) -> &str {
-        &self.inner.context.config.models.first().expect("start refuses a configuration without models").name
+        &self.inner.context.config.models.first().expect("`Config::new` refuses an empty list").name
     }
 
     /// Starts a completion and returns its transcript. Loads the model if necessary. Later failures are reported as the

@@ -3,7 +3,7 @@
 use super::{Reader, Runtime};
 use crate::actors::{Answer, End, Error, FinishReason, ModelState, ModelStatus, Prompt, Question, Request, Sampling};
 use crate::config::{Config, Isolation, Limits, Model, RestartLimit};
-use crate::models::{self, ModelSource, Settings};
+use crate::models::{self, ModelSource};
 use fake_worker::{LOAD, Plan, STEP, World, model_info, text};
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -20,15 +20,12 @@ const GRACE: Duration = Duration::from_secs(1);
 
 fn config() -> Config {
     let model = |name: &str| Model { name: name.into(), source: ModelSource::Embedded };
-    Config {
-        models: vec![model("a"), model("b")],
-        embedded: None,
-        isolation: Isolation::Thread,
-        settings: Settings::default(),
-        limits: Limits { requests_in_flight: 16, ..Limits::default() },
-        restarts: RestartLimit { deaths: 3, period: Duration::from_secs(30) },
-        keep_alive: None,
-    }
+    // A program that does not exist: the tests launch fake workers instead.
+    let isolation = Isolation::Process { program: "/nowhere/souffleur".into(), arguments: Vec::new() };
+    let limits = Limits { requests_in_flight: 16, ..Limits::default() };
+    let restarts = RestartLimit { deaths: 3, period: Duration::from_secs(30) };
+    let config = Config::new(vec![model("a"), model("b")], isolation).unwrap();
+    config.with_limits(limits).unwrap().with_restarts(restarts).unwrap()
 }
 
 /// Runs a test on its own runtime and fake workers, and checks that no worker and no permit is left.
@@ -202,7 +199,7 @@ fn unload_ends_the_worker_and_fails_its_requests() {
 #[test]
 fn an_idle_model_is_not_pinged_and_is_unloaded_after_its_keep_alive() {
     let minute = Duration::from_secs(60);
-    with_runtime(Config { keep_alive: Some(minute), ..config() }, &[], async |runtime, world| {
+    with_runtime(config().with_keep_alive(Some(minute)).unwrap(), &[], async |runtime, world| {
         assert_complete(2, &read(runtime.complete(request("", 2)).unwrap()).await);
         sleep(minute - STEP).await;
         assert_eq!(model(runtime).await.state, ModelState::Ready);
@@ -283,8 +280,8 @@ fn shutdown_waits_for_requests_in_flight_and_cancels_those_that_take_longer() {
 
 #[test]
 fn a_runtime_works_without_an_async_runtime_and_ends_with_its_last_clone() {
-    let config = Config { isolation: Isolation::Process { program: "/nowhere/souffleur".into(), arguments: Vec::new() }, ..config() };
-    let runtime = Runtime::start(Config { restarts: RestartLimit { deaths: 0, period: GRACE }, ..config }).unwrap();
+    let config = config().with_restarts(RestartLimit { deaths: 0, period: GRACE }).unwrap();
+    let runtime = Runtime::start(config).unwrap();
     // Without timer and I/O driver: the runtime has its own.
     let caller = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let end = caller.block_on(read(runtime.clone().complete(request("", 1)).unwrap())).1;

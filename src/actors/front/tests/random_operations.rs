@@ -7,7 +7,7 @@ use super::{
 };
 use crate::actors::front::{Completion, Reader, Runtime};
 use crate::actors::{End, Error, FinishReason, Question};
-use crate::config::{Config, RestartLimit};
+use crate::config::RestartLimit;
 use proptest::{collection::vec, option, prelude::*};
 use std::{
     io::Write,
@@ -184,7 +184,8 @@ proptest! {
         let restarts = RestartLimit { deaths: u32::MAX, period: Duration::from_secs(30) };
         let keep_alive = keep_alive.then_some(Duration::from_millis(20));
         let exact = keep_alive.is_none() && shutdown.is_none() && deaths_are_exact(&operations, &plans);
-        with_runtime(Config { restarts, keep_alive, ..config() }, &plans, async |runtime, world| {
+        let config = config().with_restarts(restarts).unwrap().with_keep_alive(keep_alive).unwrap();
+        with_runtime(config, &plans, async |runtime, world| {
             run(runtime, world, operations, shutdown).await;
             // The last death may not have been processed yet.
             while exact && runtime.models().await[0].restarts != world.deaths.load(Ordering::SeqCst) {
