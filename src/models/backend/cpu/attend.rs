@@ -3,8 +3,8 @@
 use super::attention::{self, Job, part_length};
 use super::buffer::Buffer;
 use super::cache::{CHUNK, Cache, Shape};
-use super::product::ROWS_PURE;
-use super::tensor::{Shared, Tensor};
+use super::product::IDEMPOTENT_ROWS_MAX;
+use super::tensor::{Tensor, TensorWriter};
 use super::{Cpu, Scratch, each_row};
 use crate::models::backend::Span;
 use crate::models::network::DecoderSpec;
@@ -93,8 +93,8 @@ impl Cpu {
         let (rows, heads, size) = (q.rows, spec.heads, spec.head_dim);
         let kernels = self.kernels;
         let attention = Arc::new(Attention { q: q.data.clone(), chunks: held.clone(), tiles, shape, layer, heads, kernels });
-        let mut y = Tensor::new(rows, heads * size);
-        if rows <= ROWS_PURE {
+        let mut y = self.tensors.alloc(rows, heads * size);
+        if rows <= IDEMPOTENT_ROWS_MAX {
             self.attend_by_chunks(attention, &mut y)
         } else {
             self.attend_by_tiles(&attention, &mut y)
@@ -119,8 +119,8 @@ impl Cpu {
         // `[row][head][chunk][part]`, of few sizes, or every 256 positions would leave a tensor of its own among the spare ones.
         // What no query sees is some earlier tensor's, and is not merged.
         let chunks = attention.chunks.iter().map(Vec::len).max().unwrap_or(0).next_power_of_two();
-        let mut parts = Tensor::new(y.rows, heads * chunks * part);
-        let (out, count, pieces) = (parts.shared(), pieces.len(), Arc::new(pieces));
+        let mut parts = self.tensors.alloc(y.rows, heads * chunks * part);
+        let (out, count, pieces) = (parts.writer(), pieces.len(), Arc::new(pieces));
         let (computed, of) = (attention.clone(), pieces.clone());
         let compute = move |piece: usize, scratch: &mut Scratch| {
             let Piece { tile, kv_head, chunk } = of[piece];
@@ -129,29 +129,29 @@ impl Cpu {
             // SAFETY: made for this processor; all keys and values were appended by the operation before.
             unsafe { (kernels.attend_chunk)(&job, chunk, &mut scratch.attention, &mut scratch.out) }
         };
-        self.pool.run_pure(count, Box::new(compute), &|piece, scratch| {
+        self.pool.run_idempotent(count, Box::new(compute), &|piece, scratch| {
             let Piece { tile, kv_head, chunk } = pieces[piece];
             let tile = &attention.tiles[tile];
             let job = attention.job(tile, kv_head);
             for query in job.first(chunk)..job.queries() {
                 let (row, head) = (tile.row + query / group, kv_head * group + query % group);
                 // SAFETY: this part is this piece's, which is committed once.
-                let to = unsafe { out.part(((row * heads + head) * chunks + chunk) * part, part) };
+                let to = unsafe { out.slice(((row * heads + head) * chunks + chunk) * part, part) };
                 to.copy_from_slice(&scratch.out[query * part..][..part]);
             }
         });
-        let out = y.shared();
-        each_row(&mut self.pool, y.rows, &|row| {
+        let (rows, out) = (y.rows, y.writer());
+        each_row(&mut self.pool, rows, &|row| {
             for head in 0..heads {
                 let parts = &parts.row(row)[head * chunks * part..][..reaches[row] * part];
                 // SAFETY: made for this processor; a row is one piece's.
-                unsafe { (kernels.merge)(parts, out.part((row * heads + head) * shape.head_size, shape.head_size)) }
+                unsafe { (kernels.merge)(parts, out.slice((row * heads + head) * shape.head_size, shape.head_size)) }
             }
         });
     }
 
     fn attend_by_tiles(&mut self, attention: &Attention, y: &mut Tensor) {
-        let (kv_heads, stride, out) = (attention.shape.kv_heads, y.width, y.shared());
+        let (kv_heads, stride, out) = (attention.shape.kv_heads, y.width, y.writer());
         self.pool.run(attention.tiles.len() * kv_heads, &|piece, scratch| {
             let (tile, kv_head) = (&attention.tiles[piece / kv_heads], piece % kv_heads);
             // SAFETY: made for this processor; all keys and values were appended by the operation before, and these rows'
@@ -173,7 +173,7 @@ impl Cpu {
         }
         let Some(shape) = spans.first().map(|span| span.cache.shape) else { return };
         let (rows, size, kernels, rope) = (q.rows, spec.head_dim, self.kernels, &self.rope);
-        let (q_out, k_out): (Shared, Shared) = (q.shared(), k.shared());
+        let (q_out, k_out): (TensorWriter<'_>, TensorWriter<'_>) = (q.writer(), k.writer());
         let scale = 1.0 / (size as f32).sqrt();
         each_row(&mut self.pool, rows, &|row| {
             let (position, Chunk(chunk)) = places[row];
@@ -182,10 +182,10 @@ impl Cpu {
             // this row.
             unsafe {
                 for head in 0..spec.heads {
-                    (kernels.rotate)(q_out.part((row * spec.heads + head) * size, size), cos, sin, scale);
+                    (kernels.rotate)(q_out.slice((row * spec.heads + head) * size, size), cos, sin, scale);
                 }
                 for head in 0..spec.kv_heads {
-                    let key = k_out.part((row * spec.kv_heads + head) * size, size);
+                    let key = k_out.slice((row * spec.kv_heads + head) * size, size);
                     (kernels.rotate)(key, cos, sin, 1.0);
                     let value = &v.row(row)[head * size..(head + 1) * size];
                     (kernels.append)(chunk, shape, layer, head, position, key, value);

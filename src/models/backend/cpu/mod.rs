@@ -41,6 +41,7 @@ use pool::Pool;
 use rope::Rope;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+use tensor::TensorAllocator;
 
 /// Rows from which the work between two products is worth sharing among threads.
 const ROWS_SHARED: usize = 8;
@@ -58,6 +59,7 @@ pub struct Cpu {
     activations: Activations,
     rope: Rope,
     weights: Arena,
+    tensors: TensorAllocator,
     /// Activations in eight bits, kept for the next product's.
     quants: Vec<Arc<Quants>>,
     /// The caches of the step in hand.
@@ -88,6 +90,7 @@ impl Cpu {
             activations,
             rope: Rope::new(spec.rope_theta, spec.head_dim),
             weights: Arena::default(),
+            tensors: TensorAllocator::default(),
             quants: Vec::new(),
             step: None,
         })
@@ -155,22 +158,22 @@ impl Backend for Cpu {
 
     fn embed(&mut self, table: &Arc<Packed>, spans: &[Span<'_, Cache>]) -> Tensor {
         let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
-        let mut x = Tensor::new(tokens.len(), table.columns);
-        let (kernels, out) = (self.kernels, x.shared());
+        let mut x = self.tensors.alloc(tokens.len(), table.columns);
+        let (kernels, out) = (self.kernels, x.writer());
         each_row(&mut self.pool, tokens.len(), &|row| {
             // SAFETY: each row is written once.
-            unsafe { (kernels.row)(table, tokens[row] as usize, out.part(row * table.columns, table.columns)) };
+            unsafe { (kernels.row)(table, tokens[row] as usize, out.slice(row * table.columns, table.columns)) };
         });
         x
     }
 
     fn norm(&mut self, x: &Tensor, norm: &Norm<Self>) -> Tensor {
-        let mut y = Tensor::new(x.rows, x.width);
-        let out = y.shared();
+        let mut y = self.tensors.alloc(x.rows, x.width);
+        let out = y.writer();
         let kernels = self.kernels;
         each_row(&mut self.pool, x.rows, &|row| {
             // SAFETY: each row is written once; widths are multiples of 32, checked when the weights were packed.
-            unsafe { (kernels.norm)(x.row(row), &norm.weight, norm.epsilon, out.part(row * x.width, x.width)) }
+            unsafe { (kernels.norm)(x.row(row), &norm.weight, norm.epsilon, out.slice(row * x.width, x.width)) }
         });
         y
     }
@@ -184,34 +187,34 @@ impl Backend for Cpu {
     }
 
     fn gate(&mut self, mut gate: Tensor, up: Tensor) -> Tensor {
-        let (kernels, width, out) = (self.kernels, gate.width, gate.shared());
+        let (kernels, width, out) = (self.kernels, gate.width, gate.writer());
         each_row(&mut self.pool, up.rows, &|row| {
             // SAFETY: each row is written once; widths are multiples of 32.
-            unsafe { (kernels.gate_silu)(out.part(row * width, width), up.row(row)) }
+            unsafe { (kernels.gate_silu)(out.slice(row * width, width), up.row(row)) }
         });
         gate
     }
 
     fn bias(&mut self, mut x: Tensor, by: &Vec<f32>) -> Tensor {
-        let (kernels, width, rows, out) = (self.kernels, x.width, x.rows, x.shared());
+        let (kernels, width, rows, out) = (self.kernels, x.width, x.rows, x.writer());
         each_row(&mut self.pool, rows, &|row| {
             // SAFETY: each row is written once; a bias is as long as its weight has rows, whole heads of 16.
-            unsafe { (kernels.add)(out.part(row * width, width), by) }
+            unsafe { (kernels.add)(out.slice(row * width, width), by) }
         });
         x
     }
 
     fn add(&mut self, mut x: Tensor, y: Tensor) -> Tensor {
-        let (kernels, width, out) = (self.kernels, x.width, x.shared());
+        let (kernels, width, out) = (self.kernels, x.width, x.writer());
         each_row(&mut self.pool, y.rows, &|row| {
             // SAFETY: each row is written once; widths are multiples of 32.
-            unsafe { (kernels.add)(out.part(row * width, width), y.row(row)) }
+            unsafe { (kernels.add)(out.slice(row * width, width), y.row(row)) }
         });
         x
     }
 
     fn select(&mut self, x: Tensor, rows: &[usize]) -> Tensor {
-        let mut y = Tensor::new(rows.len(), x.width);
+        let mut y = self.tensors.alloc(rows.len(), x.width);
         Arc::make_mut(&mut y.data).chunks_exact_mut(x.width).zip(rows).for_each(|(to, &row)| to.copy_from_slice(x.row(row)));
         y
     }
