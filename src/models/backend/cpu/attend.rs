@@ -4,8 +4,8 @@ use super::attention::{self, Job, part_length};
 use super::buffer::Buffer;
 use super::cache::{CHUNK, Shape};
 use super::kernels::Kernels;
-use super::product::ROWS_PURE;
-use super::tensor::{Shared, Tensor};
+use super::product::IDEMPOTENT_ROWS_MAX;
+use super::tensor::{Tensor, TensorWriter};
 use super::{Cpu, Norm, Scratch, Step, each_row};
 use crate::models::backend::Span;
 use crate::models::network::{Attention, AttentionSpec};
@@ -95,8 +95,8 @@ impl Cpu {
         }
         let kernels = self.kernels;
         let attention = Arc::new(AttentionInput { q: q.data.clone(), chunks: pages.clone(), tiles, shape, layer, heads, kernels });
-        let mut y = Tensor::new(rows, heads * size);
-        if rows <= ROWS_PURE {
+        let mut y = self.tensors.alloc(rows, heads * size);
+        if rows <= IDEMPOTENT_ROWS_MAX {
             self.attend_by_chunks(attention, &mut y)
         } else {
             self.attend_by_tiles(&attention, &mut y)
@@ -119,8 +119,8 @@ impl Cpu {
         // `[row][head][chunk][part]`, of few sizes, or every 256 positions would leave a tensor of its own among the spare ones.
         // What no query sees is some earlier tensor's, and is not merged.
         let chunks = attention.chunks.iter().map(Vec::len).max().unwrap_or(0).next_power_of_two();
-        let mut parts = Tensor::new(y.rows, heads * chunks * part);
-        let (out, count, pieces) = (parts.shared(), pieces.len(), Arc::new(pieces));
+        let mut parts = self.tensors.alloc(y.rows, heads * chunks * part);
+        let (out, count, pieces) = (parts.writer(), pieces.len(), Arc::new(pieces));
         let (computed, of) = (attention.clone(), pieces.clone());
         let compute = move |piece: usize, scratch: &mut Scratch| {
             let Piece { tile, kv_head, chunk } = of[piece];
@@ -129,29 +129,29 @@ impl Cpu {
             // SAFETY: made for this processor; all keys and values were appended by the operation before.
             unsafe { (kernels.attend_chunk)(&job, chunk, &mut scratch.attention, &mut scratch.out) }
         };
-        self.pool.run_pure(count, Box::new(compute), &|piece, scratch| {
+        self.pool.run_idempotent(count, Box::new(compute), &|piece, scratch| {
             let Piece { tile, kv_head, chunk } = pieces[piece];
             let tile = &attention.tiles[tile];
             let job = attention.job(tile, kv_head);
             for query in job.first(chunk)..job.queries() {
                 let (row, head) = (tile.row + query / group, kv_head * group + query % group);
                 // SAFETY: this part is this piece's, which is committed once.
-                let to = unsafe { out.part(((row * heads + head) * chunks + chunk) * part, part) };
+                let to = unsafe { out.slice(((row * heads + head) * chunks + chunk) * part, part) };
                 to.copy_from_slice(&scratch.out[query * part..][..part]);
             }
         });
-        let out = y.shared();
-        each_row(&mut self.pool, y.rows, &|row| {
+        let (rows, out) = (y.rows, y.writer());
+        each_row(&mut self.pool, rows, &|row| {
             for head in 0..heads {
                 let parts = &parts.row(row)[head * chunks * part..][..reaches[row] * part];
                 // SAFETY: made for this processor; a row is one piece's.
-                unsafe { (kernels.merge)(parts, out.part((row * heads + head) * shape.head_size, shape.head_size)) }
+                unsafe { (kernels.merge)(parts, out.slice((row * heads + head) * shape.head_size, shape.head_size)) }
             }
         });
     }
 
     fn attend_by_tiles(&mut self, attention: &AttentionInput, y: &mut Tensor) {
-        let (kv_heads, stride, out) = (attention.shape.kv_heads, y.width, y.shared());
+        let (kv_heads, stride, out) = (attention.shape.kv_heads, y.width, y.writer());
         self.pool.run(attention.tiles.len() * kv_heads, &|piece, scratch| {
             let (tile, kv_head) = (&attention.tiles[piece / kv_heads], piece % kv_heads);
             // SAFETY: made for this processor; all keys and values were appended by the operation before, and these rows'
@@ -177,7 +177,7 @@ impl Cpu {
         }
         let (rows, shape, kernels) = (q.rows, self.kv_shape, self.kernels);
         let rope = self.ropes.iter().find(|table| table.spec() == rope).expect("`open` made a table for every rotation of the spec");
-        let (q_out, k_out): (Shared, Shared) = (q.shared(), k.shared());
+        let (q_out, k_out): (TensorWriter<'_>, TensorWriter<'_>) = (q.writer(), k.writer());
         each_row(&mut self.pool, rows, &|row| {
             let (position, Chunk(chunk)) = places[row];
             let (cos, sin) = rope.at(position);
@@ -185,12 +185,12 @@ impl Cpu {
             // made writable, is this row's.
             unsafe {
                 for head in 0..heads {
-                    let query = q_out.part((row * heads + head) * size, size);
+                    let query = q_out.slice((row * heads + head) * size, size);
                     normalize(kernels, query, of.q_norm.as_ref());
                     (kernels.rotate)(query, cos, sin, scale);
                 }
                 for head in 0..kv_heads {
-                    let key = k_out.part((row * kv_heads + head) * size, size);
+                    let key = k_out.slice((row * kv_heads + head) * size, size);
                     normalize(kernels, key, of.k_norm.as_ref());
                     (kernels.rotate)(key, cos, sin, 1.0);
                     let value = &v.row(row)[head * size..(head + 1) * size];

@@ -41,6 +41,7 @@ use quants::Quants;
 use rope::Rope;
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
+use tensor::TensorAllocator;
 
 /// Rows from which elementwise work is divided among threads.
 const ROWS_SHARED: usize = 8;
@@ -60,6 +61,7 @@ pub struct Cpu {
     ropes: Vec<Rope>,
     kv_shape: Shape,
     weights: Arena,
+    tensors: TensorAllocator,
     /// Buffers of quantized activations, kept for the next projection.
     quants: Vec<Arc<Quants>>,
 }
@@ -96,6 +98,7 @@ impl Cpu {
             ropes: vec![Rope::new(spec.attention.rope, spec.attention.head_dim)],
             kv_shape: kv_shape(spec, settings),
             weights: Arena::default(),
+            tensors: TensorAllocator::default(),
             quants: Vec::new(),
         })
     }
@@ -223,11 +226,11 @@ impl Backend for Cpu {
             }
         }
         assert!(ids.iter().all(|id| (*id as usize) < table.rows), "a token id is outside of the embedding table");
-        let mut x = Tensor::new(ids.len(), table.columns);
-        let (kernels, out) = (self.kernels, x.shared());
+        let mut x = self.tensors.alloc(ids.len(), table.columns);
+        let (kernels, out) = (self.kernels, x.writer());
         each_row(&mut self.pool, ids.len(), &|row| {
             // SAFETY: every id is a row of the table, and each row of `x` is written once.
-            unsafe { (kernels.row)(table, ids[row] as usize, out.part(row * table.columns, table.columns)) };
+            unsafe { (kernels.row)(table, ids[row] as usize, out.slice(row * table.columns, table.columns)) };
         });
         x
     }
@@ -235,12 +238,12 @@ impl Backend for Cpu {
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Tensor {
         assert_eq!(x.width, norm.weight.len(), "the norm's weight is as long as a row");
         assert_whole_vectors(x.width);
-        let mut y = Tensor::new(x.rows, x.width);
-        let out = y.shared();
+        let mut y = self.tensors.alloc(x.rows, x.width);
+        let out = y.writer();
         let kernels = self.kernels;
         each_row(&mut self.pool, x.rows, &|row| {
             // SAFETY: row, weight and result have one length, a multiple of 8; each row is written once.
-            unsafe { (kernels.norm)(x.row(row), &norm.weight, norm.epsilon, out.part(row * x.width, x.width)) }
+            unsafe { (kernels.norm)(x.row(row), &norm.weight, norm.epsilon, out.slice(row * x.width, x.width)) }
         });
         y
     }
@@ -258,10 +261,10 @@ impl Backend for Cpu {
         assert_eq!(activation, Activation::Silu, "`open` accepts no other");
         assert_eq!((gate.rows, gate.width), (up.rows, up.width), "gate and up have one shape");
         assert_whole_vectors(gate.width);
-        let (kernels, width, out) = (self.kernels, gate.width, gate.shared());
+        let (kernels, width, out) = (self.kernels, gate.width, gate.writer());
         each_row(&mut self.pool, up.rows, &|row| {
             // SAFETY: both rows have one length, a multiple of 8; each row is written once.
-            unsafe { (kernels.gate_silu)(out.part(row * width, width), up.row(row)) }
+            unsafe { (kernels.gate_silu)(out.slice(row * width, width), up.row(row)) }
         });
         gate
     }
@@ -269,16 +272,16 @@ impl Backend for Cpu {
     fn add(&mut self, mut x: Tensor, y: Tensor) -> Tensor {
         assert_eq!((x.rows, x.width), (y.rows, y.width), "both summands have one shape");
         assert_whole_vectors(x.width);
-        let (kernels, width, out) = (self.kernels, x.width, x.shared());
+        let (kernels, width, out) = (self.kernels, x.width, x.writer());
         each_row(&mut self.pool, y.rows, &|row| {
             // SAFETY: both rows have one length, a multiple of 8; each row is written once.
-            unsafe { (kernels.add)(out.part(row * width, width), y.row(row)) }
+            unsafe { (kernels.add)(out.slice(row * width, width), y.row(row)) }
         });
         x
     }
 
     fn select(&mut self, x: Tensor, rows: &[usize]) -> Tensor {
-        let mut y = Tensor::new(rows.len(), x.width);
+        let mut y = self.tensors.alloc(rows.len(), x.width);
         if x.width > 0 {
             Arc::make_mut(&mut y.data).chunks_exact_mut(x.width).zip(rows).for_each(|(to, &row)| to.copy_from_slice(x.row(row)));
         }

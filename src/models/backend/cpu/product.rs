@@ -6,7 +6,7 @@ use super::isa::LANES;
 use super::pack::Packed;
 use super::pool::Pool;
 use super::quants::Quants;
-use super::tensor::{Shared, Tensor};
+use super::tensor::{Tensor, TensorWriter};
 use super::{Cpu, Scratch, each_row};
 use crate::models::backend::LinearPart;
 use crate::models::{Activations, Error, Result};
@@ -21,7 +21,7 @@ const PIECE_MOST: usize = 256 << 10;
 const PIECES: usize = 64;
 /// Rows up to which a piece is made pure, which costs a copy of its results. With more rows an operation takes long beside
 /// what a late thread costs.
-pub(super) const ROWS_PURE: usize = 16;
+pub(super) const IDEMPOTENT_ROWS_MAX: usize = 16;
 
 /// Slabs of one of the weights.
 struct Piece {
@@ -58,12 +58,12 @@ impl Product {
     ///
     /// # Safety
     /// `to` is the weight's tensor, of which nobody else writes these columns.
-    unsafe fn place(&self, weight: usize, slab: usize, from: &[[f32; LANES]], to: Shared) {
+    unsafe fn place(&self, weight: usize, slab: usize, from: &[[f32; LANES]], to: TensorWriter<'_>) {
         let outputs = self.weights[weight].rows;
         let width = LANES.min(outputs - slab * LANES);
         for (row, from) in from.iter().enumerate().take(self.rows) {
             // SAFETY: the caller's.
-            let to = unsafe { to.part(row * outputs + slab * LANES, width) };
+            let to = unsafe { to.slice(row * outputs + slab * LANES, width) };
             match <&mut [f32; LANES]>::try_from(&mut *to) {
                 Ok(to) => *to = *from,
                 Err(_) => to.copy_from_slice(&from[..width]),
@@ -119,7 +119,7 @@ impl Cpu {
     pub(super) fn products(&mut self, x: &Tensor, by: &Linear) -> Vec<Tensor> {
         assert_eq!(x.width, by.columns, "the input is as wide as the weights have columns");
         let Linear { weights: by, biases, .. } = by;
-        let mut ys: Vec<Tensor> = by.iter().map(|weight| Tensor::new(x.rows, weight.rows)).collect();
+        let mut ys: Vec<Tensor> = by.iter().map(|weight| self.tensors.alloc(x.rows, weight.rows)).collect();
         if x.rows == 0 {
             return ys;
         }
@@ -141,9 +141,9 @@ impl Cpu {
         });
         self.quants.extend(quants.into_iter().map(|(_, quants)| quants));
 
-        let outs: Vec<Shared> = ys.iter_mut().map(Tensor::shared).collect();
+        let outs: Vec<TensorWriter<'_>> = ys.iter_mut().map(Tensor::writer).collect();
         let (rows, count) = (x.rows, product.pieces.len());
-        if rows <= ROWS_PURE {
+        if rows <= IDEMPOTENT_ROWS_MAX {
             let computed = product.clone();
             let compute = move |piece: usize, scratch: &mut Scratch| {
                 let Piece { weight, slabs } = &computed.pieces[piece];
@@ -151,7 +151,7 @@ impl Cpu {
                 let slots = scratch.out.as_chunks_mut::<LANES>().0.chunks_exact_mut(rows);
                 slabs.clone().zip(slots).for_each(|(slab, out)| computed.slab(*weight, slab, out));
             };
-            self.pool.run_pure(count, Box::new(compute), &|piece, scratch| {
+            self.pool.run_idempotent(count, Box::new(compute), &|piece, scratch| {
                 let Piece { weight, slabs } = &product.pieces[piece];
                 for (slab, from) in slabs.clone().zip(scratch.out.as_chunks::<LANES>().0.chunks_exact(rows)) {
                     // SAFETY: these columns are this piece's, which is committed once.
@@ -179,10 +179,10 @@ impl Cpu {
     }
 
     fn add_bias(&mut self, y: &mut Tensor, bias: &[f32]) {
-        let (kernels, width, out) = (self.kernels, y.width, y.shared());
-        each_row(&mut self.pool, y.rows, &|row| {
+        let (kernels, rows, width, out) = (self.kernels, y.rows, y.width, y.writer());
+        each_row(&mut self.pool, rows, &|row| {
             // SAFETY: a bias is as long as a row, a multiple of 8 (see `Linear::new`); each row is written once.
-            unsafe { (kernels.add)(out.part(row * width, width), bias) }
+            unsafe { (kernels.add)(out.slice(row * width, width), bias) }
         });
     }
 
