@@ -130,7 +130,7 @@ impl<B: Backend> Load<'_, B> {
     /// A projection to q or k, whose rows the decoder rotates by halves of a head.
     fn rotated(&mut self, base: String, rows: usize) -> Result<B::Matrix> {
         let matrix = self.tensors.matrix(&base, rows, self.spec.hidden_size, self.spec.quantization(&base))?;
-        let matrix = if self.spec.rope_interleaved { matrix.unpaired(self.spec.head_dim) } else { matrix };
+        let matrix = if self.spec.rope_interleaved { matrix.deinterleave_rope_rows(self.spec.head_dim) } else { matrix };
         self.pack(base, matrix)
     }
 
@@ -141,7 +141,7 @@ impl<B: Backend> Load<'_, B> {
             Error::Unsupported(reason) => self.tensors.error(&format!("{base}.weight"), reason),
             other => other,
         })?;
-        self.tensors.forget(&base);
+        self.tensors.release_pages(&base);
         self.report((rows * columns) as u64);
         Ok(weight)
     }

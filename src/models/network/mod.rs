@@ -10,7 +10,7 @@ mod qwen2;
 pub use config::eos_ids;
 pub use decoder::Decoder;
 
-use super::weights::{About, Files, Parameter, Quantization};
+use super::weights::{Files, ModelFormat, Parameter, Quantization};
 use super::{Activations, Result};
 use config::Config;
 
@@ -73,19 +73,19 @@ impl DecoderSpec {
     /// Reads what the files say of their network; which it is, they say by one word.
     pub fn parse(files: &Files) -> Result<Self> {
         let unsupported = |other: &str| format!("{other:?} is not supported; supported are llama and qwen2");
-        match &files.about {
-            About::Json(json) => {
-                let config = Config::parse(&json.config)?;
+        match &files.format {
+            ModelFormat::HuggingFace(files) => {
+                let config = Config::parse(&files.config)?;
                 match config.text("model_type")? {
                     "llama" => llama::spec(&config),
                     "qwen2" => qwen2::spec(&config),
                     other => Err(config.error("model_type", unsupported(other))),
                 }
             }
-            About::Gguf => {
+            ModelFormat::Gguf => {
                 let gguf = files.gguf()?;
                 let key = "general.architecture";
-                match gguf.text(key)? {
+                match gguf.string(key)? {
                     "llama" => llama::of_gguf(&gguf),
                     "qwen2" => qwen2::of_gguf(&gguf),
                     other => Err(gguf.error(key, unsupported(other))),
