@@ -17,7 +17,7 @@
 
 use super::headers::{Factors, Header, Pair, Scale, SignedFactors};
 use super::isa::{Isa, LANES, UNIT};
-use crate::models::weights::Element;
+use crate::models::weights::FloatType;
 use std::marker::PhantomData;
 
 pub(super) trait Form {
@@ -242,7 +242,7 @@ fn put(out: &mut [u8; 32], word: impl Fn(usize) -> u32) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, reason = "the format's own names")]
 pub(super) enum Kind {
-    Plain(Element),
+    Plain(FloatType),
     /// MLX's: up to four bits in nibbles, up to six in sixes, and eight.
     Affine {
         bits: usize,
@@ -271,9 +271,9 @@ macro_rules! with_form {
     };
     ($kind:expr, $form:ident => $body:expr) => {
         with_form!(@arms $kind, $form => $body, [
-            Kind::Plain(Element::F32) => { type $form = Plain<F32>; $body }
-            Kind::Plain(Element::F16) => { type $form = Plain<F16>; $body }
-            Kind::Plain(Element::Bf16) => { type $form = Plain<Bf16>; $body }
+            Kind::Plain(FloatType::F32) => { type $form = Plain<F32>; $body }
+            Kind::Plain(FloatType::F16) => { type $form = Plain<F16>; $body }
+            Kind::Plain(FloatType::Bf16) => { type $form = Plain<Bf16>; $body }
         ])
     };
     (@arms $kind:expr, $form:ident => $body:expr, [$($plain:tt)*]) => {

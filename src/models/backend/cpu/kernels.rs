@@ -12,7 +12,7 @@ use super::matmul;
 use super::pack::Packed;
 use super::quants::{self, Quants, QuantsOut};
 use super::rows;
-use crate::models::weights::Element;
+use crate::models::weights::FloatType;
 use crate::models::{Error, Result};
 
 /// Safety of every entry: the processor has the instruction set, and what the generic kernel asks for.

@@ -8,7 +8,7 @@ use super::headers::{Factors, Header, Pair, Scale, SignedFactors};
 use super::isa::{Isa, LANES, UNIT};
 use super::matmul::TILE;
 use super::pool::Pool;
-use crate::models::weights::{Block, Element, Matrix, Quantized};
+use crate::models::weights::{FloatType, GgmlBlock, Matrix, Quantized};
 use crate::models::{Error, Result};
 
 /// A weight of `rows` outputs and `columns` inputs in slabs; rows are padded with zeros to whole slabs.
@@ -32,8 +32,8 @@ impl Packed {
             let out = unsafe { std::slice::from_raw_parts_mut(packed.slab(slab).cast_mut(), packed.slab_bytes()) };
             let first = slab * LANES;
             match matrix {
-                Matrix::Plain { element: Element::F32, data, .. } => pack_plain::<4>(out, data, first, (rows, columns)),
-                Matrix::Plain { element: Element::F16 | Element::Bf16, data, .. } => pack_plain::<2>(out, data, first, (rows, columns)),
+                Matrix::Plain { element: FloatType::F32, data, .. } => pack_plain::<4>(out, data, first, (rows, columns)),
+                Matrix::Plain { element: FloatType::F16 | FloatType::Bf16, data, .. } => pack_plain::<2>(out, data, first, (rows, columns)),
                 Matrix::Quantized(_) | Matrix::Blocks { .. } => with_form!(@quantized kind, F => pack::<F>(out, matrix, first)),
             }
         });
@@ -91,18 +91,18 @@ impl Kind {
                     5 | 6 => 6,
                     _ => 8,
                 };
-                Self::Affine { bits, group: q.quantization.group, wide: q.element != Element::F16 }
+                Self::Affine { bits, group: q.quantization.group, wide: q.element != FloatType::F16 }
             }
             Matrix::Blocks { block, .. } => match block {
-                Block::Q4_0 => Self::Q4_0,
-                Block::Q4_1 => Self::Q4_1,
-                Block::Q5_0 => Self::Q5_0,
-                Block::Q5_1 => Self::Q5_1,
-                Block::Q8_0 | Block::IQ4_NL => Self::Q8_0,
-                Block::Q2_K => Self::Q2_K,
-                Block::Q4_K => Self::Q4_K,
-                Block::Q5_K => Self::Q5_K,
-                Block::Q3_K | Block::Q6_K => Self::Q6_K,
+                GgmlBlock::Q4_0 => Self::Q4_0,
+                GgmlBlock::Q4_1 => Self::Q4_1,
+                GgmlBlock::Q5_0 => Self::Q5_0,
+                GgmlBlock::Q5_1 => Self::Q5_1,
+                GgmlBlock::Q8_0 | GgmlBlock::IQ4_NL => Self::Q8_0,
+                GgmlBlock::Q2_K => Self::Q2_K,
+                GgmlBlock::Q4_K => Self::Q4_K,
+                GgmlBlock::Q5_K => Self::Q5_K,
+                GgmlBlock::Q3_K | GgmlBlock::Q6_K => Self::Q6_K,
             },
         }
     }
@@ -141,7 +141,7 @@ fn pack<F: forms::Quantized>(out: &mut [u8], matrix: &Matrix<'_>, first: usize) 
                 let at = at(lane) + unit * UNIT;
                 let integers = match matrix {
                     Matrix::Quantized(q) => integers(q, at),
-                    Matrix::Blocks { block, data, .. } => block.integers(block.at(data, at), at % block.weights() / UNIT),
+                    Matrix::Blocks { block, data, .. } => block.integers(block.at(data, at), at % block.elements() / UNIT),
                     Matrix::Plain { .. } => unreachable!("has no integers"),
                 };
                 let words = integers.as_chunks::<4>().0;
@@ -156,7 +156,7 @@ fn pack<F: forms::Quantized>(out: &mut [u8], matrix: &Matrix<'_>, first: usize) 
 fn pack_pair(header: &mut [u8], q: &Quantized<'_>, index: usize, lane: usize) {
     for (which, values) in [q.scales, q.biases].into_iter().enumerate() {
         let at = which * LANES + lane;
-        if q.element == Element::F16 {
+        if q.element == FloatType::F16 {
             header[at * 2..][..2].copy_from_slice(&values[index * 2..][..2]);
         } else {
             header[at * 4..][..4].copy_from_slice(&q.element.get(values, index).to_le_bytes());

@@ -9,7 +9,7 @@ use super::kernels::Kernels;
 use super::pack::Packed;
 use super::pool::Pool;
 use super::quants::Quants;
-use crate::models::weights::{Element, Matrix, Quantization, Quantized};
+use crate::models::weights::{FloatType, Matrix, Quantization, Quantized};
 use half::{bf16, f16};
 
 /// xorshift64: numbers that are the same in every run.
@@ -35,7 +35,7 @@ impl Random {
 struct Source {
     rows: usize,
     columns: usize,
-    element: Element,
+    element: FloatType,
     quantization: Option<Quantization>,
     words: Vec<u8>,
     scales: Vec<u8>,
@@ -43,23 +43,23 @@ struct Source {
     values: Vec<f32>,
 }
 
-fn bytes(element: Element, values: &[f32]) -> Vec<u8> {
+fn bytes(element: FloatType, values: &[f32]) -> Vec<u8> {
     let one = |x: &f32| match element {
-        Element::F32 => x.to_le_bytes().to_vec(),
-        Element::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
-        Element::Bf16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
+        FloatType::F32 => x.to_le_bytes().to_vec(),
+        FloatType::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
+        FloatType::Bf16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
     };
     values.iter().flat_map(one).collect()
 }
 
 impl Source {
-    fn plain(random: &mut Random, rows: usize, columns: usize, element: Element) -> Self {
+    fn plain(random: &mut Random, rows: usize, columns: usize, element: FloatType) -> Self {
         let words = bytes(element, &random.floats(rows * columns));
         let values = (0..rows * columns).map(|i| element.get(&words, i)).collect();
         Self { rows, columns, element, quantization: None, words, scales: vec![], biases: vec![], values }
     }
 
-    fn quantized(random: &mut Random, rows: usize, columns: usize, element: Element, bits: usize, group: usize) -> Self {
+    fn quantized(random: &mut Random, rows: usize, columns: usize, element: FloatType, bits: usize, group: usize) -> Self {
         let integers: Vec<u64> = (0..rows * columns).map(|_| random.next() % (1 << bits)).collect();
         let mut words = vec![0u8; rows * columns * bits / 8];
         for row in 0..rows {
@@ -92,7 +92,7 @@ impl Source {
 
     fn all(random: &mut Random) -> Vec<Self> {
         let mut all = Vec::new();
-        for element in [Element::F32, Element::F16, Element::Bf16] {
+        for element in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
             all.push(Self::plain(random, 24, 64, element));
             all.push(Self::plain(random, 3, 96, element));
             for bits in [2, 3, 4, 5, 6, 8] {
