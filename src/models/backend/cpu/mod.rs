@@ -1,30 +1,20 @@
 //! The processor as a backend: packed weights, SIMD kernels, a fixed thread pool.
 
-mod attend;
-mod attention;
-#[cfg(test)]
-mod block_tests;
 mod buffer;
-mod cache;
-mod chunk;
-mod forms;
-mod headers;
 mod isa;
 mod kernels;
-mod matmul;
-mod pack;
+mod kv_cache;
+mod ops;
 mod pool;
-mod product;
-mod quants;
 mod rope;
-mod rows;
 mod tensor;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod weights;
 
-pub use cache::Cache;
-pub use product::Linear;
+pub use kv_cache::Cache;
+pub use ops::linear::Linear;
 pub use tensor::Tensor;
 
 use super::{Backend, BackendInfo, Choice, Input, LinearPart, SampleRequest, Span};
@@ -32,16 +22,16 @@ use crate::models::network::{Activation, Attention, AttentionSpec, DecoderSpec, 
 use crate::models::weights::{Matrix, free_memory};
 use crate::models::{Activations, CpuSettings, Error, Result};
 use buffer::{Arena, Buffer};
-use cache::Shape;
 use isa::LANES;
-use kernels::Kernels;
-use pack::Packed;
+use kernels::quantize::QuantizedActivations;
+use kernels::{Kernels, attention};
+use kv_cache::KvShape;
 use pool::Pool;
-use quants::Quants;
 use rope::Rope;
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use tensor::TensorAllocator;
+use weights::pack::Packed;
 
 /// Rows from which elementwise work is divided among threads.
 const ROWS_SHARED: usize = 8;
@@ -59,11 +49,11 @@ pub struct Cpu {
     activations: Activations,
     /// One for each rotary embedding of the network.
     ropes: Vec<Rope>,
-    kv_shape: Shape,
+    kv_shape: KvShape,
     weights: Arena,
     tensors: TensorAllocator,
     /// Buffers of quantized activations, kept for the next projection.
-    quants: Vec<Arc<Quants>>,
+    quantized: Vec<Arc<QuantizedActivations>>,
 }
 
 /// The weight of an RMS norm.
@@ -99,7 +89,7 @@ impl Cpu {
             kv_shape: kv_shape(spec, settings),
             weights: Arena::default(),
             tensors: TensorAllocator::default(),
-            quants: Vec::new(),
+            quantized: Vec::new(),
         })
     }
 }
@@ -108,8 +98,8 @@ impl Cpu {
 fn supported(attention: &AttentionSpec, activation: Activation) -> std::result::Result<(), String> {
     let AttentionSpec { heads, kv_heads, head_dim, window, softcap, .. } = attention;
     let group = heads / kv_heads;
-    if !head_dim.is_multiple_of(16) || *head_dim > attention::HEAD_MAX || group > attention::GROUP_MAX {
-        let (head_max, group_max) = (attention::HEAD_MAX, attention::GROUP_MAX);
+    if !head_dim.is_multiple_of(16) || *head_dim > attention::HEAD_DIM_MAX || group > attention::GROUP_MAX {
+        let (head_max, group_max) = (attention::HEAD_DIM_MAX, attention::GROUP_MAX);
         return Err(format!(
             "heads of {head_dim} dimensions in groups of {group}; supported are multiples of 16 up to {head_max}, in groups up to {group_max}"
         ));
@@ -131,9 +121,9 @@ fn thread_count(settings: &CpuSettings) -> usize {
 }
 
 /// Keys and values are f16 beside int8 activations, f32 beside f32 ones.
-fn kv_shape(spec: &DecoderSpec, settings: &CpuSettings) -> Shape {
+fn kv_shape(spec: &DecoderSpec, settings: &CpuSettings) -> KvShape {
     let AttentionSpec { kv_heads, head_dim, .. } = spec.attention;
-    Shape { layers: spec.layers, kv_heads, head_size: head_dim, half: settings.activations == Activations::Int8 }
+    KvShape { layers: spec.layers, kv_heads, head_dim, half: settings.activations == Activations::Int8 }
 }
 
 /// Calls `work` for every row, on all threads if there are many.
@@ -213,7 +203,7 @@ impl Backend for Cpu {
         }
         let end = spans.iter().map(Span::end).max().unwrap_or(0);
         self.ropes.iter_mut().for_each(|rope| rope.extend_to(end));
-        Step(Arc::new(spans.iter().map(|span| span.cache.chunks()).collect()))
+        Step(Arc::new(spans.iter().map(|span| span.cache.pages()).collect()))
     }
 
     fn embed(&mut self, table: &Linear, spans: &[Span<'_, Self>]) -> Tensor {
@@ -249,7 +239,7 @@ impl Backend for Cpu {
     }
 
     fn project<const N: usize>(&mut self, x: &Tensor, by: &Linear) -> [Tensor; N] {
-        let tensors = self.products(x, by);
+        let tensors = self.project_all(x, by);
         tensors.try_into().unwrap_or_else(|tensors: Vec<Tensor>| panic!("{} parts are projected to {N} tensors", tensors.len()))
     }
 
