@@ -4,7 +4,7 @@ use super::family::{self, Family};
 use super::network::{DecoderSpec, eos_ids};
 use super::prompt::{self, Part};
 use super::tokenizer::Tokenizer;
-use super::weights::{About, Files, Json};
+use super::weights::{Files, HfFiles, ModelFormat};
 use super::{Error, Prompt, Result};
 use std::collections::BTreeSet;
 
@@ -78,7 +78,7 @@ impl TextCodec {
 }
 
 fn generation_eos(files: &Files) -> Result<Vec<u32>> {
-    let About::Json(Json { generation_config: Some(bytes), .. }) = &files.about else { return Ok(Vec::new()) };
+    let ModelFormat::HuggingFace(HfFiles { generation_config: Some(bytes), .. }) = &files.format else { return Ok(Vec::new()) };
     let config = serde_json::from_slice(bytes).map_err(|e| Error::file("generation_config.json", "json", e))?;
     Ok(eos_ids(&config))
 }

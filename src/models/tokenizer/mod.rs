@@ -5,7 +5,7 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-use super::weights::{About, Files};
+use super::weights::{Files, ModelFormat};
 use super::{Error, Result};
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -41,9 +41,9 @@ pub struct Decoding {
 
 impl Tokenizer {
     pub fn open(files: &Files) -> Result<Self> {
-        match &files.about {
-            About::Json(json) => Self::parse(&json.tokenizer, json.tokenizer_config.as_deref()),
-            About::Gguf => Self::of_gguf(&files.gguf()?),
+        match &files.format {
+            ModelFormat::HuggingFace(hf) => Self::parse(&hf.tokenizer, hf.tokenizer_config.as_deref()),
+            ModelFormat::Gguf => Self::of_gguf(&files.gguf()?),
         }
     }
 
