@@ -8,12 +8,12 @@ use super::{ActivityProbe, Disconnected, Outbox, Prepared, ToDecoder};
 use crate::actors::{DecoderStatus, End, Error, FinishReason, FromWorker, Sampled, Step, Usage};
 use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, SampleRequest, Span};
-use crate::models::cache::{CacheEntry, PrefixCache, common};
+use crate::models::cache::{CacheEntry, PrefixCache, common_prefix_len};
 use crate::models::codec::TextCodec;
+use crate::models::detokenizer::Detokenizer;
 use crate::models::network::Decoder;
 use crate::models::sampler::Sampler;
 use crate::models::sequence::{Appended, Sequence};
-use crate::models::stop::Stopper;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -126,7 +126,7 @@ impl<B: Backend> Batch<B> {
 
     /// Whether the next one may become as long as it wants beside those that run. One always may: the load saw to that.
     fn has_room(&self) -> bool {
-        let positions = |of: &Prepared| (of.prompt.len() + of.job.request.tokens_max as usize).min(self.codec.context()) as u64;
+        let positions = |of: &Prepared| (of.prompt.len() + of.job.request.tokens_max as usize).min(self.codec.context_length()) as u64;
         let taken: u64 = self.running.iter().map(|running| positions(&running.prepared)).sum();
         self.running.is_empty() || self.waiting.front().is_some_and(|next| taken + positions(next) <= self.room)
     }
@@ -150,9 +150,9 @@ impl<B: Backend> Batch<B> {
     fn admit(&mut self, prepared: Prepared) -> Result<(), Disconnected> {
         failpoints::at(Point::Admit, Some(prepared.job.request.sampling.seed));
         let (request, replay) = (&prepared.job.request, &prepared.job.replay);
-        let beyond = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= self.codec.vocabulary());
+        let beyond = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= self.codec.vocab_size());
         if let Some((token, _)) = beyond {
-            let reason = format!("token {token} is beyond the vocabulary of {}", self.codec.vocabulary());
+            let reason = format!("token {token} is beyond the vocabulary of {}", self.codec.vocab_size());
             let error = crate::models::Error::Parameter { name: "logit_bias".into(), reason };
             return self.outbox.send(FromWorker::End { id: prepared.job.id, end: End::Failed(error.into()) });
         }
@@ -162,7 +162,7 @@ impl<B: Backend> Batch<B> {
             computed: 0,
             cache: self.decoder.backend.cache(&self.decoder.spec),
             sampler: Sampler::new(request.sampling.clone(), request.logprobs),
-            stopper: Stopper::new(request.stop.clone(), replay.delivered_bytes as usize),
+            detokenizer: Detokenizer::new(request.stop.clone(), replay.delivered_bytes as usize),
             tokens_max: request.tokens_max as usize,
         };
         let usage =
@@ -203,8 +203,8 @@ impl<B: Backend> Batch<B> {
     fn beginning(&mut self, tokens: &[u32]) -> (B::Cache, usize) {
         let backend = &mut self.decoder.backend;
         let wanted = &tokens[..tokens.len() - 1];
-        let kept = self.cache.longest(wanted);
-        let shared = |r: &Running<B::Cache>| common(&r.sequence.tokens[..r.sequence.computed], wanted);
+        let kept = self.cache.longest_prefix(wanted);
+        let shared = |r: &Running<B::Cache>| common_prefix_len(&r.sequence.tokens[..r.sequence.computed], wanted);
         let running = self.running.iter().map(|r| (r, shared(r))).max_by_key(|(_, shared)| *shared);
         if let Some((origin, shared)) = running
             && shared > kept.map_or(0, |(_, shared)| shared)
@@ -322,11 +322,11 @@ impl<B: Backend> Batch<B> {
 
     /// Gives a sequence its next token, behind the stopper's wall.
     fn grow(&self, running: &mut Running<B::Cache>, token: u32) -> Result<Appended, Error> {
-        let ends = self.codec.ends(&running.prepared.job.request.prompt);
+        let ends = self.codec.eos_ids(&running.prepared.job.request.prompt);
         let grown = catch_unwind(AssertUnwindSafe(|| {
             let fault = failpoints::check(Point::Stopper, Some(running.prepared.job.request.sampling.seed));
             fault.map_err(|fault| crate::models::Error::Unsupported(fault.to_string()))?;
-            running.sequence.grow(token, &self.codec, ends)
+            running.sequence.push_token(token, &self.codec, ends)
         }));
         let grown = grown.map_err(|_| Error::StagePanicked { stage: "stopper".into(), cause: "turning a token into text".into() })?;
         Ok(grown?)

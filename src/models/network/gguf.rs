@@ -76,10 +76,6 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
             return Err(gguf.error(&key(name), format!("is not supported; only {head_dim} is, the size of a head")));
         }
     }
-    let mut eos = Vec::new();
-    for end in ["eos", "eot", "eom"] {
-        eos.extend(gguf.token_id(&format!("tokenizer.ggml.{end}_token_id"))?);
-    }
     Ok(DecoderSpec {
         architecture: architecture.into(),
         layers: size("block_count", LAYERS_MAX)?,
@@ -93,7 +89,6 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
         norm_epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)?,
         rope_theta: gguf.number_or(&key("rope.freq_base"), 10_000.0)?,
         tied: gguf.tensors.iter().all(|tensor| tensor.name != "output.weight"),
-        eos,
         names: NAMES,
         rope_interleaved: false,
         quantization: None,

@@ -46,7 +46,6 @@ pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
         norm_epsilon: config.number_or("rms_norm_eps", 1e-6)?,
         rope_theta: config.rope_theta()?,
         tied: config.flag_or("tie_word_embeddings", false)?,
-        eos: config.eos(),
         names: NAMES,
         rope_interleaved: false,
         quantization,

@@ -7,7 +7,6 @@ mod gguf;
 mod llama;
 mod qwen2;
 
-pub use config::eos_ids;
 pub use decoder::Decoder;
 
 use super::weights::{Files, ModelFormat, Parameter, Quantization};
@@ -41,8 +40,6 @@ pub struct DecoderSpec {
     pub rope_theta: f32,
     /// The output head is the embedding table.
     pub tied: bool,
-    /// Ids that end a text, as the model's own files have them.
-    pub eos: Vec<u32>,
     pub names: WeightNames,
     /// The rows of q and k lie as pairs that are rotated together, not as first halves and second halves.
     pub rope_interleaved: bool,
