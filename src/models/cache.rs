@@ -39,7 +39,7 @@ impl<C> PrefixCache<C> {
     }
 
     /// Keeps the cache, in place of those it goes on from, and drops the oldest beyond the budget.
-    pub fn keep(&mut self, new: CacheEntry<C>) {
+    pub fn insert(&mut self, new: CacheEntry<C>) {
         if new.bytes > self.budget || new.tokens.is_empty() {
             return;
         }
@@ -75,7 +75,7 @@ mod tests {
 
     fn cache(budget: usize, entries: &[&[u32]]) -> PrefixCache<()> {
         let mut cache = PrefixCache::new(budget);
-        entries.iter().for_each(|tokens| cache.keep(CacheEntry { tokens: tokens.to_vec(), cache: (), bytes: 10 }));
+        entries.iter().for_each(|tokens| cache.insert(CacheEntry { tokens: tokens.to_vec(), cache: (), bytes: 10 }));
         cache
     }
 

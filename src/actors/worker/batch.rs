@@ -346,7 +346,7 @@ impl<B: Backend> Batch<B> {
         failpoints::at(Point::Keep, Some(prepared.job.request.sampling.seed));
         let bytes = self.decoder.backend.cache_bytes(&sequence.cache);
         sequence.tokens.truncate(sequence.computed);
-        self.cache.keep(CacheEntry { tokens: sequence.tokens, cache: sequence.cache, bytes });
+        self.cache.insert(CacheEntry { tokens: sequence.tokens, cache: sequence.cache, bytes });
         let applied = sequence.sampler.sampling().clone();
         self.outbox.send(FromWorker::End { id: prepared.job.id, end: end(usage, applied) })
     }
