@@ -24,8 +24,7 @@ impl TextCodec {
     /// the family declare, because files often leave one out.
     ///
     /// # Errors
-    ///
-    /// [`Error::ModelFile`] if the tokenizer or a file with EOS ids is invalid.
+    /// `ModelFile` if the tokenizer or a file with EOS ids is invalid.
     pub fn open(files: &Files, spec: &DecoderSpec) -> Result<Self> {
         let mut tokenizer = Tokenizer::open(files)?;
         let family = family::detect(&files.name, &spec.architecture, &tokenizer);
@@ -43,8 +42,7 @@ impl TextCodec {
     /// Renders and tokenizes a prompt.
     ///
     /// # Errors
-    ///
-    /// The errors of [`Self::render`] and [`Self::encode_parts`].
+    /// The errors of `render` and `encode_parts`.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         self.encode_parts(&self.render(prompt)?)
     }
@@ -52,8 +50,7 @@ impl TextCodec {
     /// The text and control tokens of a prompt, in order.
     ///
     /// # Errors
-    ///
-    /// [`Error::Unsupported`] for an infill prompt if the model has no fill-in-the-middle markers.
+    /// `Unsupported` for an infill prompt if the model has no fill-in-the-middle markers.
     pub fn render<'a>(&self, prompt: &'a Prompt) -> Result<Vec<Part<'a>>> {
         prompt::render(prompt, self.family)
     }
@@ -61,9 +58,8 @@ impl TextCodec {
     /// The token ids of a rendered prompt: at least one, and fewer than the context length.
     ///
     /// # Errors
-    ///
-    /// [`Error::ContextOverflow`] if no position is left for a completion; [`Error::ModelFile`] if the vocabulary lacks
-    /// a marker or the tokenizer has an id that the network lacks; [`Error::Parameter`] if the prompt is empty and the
+    /// `ContextOverflow` if no position is left for a completion; `ModelFile` if the vocabulary lacks
+    /// a marker or the tokenizer has an id that the network lacks; `Parameter` if the prompt is empty and the
     /// model has no EOS token.
     pub fn encode_parts(&self, parts: &[Part<'_>]) -> Result<Vec<u32>> {
         let mut tokens = prompt::encode(parts, &self.tokenizer)?;

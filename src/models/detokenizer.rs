@@ -27,8 +27,7 @@ impl Detokenizer {
     }
 
     /// # Errors
-    ///
-    /// [`super::Error::ModelFile`] if the tokenizer's decoder fails.
+    /// `ModelFile` if the tokenizer's decoder fails.
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<TextDelta> {
         let Some(text) = tokenizer.decode_step(&mut self.state, token)? else { return Ok(TextDelta::Text(String::new())) };
         Ok(self.push_text(&text))

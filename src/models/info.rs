@@ -1,6 +1,6 @@
 //! A model told in a few facts.
 
-use super::backend::cpu::Cpu;
+use super::backend::{Backend, Native};
 use super::codec::TextCodec;
 use super::network::DecoderSpec;
 use super::weights::{Files, Tensors};
@@ -9,6 +9,7 @@ use super::{ModelInfo, Result, Settings};
 /// What is known of a model without packing its weights.
 pub fn model_info(files: &Files, tensors: &Tensors<'_>, spec: &DecoderSpec, codec: &TextCodec, settings: &Settings) -> Result<ModelInfo> {
     let text = |id: &u32| (*id, codec.tokenizer.token_text(*id).unwrap_or_default());
+    let backend = Native::describe(&settings.cpu)?;
     Ok(ModelInfo {
         architecture: spec.architecture.clone(),
         family: codec.family.name.into(),
@@ -21,7 +22,7 @@ pub fn model_info(files: &Files, tensors: &Tensors<'_>, spec: &DecoderSpec, code
         context_length: spec.context_length as u32,
         eos: codec.tokenizer.eos_ids().iter().map(text).collect(),
         fim: codec.family.fim.as_ref().map(|fim| fim.order),
-        backend: Cpu::describe()?,
-        threads: Cpu::threads_for(settings.threads as usize) as u32,
+        backend: backend.name,
+        threads: backend.threads as u32,
     })
 }

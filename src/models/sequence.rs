@@ -2,7 +2,6 @@
 
 use super::codec::TextCodec;
 use super::detokenizer::{Detokenizer, TextDelta};
-use super::sampler::Sampler;
 use super::{FinishReason, Result};
 use std::collections::BTreeSet;
 
@@ -10,10 +9,11 @@ pub struct Sequence<C> {
     /// Prompt and completion.
     pub tokens: Vec<u32>,
     pub prompt_tokens: usize,
-    /// Tokens whose keys and values are in the cache.
+    /// Choices that were submitted but not read: tokens that follow `tokens`.
+    pub unread: usize,
+    /// Tokens whose keys and values are in the cache, unread ones included.
     pub computed: usize,
     pub cache: C,
-    pub sampler: Sampler,
     pub detokenizer: Detokenizer,
     /// Limit of the completion's length.
     pub tokens_max: usize,
@@ -29,9 +29,20 @@ pub struct Appended {
 }
 
 impl<C> Sequence<C> {
-    /// Tokens that the decoder has not computed yet: the rest of the prompt, or the last sampled token.
+    /// Tokens that were not computed yet: the rest of the prompt, or the one to decode.
     pub fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.tokens.len() + self.unread - self.computed
+    }
+
+    /// The tokens whose keys and values are in the cache and whose ids are known.
+    pub fn computed_tokens(&self) -> &[u32] {
+        &self.tokens[..self.computed.min(self.tokens.len())]
+    }
+
+    /// Whether the unread choice, if there is one, must be the last token.
+    pub fn is_full(&self, context_length: usize) -> bool {
+        let unread = self.unread > 0;
+        unread && (self.completion_tokens() + self.unread >= self.tokens_max || self.tokens.len() + self.unread >= context_length)
     }
 
     pub fn completion_tokens(&self) -> usize {
@@ -41,8 +52,7 @@ impl<C> Sequence<C> {
     /// Appends a sampled token. A token of `eos_ids` ends the sequence.
     ///
     /// # Errors
-    ///
-    /// [`super::Error::ModelFile`] if the tokenizer's decoder fails.
+    /// `ModelFile` if the tokenizer's decoder fails.
     pub fn push_token(&mut self, token: u32, codec: &TextCodec, eos_ids: &BTreeSet<u32>) -> Result<Appended> {
         self.tokens.push(token);
         if eos_ids.contains(&token) {

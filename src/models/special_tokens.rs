@@ -10,8 +10,7 @@ const GGUF_KEYS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot
 /// `eos_token_id` of `config.json` and `generation_config.json`, or the end tokens of GGUF's metadata.
 ///
 /// # Errors
-///
-/// [`Error::ModelFile`] if a file is not a JSON object or a GGUF id is not a token id. A JSON id that is not a token
+/// `ModelFile` if a file is not a JSON object or a GGUF id is not a token id. A JSON id that is not a token
 /// id is skipped.
 pub(super) fn eos_ids(files: &Files) -> Result<Vec<u32>> {
     match &files.format {
