@@ -62,7 +62,7 @@ fn generate(job: Job, codec: &Result<Arc<TextCodec>>, to_decoder: &SyncSender<To
 /// A prompt's tokens; `seed` is that of its request, if it has one.
 fn encode(codec: &TextCodec, prompt: &Prompt, seed: Option<u64>) -> Result<Vec<u32>> {
     let parts = guarded("template", Point::Template, seed, || codec.render(prompt))?;
-    guarded("tokenizer", Point::Tokenizer, seed, || codec.tokens(&parts))
+    guarded("tokenizer", Point::Tokenizer, seed, || codec.encode_parts(&parts))
 }
 
 fn answer(codec: &TextCodec, question: Question) -> Result<Answer> {
