@@ -1,12 +1,12 @@
-//! What travels: a request forward, steps and one end back, and the frames between front and worker.
+//! What travels: a completion request with its steps and end, and tokenizer questions with their answers.
 //!
-//! Frames are postcard, so no `flatten`, `untagged`, skipped fields or JSON values.
+//! These types are encoded with postcard, which supports no `flatten`, `untagged`, skipped fields or JSON values.
 
 use super::Error;
 use crate::models::{FinishReason, Prompt, Sampled, Sampling};
 use serde::{Deserialize, Serialize};
 
-/// One completion, validated.
+/// A validated completion request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     pub model: String,
@@ -14,14 +14,14 @@ pub struct Request {
     pub sampling: Sampling,
     pub stop: Vec<String>,
     pub tokens_max: u32,
-    /// Report log-probabilities, with this many alternatives per token.
+    /// Report log-probabilities with this many alternatives per token; `None` reports none.
     pub logprobs: Option<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub prompt_tokens: u32,
-    /// Prompt tokens whose keys and values came from the prefix cache.
+    /// Prompt tokens that were in the prefix cache.
     pub cached_tokens: u32,
     pub completion_tokens: u32,
     pub queue_us: u64,
@@ -29,7 +29,7 @@ pub struct Usage {
     pub decode_us: u64,
 }
 
-/// `tokens` are all that were sampled for this piece, also while their text is held back: replay needs them.
+/// Output of one decode step. `tokens` includes those whose text is held back for a stop sequence: replay needs them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     pub text: String,
@@ -41,13 +41,13 @@ pub enum End {
     Done {
         reason: FinishReason,
         usage: Usage,
-        /// The sampling really applied.
+        /// The sampling parameters that were used, with all defaults filled in.
         applied: Sampling,
     },
     Failed(Error),
 }
 
-/// Where a request stood when its worker died: its next life goes on from here.
+/// The output of a request before its worker died. The next worker continues from here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Replay {
     pub tokens: Vec<Sampled>,
@@ -68,11 +68,11 @@ pub enum Answer {
     Rendered(Rendered),
 }
 
-/// A prompt as the model reads it.
+/// A prompt after template and tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rendered {
     pub text: String,
     pub tokens: Vec<u32>,
-    /// Which of `tokens` are control tokens, by index.
+    /// Indices of the control tokens in `tokens`.
     pub control: Vec<u32>,
 }
