@@ -9,23 +9,30 @@ use serde::{Deserialize, Serialize};
 /// A validated completion request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
+    /// The name of a configured model.
     pub model: String,
     pub prompt: Prompt,
     pub sampling: Sampling,
+    /// Stop sequences: the text ends before the first occurrence of one.
     pub stop: Vec<String>,
+    /// The most tokens to generate.
     pub tokens_max: u32,
     /// Report log-probabilities with this many alternatives per token; `None` reports none.
     pub logprobs: Option<u8>,
 }
 
+/// Token counts and timings of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub prompt_tokens: u32,
     /// Prompt tokens that were in the prefix cache.
     pub cached_tokens: u32,
     pub completion_tokens: u32,
+    /// Microseconds from arrival in the worker to admission to the batch.
     pub queue_us: u64,
+    /// Microseconds from admission to the first token.
     pub prefill_us: u64,
+    /// Microseconds from the first token to the end.
     pub decode_us: u64,
 }
 
@@ -36,6 +43,7 @@ pub struct Step {
     pub tokens: Vec<Sampled>,
 }
 
+/// How a request ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum End {
     Done {
@@ -51,13 +59,16 @@ pub enum End {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Replay {
     pub tokens: Vec<Sampled>,
+    /// Bytes of text that readers can have read already.
     pub delivered_bytes: u64,
 }
 
+/// A request that needs only the tokenizer and the prompt template.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Question {
     Tokenize(String),
     Detokenize(Vec<u32>),
+    /// Renders and tokenizes a prompt as a completion would.
     Render(Prompt),
 }
 

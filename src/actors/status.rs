@@ -77,6 +77,7 @@ impl ModelStatus {
     }
 }
 
+/// State of a runtime and its models.
 #[derive(Clone, Debug)]
 pub struct Status {
     pub uptime: Duration,

@@ -13,6 +13,7 @@ mod receiver;
 pub use pipe::{log_panics_without_payload, over_pipe};
 
 use super::{FromWorker, ModelSource, Question, Replay, Request, Settings, ToWorker};
+use crate::config::Limits;
 use crate::models::{Embedded, codec::TextCodec};
 use probe::ActivityProbe;
 use std::{
@@ -27,9 +28,9 @@ use std::{
     time::Instant,
 };
 
-/// Messages waiting for the prompter or the decoder: more than the default number of requests in flight. `receiver` refuses
-/// further ones instead of waiting, because a waiting thread would not see the end of the link.
-const INBOX: usize = 1024;
+/// Messages waiting for the prompter or the decoder: all requests in flight and as many more. `receiver` refuses further ones
+/// instead of waiting, because a waiting thread would not see the end of the link.
+const INBOX: usize = 2 * Limits::REQUESTS_IN_FLIGHT_MAX;
 
 /// The other end of the link is closed, so the worker's results are not needed any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,12 +111,12 @@ pub fn run(inbox: impl IntoIterator<Item = ToWorker>, outbox: Outbox, embedded: 
     let (to_prompter, prompter_inbox) = mpsc::sync_channel(INBOX);
     let probe = ActivityProbe::default();
     let decoder = {
-        let (of_decoder, probe) = (outbox.clone(), probe.clone());
-        spawn_stage("decoder", &outbox, move || decoder::run(decoder_inbox, of_decoder, probe, embedded))
+        let (decoder_outbox, probe) = (outbox.clone(), probe.clone());
+        spawn_stage("decoder", &outbox, move || decoder::run(decoder_inbox, decoder_outbox, probe, embedded))
     };
     let prompter = {
-        let (to_decoder, of_prompter) = (to_decoder.clone(), outbox.clone());
-        spawn_stage("prompter", &outbox, move || prompter::run(prompter_inbox, to_decoder, of_prompter, probe, embedded))
+        let (to_decoder, prompter_outbox) = (to_decoder.clone(), outbox.clone());
+        spawn_stage("prompter", &outbox, move || prompter::run(prompter_inbox, to_decoder, prompter_outbox, probe, embedded))
     };
     receiver::run(inbox, &outbox, to_prompter, to_decoder);
     for thread in [prompter, decoder].into_iter().flatten() {
