@@ -10,10 +10,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Model { name: "coder".into(), source: ModelSource::Folder(folder.into()) };
     let runtime = Runtime::start(Config::new(vec![model], Isolation::Thread { embedded: None })?)?;
 
-    let prefix = "import json\n\ndef load(path):\n    with open(path) as f:\n        ";
+    let text = include_str!("holes/load.py");
+    let (prefix, suffix) = text.split_at(text.find("\n    except").expect("the hole is the line before it"));
     let request = Request {
         model: "coder".into(),
-        prompt: Prompt::Infill { prefix: prefix.into(), suffix: "\n".into(), path: None, repository: None, files: Vec::new(), order: None },
+        prompt: Prompt::Infill { prefix: prefix.into(), suffix: suffix.into(), path: None, repository: None, files: Vec::new(), order: None },
         sampling: Sampling::default(),
         stop: vec!["\n".into()],
         tokens_max: 64,
