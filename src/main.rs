@@ -27,10 +27,10 @@ fn main() -> ExitCode {
     let log = arguments.log.of(&arguments.command);
     cli::log(&log);
     let result = match arguments.command {
-        cli::Command::Complete(complete) => cli::complete::run(complete, &log, EMBEDDED, start),
-        cli::Command::Stdio(stdio) => cli::stdio::run(stdio, &log, EMBEDDED),
-        cli::Command::Serve(serve) => cli::serve::run(serve, &log, EMBEDDED),
-        cli::Command::Doctor(doctor) => cli::doctor::run(doctor, &log, EMBEDDED),
+        cli::Command::Complete(complete) => cli::complete::run(complete, &log, start),
+        cli::Command::Stdio(stdio) => cli::stdio::run(stdio, &log),
+        cli::Command::Serve(serve) => cli::serve::run(serve, &log),
+        cli::Command::Doctor(doctor) => cli::doctor::run(doctor, &log),
         cli::Command::Bench(bench) => cli::bench::run(bench, &log, EMBEDDED),
         cli::Command::Worker => worker::over_pipe(Some(EMBEDDED)),
     };

@@ -80,8 +80,8 @@ fn filled(read: io::Result<()>) -> io::Result<bool> {
 mod tests {
     use super::*;
     use crate::actors::{
-        Answer, DecoderStatus, End, Error as Failure, File, FinishReason, FromWorker, ModelSource, Prompt, Prompting, Question, Rendered,
-        Replay, Request, Sampled, Sampling, Settings, Step, ToWorker, Usage, front::script,
+        Answer, DecoderStatus, End, Error as Failure, File, FinishReason, FromWorker, ModelSource, Prompt, PrompterActivity, Question,
+        Rendered, Replay, Request, Sampled, Sampling, Settings, Step, ToWorker, Usage, front::tests::fake_worker,
     };
     use std::fmt::Debug;
 
@@ -144,19 +144,19 @@ mod tests {
 
     #[test]
     fn every_message_from_a_worker_survives_the_pipe() {
-        let prompting = Some(Prompting { id: 7, time: std::time::Duration::from_millis(8) });
+        let prompter = Some(PrompterActivity { id: 7, elapsed: std::time::Duration::from_millis(8) });
         let rendered = Rendered { text: "a".into(), tokens: vec![1], control: vec![0] };
         let done =
             End::Done { reason: FinishReason::Stop, usage: Usage { decode_us: 1, ..Usage::default() }, applied: Sampling::default() };
         let mut messages = vec![
-            FromWorker::Hello { wire: 1 },
+            FromWorker::Hello { version: 1 },
             FromWorker::Loading { done: 1, total: 2 },
-            FromWorker::Loaded(Ok(script::model_info())),
+            FromWorker::Loaded(Ok(fake_worker::model_info())),
             FromWorker::Loaded(Err(crate::models::Error::Memory { needed: 2, free: 1 }.into())),
             FromWorker::Step { id: 1, step: Step { text: "a".into(), tokens: vec![sampled()] } },
             FromWorker::End { id: 1, end: done },
             FromWorker::End { id: 1, end: End::Failed(Failure::StagePanicked { stage: "template".into(), cause: "x".into() }) },
-            FromWorker::Pong { id: 3, status: DecoderStatus { steps: 4, prompting, ..DecoderStatus::default() } },
+            FromWorker::Pong { id: 3, status: DecoderStatus { steps: 4, prompter, ..DecoderStatus::default() } },
             FromWorker::Broken { cause: "decoder panicked".into() },
             FromWorker::Answer { id: 2, answer: Err(Failure::ShuttingDown) },
         ];

@@ -11,6 +11,8 @@ mod error;
 mod frame;
 pub mod front;
 mod request;
+mod status;
+mod wire;
 pub mod worker;
 
 pub use crate::models::Error as ModelError;
@@ -18,8 +20,7 @@ pub use crate::models::{
     Activations, Embedded, File, FimOrder, FinishReason, Message, ModelInfo, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
 };
 pub use error::{Error, Result};
-pub use front::{Ending, News, Reader, Runtime};
-pub use request::{
-    Answer, Death, DecoderStatus, End, FromWorker, ModelState, ModelStatus, Prompting, Question, Rendered, Replay, Request, Status, Step,
-    ToWorker, Usage, WIRE,
-};
+pub use front::{Completion, Reader, Runtime, Update};
+pub use request::{Answer, End, Question, Rendered, Replay, Request, Step, Usage};
+pub use status::{Death, DecoderStatus, ModelState, ModelStatus, PrompterActivity, Status};
+pub use wire::{FromWorker, ToWorker, WIRE_VERSION};

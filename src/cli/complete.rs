@@ -3,7 +3,7 @@
 use super::{Log, Models, PATIENCE, load, tell, waiting_for};
 use anyhow::{Context, bail};
 use clap::Args;
-use souffleur::actors::{Embedded, End, Error, FinishReason, News, Prompt, Reader, Request, Runtime, Sampling, Usage};
+use souffleur::actors::{End, Error, FinishReason, Prompt, Reader, Request, Runtime, Sampling, Update, Usage};
 use souffleur::models;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -54,18 +54,18 @@ fn temperature(text: &str) -> Result<f32, &'static str> {
     text.parse().ok().filter(|temperature| (0.0..=5.0).contains(temperature)).ok_or("not a number from 0 to 5")
 }
 
-pub(crate) fn run(arguments: Complete, log: &Log, embedded: Embedded, start: Instant) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(arguments: Complete, log: &Log, start: Instant) -> anyhow::Result<ExitCode> {
     let (path, line, column) = parse_place(&arguments.place);
     if let Some((file, place)) = path.rsplit_once(':').filter(|(file, _)| !Path::new(path).exists() && Path::new(file).exists()) {
         bail!("{place:?} is no place in {file:?}: write FILE:LINE or FILE:LINE:COLUMN, counted from 1");
     }
     let text = read(path).with_context(|| format!("can't read {path:?}"))?;
     let at = offset(&text, line, column).with_context(|| format!("in {path:?}"))?;
-    let config = arguments.models.config(embedded, log)?;
-    if config.models.len() > 1 {
-        bail!("{} models are named, and a text comes from one", config.models.len());
+    let config = arguments.models.config(log)?;
+    if config.models().len() > 1 {
+        bail!("{} models are named, and a text comes from one", config.models().len());
     }
-    let model = config.models[0].name.clone();
+    let model = config.models()[0].name.clone();
     // With a part of the characters that a model may read, in thousandths.
     let request = |part: usize| Request {
         model: model.clone(),
@@ -141,7 +141,7 @@ async fn stream(
 }
 
 /// A request for as much of the text as the model has room for, and what comes first.
-async fn begin(runtime: &Runtime, request: &dyn Fn(usize) -> Request) -> anyhow::Result<(Reader, News)> {
+async fn begin(runtime: &Runtime, request: &dyn Fn(usize) -> Request) -> anyhow::Result<(Reader, Update)> {
     let mut part = 1000;
     loop {
         let mut reader = runtime.complete(request(part))?;
@@ -165,7 +165,7 @@ fn read(path: &str) -> std::io::Result<String> {
 }
 
 /// A person at a terminal is told when the prompt takes long to read.
-async fn first_news(reader: &mut Reader) -> News {
+async fn first_news(reader: &mut Reader) -> Update {
     if let Ok(news) = timeout(PATIENCE, reader.next()).await {
         return news;
     }

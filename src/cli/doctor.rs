@@ -2,7 +2,7 @@
 
 use super::{Log, Models, load, selftest};
 use clap::Args;
-use souffleur::actors::{Embedded, FimOrder, ModelSource, Runtime};
+use souffleur::actors::{FimOrder, ModelSource, Runtime};
 use souffleur::models::{backend::cpu::Cpu, weights::free_memory};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -19,9 +19,9 @@ pub(crate) struct Doctor {
     self_test: bool,
 }
 
-pub(crate) fn run(arguments: Doctor, log: &Log, embedded: Embedded) -> anyhow::Result<ExitCode> {
-    let config = arguments.models.config(embedded, log)?;
-    let models = config.models.clone();
+pub(crate) fn run(arguments: Doctor, log: &Log) -> anyhow::Result<ExitCode> {
+    let config = arguments.models.config(log)?;
+    let models = config.models().to_vec();
     let mut report = machine();
     let mut wrong = wrong_with_machine();
     let runtime = Runtime::start(config)?;

@@ -9,7 +9,7 @@ pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use souffleur::actors::{Activations, Embedded, Error, ModelInfo, ModelSource, Runtime, Settings, worker};
+use souffleur::actors::{Activations, Error, ModelInfo, ModelSource, Runtime, Settings, worker};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -102,7 +102,7 @@ enum LogFormat {
 
 /// Logs go to stderr, because stdout is the protocol's; also what panics, in front and worker.
 pub(crate) fn log(log: &Log) {
-    worker::tell_panics_without_prompts();
+    worker::log_panics_without_payload();
     let filter = EnvFilter::new(log.filter.as_deref().unwrap_or_default());
     // A line that can't be written is lost; to say so on stderr too would be a panic.
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
@@ -148,30 +148,21 @@ enum Precision {
 }
 
 impl Models {
-    pub(crate) fn config(&self, embedded: Embedded, log: &Log) -> anyhow::Result<Config> {
-        let mut models: Vec<Model> = Vec::new();
-        for text in &self.models {
-            let model = model(text)?;
-            if models.iter().any(|other| other.name == model.name) {
-                bail!("two models are called {:?}; rename one of them", model.name);
-            }
-            models.push(model);
-        }
+    pub(crate) fn config(&self, log: &Log) -> anyhow::Result<Config> {
+        let models = self.models.iter().map(|text| model(text)).collect::<anyhow::Result<_>>()?;
         let activations = match self.activations {
             Precision::Int8 => Activations::Int8,
             Precision::F32 => Activations::F32,
         };
         let seconds = |limit| Duration::from_secs(u64::from(limit));
         let (decoder_silence, prompter_time) = (seconds(self.stall_limit), seconds(self.prompt_limit));
-        Ok(Config {
-            models,
-            embedded: Some(embedded),
-            isolation: Isolation::Process { program: program()?, arguments: log.arguments() },
-            settings: Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 },
-            limits: Limits { decoder_silence, prompter_time, ..Limits::default() },
-            restarts: RestartLimit { deaths: self.restarts, ..RestartLimit::default() },
-            keep_alive: (self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)),
-        })
+        let isolation = Isolation::Process { program: program()?, arguments: log.arguments() };
+        let config = Config::new(models, isolation)?
+            .with_settings(Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 })
+            .with_limits(Limits { decoder_silence, prompter_time, ..Limits::default() })?
+            .with_restarts(RestartLimit { deaths: self.restarts, ..RestartLimit::default() })?
+            .with_keep_alive((self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)))?;
+        Ok(config)
     }
 }
 

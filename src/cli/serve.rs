@@ -3,7 +3,7 @@
 use super::{Log, Models, over};
 use clap::Args;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use souffleur::actors::{Embedded, Runtime};
+use souffleur::actors::Runtime;
 use souffleur::protocol::transport::http::{Listen, Server, bind};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -59,9 +59,9 @@ fn origin(text: &str) -> Result<String, &'static str> {
     }
 }
 
-pub(crate) fn run(arguments: Serve, log: &Log, embedded: Embedded) -> anyhow::Result<ExitCode> {
-    let config = arguments.models.config(embedded, log)?;
-    make_room(config.limits.connections);
+pub(crate) fn run(arguments: Serve, log: &Log) -> anyhow::Result<ExitCode> {
+    let config = arguments.models.config(log)?;
+    make_room(config.limits().connections);
     let runtime = Runtime::start(config)?;
     let nameless = arguments.address.is_unspecified() && arguments.hosts.is_empty();
     let listen = Listen {

@@ -3,7 +3,7 @@
 use super::{Log, Models, over, tell};
 use anyhow::Context;
 use clap::Args;
-use souffleur::actors::{Embedded, Runtime};
+use souffleur::actors::Runtime;
 use souffleur::protocol::{Closed, transport::stdio};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -22,12 +22,12 @@ pub(crate) struct Stdio {
     models: Models,
 }
 
-pub(crate) fn run(arguments: Stdio, log: &Log, embedded: Embedded) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(arguments: Stdio, log: &Log) -> anyhow::Result<ExitCode> {
     if std::io::stdin().is_terminal() {
         tell("souffleur: waiting for JSON-RPC, one message a line; Ctrl-D ends it, and `souffleur stdio --help` has an example");
     }
     let (input, output) = stdio::take_standard_streams().context("can't take stdin and stdout")?;
-    let runtime = Runtime::start(arguments.models.config(embedded, log)?)?;
+    let runtime = Runtime::start(arguments.models.config(log)?)?;
     let executor = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let closed = executor.block_on(async {
         let stop = CancellationToken::new();

@@ -5,7 +5,7 @@ use super::{
     error::Fault,
     types::{Completion, CompletionResult, LoadParams, Piece, WorkDone, logprobs},
 };
-use crate::actors::{End, FinishReason, ModelInfo, News, Reader, Runtime, Usage};
+use crate::actors::{End, FinishReason, ModelInfo, Reader, Runtime, Update, Usage};
 use tokio::sync::watch;
 
 /// Streams under the request's token as fast as the peer reads, or gathers the text; then the end.
@@ -15,7 +15,7 @@ pub(super) async fn complete(runtime: &Runtime, call: &Call, completion: Complet
     let mut reader = runtime.complete(completion.request)?;
     let (mut text, mut gathered) = (String::new(), Vec::new());
     let end = loop {
-        let News { seq, text: piece, tokens, end } = tokio::select! {
+        let Update { seq, text: piece, tokens, end } = tokio::select! {
             biased;
             () = call.cancelled() => return Err(cancelled(call, reader).await),
             news = reader.next() => news,

@@ -92,7 +92,7 @@ fn what_status_and_health_tell_is_what_the_page_shows() {
         in_flight: 0,
         restarts: 1,
         deaths: vec![death.clone()],
-        last_sign: Some(Duration::ZERO),
+        last_activity: Some(Duration::ZERO),
         info: None,
         decoder: Some(DecoderStatus { last_step_us: Some(1), ..DecoderStatus::default() }),
     };

@@ -1,8 +1,8 @@
 //! The connection's loop, over the real loop and a registry of toys.
 
 use super::{Api, Closed, Kind, Malformed, Rules, api::method, call::Call, error::Fault, serve, types::NoParams};
-use crate::actors::{ModelSource, Runtime, Settings, Usage};
-use crate::config::{Config, Isolation, Limits, Model, RestartLimit};
+use crate::actors::{ModelSource, Runtime, Usage};
+use crate::config::{Config, Isolation, Limits, Model};
 use jsonrpsee_core::server::{Extensions, RpcModule};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -97,16 +97,7 @@ fn over<F: Future<Output = ()>>(api: Api, rules: Rules, script: impl FnOnce(Remo
 /// The real methods' runtime, for what needs no model.
 pub(super) fn without_a_model() -> Runtime {
     let model = Model { name: "none".into(), source: ModelSource::Folder("/nowhere".into()) };
-    Runtime::start(Config {
-        models: vec![model],
-        embedded: None,
-        isolation: Isolation::Thread,
-        settings: Settings::default(),
-        limits: Limits::default(),
-        restarts: RestartLimit::default(),
-        keep_alive: None,
-    })
-    .unwrap()
+    Runtime::start(Config::new(vec![model], Isolation::Thread { embedded: None }).unwrap()).unwrap()
 }
 
 fn with<F: Future<Output = ()>>(script: impl FnOnce(Remote) -> F) -> Closed {

@@ -48,7 +48,7 @@ fn a_prompter_past_its_limit_takes_its_worker_down_once() {
         assert_eq!((told[0].kind(), told[1].kind(), told[2].kind()), (None, Some("worker_lost"), None), "{model}");
         assert_eq!((&told[0].text, &told[2].text), (&undisturbed, &undisturbed));
         assert_eq!(model["restarts"], before + 1, "{model}");
-        assert_eq!(last_cause(&model), "its prompter was at one request for more than 2 s");
+        assert_eq!(last_cause(&model), "its prompter spent more than 2 s on one request");
         stand.disarm(point);
     }
 }

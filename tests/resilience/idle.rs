@@ -6,10 +6,7 @@ use crate::{
     support::{HANG, alone, ended_within, runs},
 };
 use serde_json::{Value, json};
-use souffleur::{
-    actors::{FinishReason, ModelState, Settings},
-    config::Config,
-};
+use souffleur::actors::{FinishReason, ModelState, Settings};
 use std::{
     collections::BTreeMap,
     fs, thread,
@@ -98,7 +95,7 @@ fn a_model_that_nobody_asked_for_its_keep_alive_is_unloaded() {
     let clock = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     clock.block_on(async {
         let keep_alive = Duration::from_millis(300);
-        let house = House::over(Config { keep_alive: Some(keep_alive), ..House::config(Settings::default(), Vec::new()) });
+        let house = House::over(House::config(Settings::default(), Vec::new()).with_keep_alive(Some(keep_alive)).unwrap());
         // From before the answer: when its reader has it, its worker has been idle for a while.
         let idle = Instant::now();
         assert_eq!(house.run(ask(text("def add(a, b):"), 3)).await.reason(), FinishReason::Length);

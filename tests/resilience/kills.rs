@@ -7,7 +7,7 @@ use crate::{
 use futures_util::{FutureExt, future::join_all};
 use rustix::process::Signal;
 use souffleur::actors::{ModelInfo, ModelState, ModelStatus, Reader, Request, Sampling, Settings};
-use souffleur::config::{Config, RestartLimit};
+use souffleur::config::RestartLimit;
 use std::{
     thread,
     time::{Duration, Instant},
@@ -86,7 +86,7 @@ fn a_worker_killed_at_any_moment_of_any_stream_costs_no_byte() {
 
         // Deaths on purpose follow each other faster than the default allows, and each is to be the first of its period.
         let restarts = RestartLimit { deaths: u32::MAX, period: Duration::from_millis(1) };
-        let house = House::over(Config { restarts, ..House::config(Settings::default(), Vec::new()) });
+        let house = House::over(House::config(Settings::default(), Vec::new()).with_restarts(restarts).unwrap());
         house.model_info().await;
         let load = load_time(&house).await;
         let mut backs = Vec::new();

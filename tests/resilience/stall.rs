@@ -107,6 +107,6 @@ fn a_stopped_worker_is_told_and_replaced_and_its_streams_go_on() {
     let (_, full) = health(&server, Some(&server.token));
     let model = &full["models"][0];
     assert_eq!((&model["state"], &model["restarts"]), (&json!("ready"), &json!(1)));
-    assert_eq!(model["deaths"][0]["cause"], "its decoder gave no sign for 4 s");
+    assert_eq!(model["deaths"][0]["cause"], "its decoder did not respond for 4 s");
     assert_ne!(model["workerPid"], json!(worker));
 }

@@ -1,7 +1,7 @@
 //! A text that another worker began, taken up after each of its tokens: the rest is what it would have been.
 
 use crate::support::{ask, done, hole, text};
-use souffleur::actors::worker::{Gone, Outbox, run};
+use souffleur::actors::worker::{Disconnected, Outbox, run};
 use souffleur::actors::{
     End, FinishReason, FromWorker, ModelInfo, ModelSource, Replay, Request, Sampled, Sampling, Settings, Step, ToWorker,
 };
@@ -18,7 +18,7 @@ struct Worker {
 impl Worker {
     fn new() -> Self {
         let ((to, inbox), (said, from)) = (channel(), channel());
-        let outbox = Outbox::new(move |message| said.send(message).map_err(|_| Gone));
+        let outbox = Outbox::new(move |message| said.send(message).map_err(|_| Disconnected));
         thread::spawn(move || run(inbox, outbox, None));
         let source = ModelSource::Folder(concat!(env!("CARGO_MANIFEST_DIR"), "/assets").into());
         to.send(ToWorker::Load { source, settings: Settings::default() }).unwrap();

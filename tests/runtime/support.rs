@@ -4,7 +4,7 @@ use souffleur::actors::{
     Answer, DecoderStatus, End, Error, FimOrder, FinishReason, ModelInfo, ModelSource, ModelStatus, Prompt, Question, Reader, Rendered,
     Request, Runtime, Sampled, Sampling, Settings, Usage,
 };
-use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
+use souffleur::config::{Config, Isolation, Model};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,15 +46,9 @@ impl House {
     pub(crate) fn config(settings: Settings, folders: Vec<(String, PathBuf)>) -> Config {
         let embedded = Model { name: MODEL.into(), source: ModelSource::Embedded };
         let folders = folders.into_iter().map(|(name, folder)| Model { name, source: ModelSource::Folder(folder) });
-        Config {
-            models: std::iter::once(embedded).chain(folders).collect(),
-            embedded: None,
-            isolation: Isolation::Process { program: env!("CARGO_BIN_EXE_souffleur").into(), arguments: Vec::new() },
-            settings,
-            limits: Limits::default(),
-            restarts: RestartLimit::default(),
-            keep_alive: None,
-        }
+        let isolation = Isolation::Process { program: env!("CARGO_BIN_EXE_souffleur").into(), arguments: Vec::new() };
+        let models = std::iter::once(embedded).chain(folders).collect();
+        Config::new(models, isolation).expect("a valid configuration").with_settings(settings)
     }
 
     pub(crate) async fn model_info(&self) -> ModelInfo {

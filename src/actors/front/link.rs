@@ -1,4 +1,4 @@
-//! The two queues between a life and its worker, over a child's pipes or over channels.
+//! The connection to a worker: pipes to a child process, or channels to a thread.
 
 use crate::actors::{FromWorker, ToWorker, frame, worker};
 use crate::config::{Config, Isolation};
@@ -20,20 +20,19 @@ use tokio::{
     time::timeout,
 };
 
-/// Bytes asked of a pipe at once: what a Linux pipe holds.
+/// Bytes reserved for a read: the default capacity of a Linux pipe.
 const READ_BYTES: usize = 64 << 10;
-/// Messages of a worker thread's channels: enough that neither side waits within one step of a full batch.
-const CHANNEL: usize = 64;
-/// A worker that is asked to end does so at its input's end; one that takes longer is killed.
-const EXIT_TIME: Duration = Duration::from_secs(2);
+/// Messages in a worker thread's channel: enough that neither side waits within one step of a full batch.
+const CHANNEL_CAPACITY: usize = 64;
+/// How long a worker may take to exit after its stdin was closed, or after it was killed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Starts a worker for the model of this name.
 pub(super) type Launch = Arc<dyn Fn(&str) -> io::Result<Link> + Send + Sync>;
 
 pub(super) fn launch(config: &Config) -> Launch {
-    let embedded = config.embedded;
     match config.isolation.clone() {
-        Isolation::Thread => Arc::new(move |model| Link::thread(model, embedded)),
+        Isolation::Thread { embedded } => Arc::new(move |model| Link::thread(model, embedded)),
         Isolation::Process { program, arguments } => Arc::new(move |_| {
             let mut worker = Command::new(&program);
             worker.args(&arguments).arg("worker");
@@ -45,35 +44,36 @@ pub(super) fn launch(config: &Config) -> Launch {
 pub(super) enum Link {
     Process {
         child: Box<Child>,
-        /// `None` once the worker stopped reading; what it still says is heard.
+        /// `None` once the worker has closed it. Its stdout is still read to the end.
         stdin: Option<ChildStdin>,
         stdout: ChildStdout,
         unread: BytesMut,
-        /// Holds no more than the requests in hand: each is posted once and cancelled once.
+        /// Bounded by the requests in flight: each is posted once and cancelled at most once.
         unwritten: BytesMut,
     },
     Channel {
         to: Option<mpsc::Sender<ToWorker>>,
-        /// As `unwritten`.
+        /// Bounded like `unwritten`.
         unsent: VecDeque<ToWorker>,
         from: mpsc::Receiver<FromWorker>,
     },
 }
 
-/// How a worker is parted with.
+/// How a worker is shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Parting {
-    /// Its input ends, so it ends; killed only if it does not.
-    Close,
-    /// Nothing more is wanted of it, and it has nothing to save: a process is killed, a thread waited for.
-    Done,
+pub(super) enum Shutdown {
+    /// Closes the worker's input and waits for it to exit; kills it after a timeout.
+    Graceful,
+    /// For a worker with nothing to save: kills a process, waits for a thread.
+    Immediate,
+    /// Kills a process, detaches a thread.
     Kill,
 }
 
 impl Link {
     fn process(mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        // A terminal's Ctrl-C goes to the whole foreground group; what becomes of a worker is the front's to decide.
+        // A terminal sends Ctrl-C to the whole foreground process group; only this process should decide when a worker ends.
         #[cfg(unix)]
         command.process_group(0);
         failpoints::check(Point::FrontSpawn, None)?;
@@ -85,11 +85,11 @@ impl Link {
     }
 
     fn thread(model: &str, embedded: Option<Embedded>) -> io::Result<Self> {
-        let (to, mut inbox) = mpsc::channel(CHANNEL);
-        let (outbox, from) = mpsc::channel(CHANNEL);
-        let outbox = worker::Outbox::new(move |message| outbox.blocking_send(message).map_err(|_| worker::Gone));
+        let (to, mut inbox) = mpsc::channel(CHANNEL_CAPACITY);
+        let (outbox, from) = mpsc::channel(CHANNEL_CAPACITY);
+        let outbox = worker::Outbox::new(move |message| outbox.blocking_send(message).map_err(|_| worker::Disconnected));
         let inbox = iter::from_fn(move || inbox.blocking_recv());
-        thread::Builder::new().name(format!("wire/{model}")).spawn(move || worker::run(inbox, outbox, embedded))?;
+        thread::Builder::new().name(format!("receiver/{model}")).spawn(move || worker::run(inbox, outbox, embedded))?;
         Ok(Self::channel(to, from))
     }
 
@@ -104,7 +104,7 @@ impl Link {
         }
     }
 
-    /// Never waits: `receive` sends what could not go at once. Fails only for a message too long for a frame.
+    /// Queues a message; `receive` does the sending. Fails only for a message that exceeds the frame limit.
     pub(super) fn post(&mut self, message: ToWorker) -> Result<(), frame::Error> {
         match self {
             Self::Process { unwritten, .. } => unwritten.extend_from_slice(&frame::encode(&message)?),
@@ -113,7 +113,7 @@ impl Link {
         Ok(())
     }
 
-    /// The worker's next message, `None` when it will say no more. Sends what was posted meanwhile; cancel-safe.
+    /// Waits for the worker's next message, and sends posted messages meanwhile. `None` after the last one. Cancel-safe.
     pub(super) async fn receive(&mut self) -> Result<Option<FromWorker>, frame::Error> {
         match self {
             Self::Process { stdin, stdout, unread, unwritten, .. } => loop {
@@ -133,14 +133,14 @@ impl Link {
                     sent = write(stdin, unwritten), if stdin.is_some() && !unwritten.is_empty() => sent,
                 };
                 if sent.is_err() {
-                    // Its last words may still be on the way, and then its end says why.
+                    // The worker may have sent its last messages already; keep reading to learn why it ended.
                     *stdin = None;
                 }
             },
             Self::Channel { to, unsent, from } => loop {
                 tokio::select! {
                     message = from.recv() => return Ok(message),
-                    sent = hand_over(to, unsent), if to.is_some() && !unsent.is_empty() => if sent.is_none() {
+                    sent = forward(to, unsent), if to.is_some() && !unsent.is_empty() => if sent.is_none() {
                         *to = None;
                     },
                 }
@@ -148,30 +148,30 @@ impl Link {
         }
     }
 
-    /// Ends the worker and says how it ended, in words.
-    pub(super) async fn end(self, parting: Parting) -> String {
+    /// Ends the worker and describes how it ended.
+    pub(super) async fn end(self, shutdown: Shutdown) -> String {
         match self {
             Self::Process { mut child, stdin, stdout, .. } => {
                 drop((stdin, stdout));
-                if parting == Parting::Close
-                    && let Ok(status) = timeout(EXIT_TIME, child.wait()).await
+                if shutdown == Shutdown::Graceful
+                    && let Ok(status) = timeout(EXIT_TIMEOUT, child.wait()).await
                 {
-                    return told(status);
+                    return describe_exit(status);
                 }
                 if let Err(error) = child.start_kill() {
-                    return told(Err(error));
+                    return describe_exit(Err(error));
                 }
-                match timeout(EXIT_TIME, child.wait()).await {
-                    Ok(status) => told(status),
-                    Err(_) => "did not die when killed".into(),
+                match timeout(EXIT_TIMEOUT, child.wait()).await {
+                    Ok(status) => describe_exit(status),
+                    Err(_) => "did not exit after it was killed".into(),
                 }
             }
             Self::Channel { to, mut from, .. } => {
                 drop(to);
                 let end = async { while from.recv().await.is_some() {} };
-                // A thread can't be killed: one that is stuck is left behind, cut off.
-                let ended = parting != Parting::Kill && timeout(EXIT_TIME, end).await.is_ok();
-                if ended { "its thread ended" } else { "its thread was left behind" }.into()
+                // A thread can't be killed, so a stuck one is detached.
+                let ended = shutdown != Shutdown::Kill && timeout(EXIT_TIMEOUT, end).await.is_ok();
+                if ended { "its thread ended" } else { "its thread was detached" }.into()
             }
         }
     }
@@ -189,18 +189,18 @@ async fn write(stdin: &mut Option<ChildStdin>, unwritten: &mut BytesMut) -> io::
     failpoints::check(Point::FrontWriteAfter, None)
 }
 
-async fn hand_over(to: &Option<mpsc::Sender<ToWorker>>, unsent: &mut VecDeque<ToWorker>) -> Option<()> {
-    let place = to.as_ref()?.reserve().await.ok()?;
+async fn forward(to: &Option<mpsc::Sender<ToWorker>>, unsent: &mut VecDeque<ToWorker>) -> Option<()> {
+    let slot = to.as_ref()?.reserve().await.ok()?;
     if let Some(message) = unsent.pop_front() {
-        place.send(message);
+        slot.send(message);
     }
     Some(())
 }
 
-fn told(status: io::Result<ExitStatus>) -> String {
+fn describe_exit(status: io::Result<ExitStatus>) -> String {
     let status = match status {
         Ok(status) => status,
-        Err(error) => return format!("could not be waited for: {error}"),
+        Err(error) => return format!("exit status unknown: {error}"),
     };
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
@@ -208,7 +208,7 @@ fn told(status: io::Result<ExitStatus>) -> String {
     }
     match status.code() {
         Some(code) => format!("exited with status {code}"),
-        None => "ended in an unknown way".into(),
+        None => "exit status unknown".into(),
     }
 }
 
@@ -224,42 +224,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_ends_is_told_by_its_status_or_signal() {
-        for (script, words) in [("exit 3", "exited with status 3"), ("kill -9 $$", "killed by signal 9")] {
+    async fn exit_status_or_signal_describes_an_ended_process() {
+        for (script, description) in [("exit 3", "exited with status 3"), ("kill -9 $$", "killed by signal 9")] {
             let mut link = shell(script);
             link.post(ToWorker::Cancel { id: 1 }).unwrap();
             assert!(link.receive().await.unwrap().is_none());
-            assert_eq!(link.end(Parting::Close).await, words);
+            assert_eq!(link.end(Shutdown::Graceful).await, description);
         }
-        assert_eq!(shell("cat").end(Parting::Close).await, "exited with status 0");
-        assert_eq!(shell("exec sleep 600").end(Parting::Kill).await, "killed by signal 9");
+        assert_eq!(shell("cat").end(Shutdown::Graceful).await, "exited with status 0");
+        assert_eq!(shell("exec sleep 600").end(Shutdown::Kill).await, "killed by signal 9");
     }
 
     #[tokio::test]
-    async fn a_long_message_is_written_while_waiting_for_the_next_one() {
+    async fn a_long_message_is_written_while_receiving() {
         let long = ToWorker::Ask { id: 1, question: Question::Tokenize("a".repeat(1 << 20)) };
         let bytes = frame::encode(&long).unwrap().len();
-        let hello = |wire: u8| format!("printf '\\002\\000\\000\\000\\000\\00{wire}'");
+        let hello = |version: u8| format!("printf '\\002\\000\\000\\000\\000\\00{version}'");
         let mut link = shell(&format!("{}; head -c {bytes} >/dev/null; {}; cat >/dev/null", hello(1), hello(2)));
-        assert_eq!(link.receive().await.unwrap(), Some(FromWorker::Hello { wire: 1 }));
+        assert_eq!(link.receive().await.unwrap(), Some(FromWorker::Hello { version: 1 }));
         link.post(long).unwrap();
-        assert_eq!(link.receive().await.unwrap(), Some(FromWorker::Hello { wire: 2 }));
-        assert_eq!(link.end(Parting::Close).await, "exited with status 0");
+        assert_eq!(link.receive().await.unwrap(), Some(FromWorker::Hello { version: 2 }));
+        assert_eq!(link.end(Shutdown::Graceful).await, "exited with status 0");
     }
 
     #[tokio::test]
-    async fn what_is_no_frame_is_an_error_before_it_is_memory() {
+    async fn an_oversized_frame_is_refused_before_allocation() {
         let mut link = shell(r"printf '\377\377\377\377'; cat >/dev/null");
         assert!(matches!(link.receive().await, Err(frame::Error::TooLong { .. })));
-        link.end(Parting::Kill).await;
+        link.end(Shutdown::Kill).await;
     }
 
     #[tokio::test]
-    async fn a_worker_that_stopped_reading_is_heard_to_its_end() {
+    async fn a_worker_that_closed_its_stdin_is_read_to_its_end() {
         let mut link = shell(r"exec <&-; printf '\002\000\000\000\000\001'");
         link.post(ToWorker::Ask { id: 1, question: Question::Tokenize("a".repeat(1 << 20)) }).unwrap();
-        assert_eq!(link.receive().await.unwrap(), Some(FromWorker::Hello { wire: 1 }));
+        assert_eq!(link.receive().await.unwrap(), Some(FromWorker::Hello { version: 1 }));
         assert!(link.receive().await.unwrap().is_none());
-        assert_eq!(link.end(Parting::Close).await, "exited with status 0");
+        assert_eq!(link.end(Shutdown::Graceful).await, "exited with status 0");
     }
 }

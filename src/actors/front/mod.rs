@@ -1,22 +1,18 @@
-//! The front's half: admission, routing, supervision, transcripts. It never touches a model's files.
+//! The client side of the workers: admission, routing, supervision, transcripts. It never opens a model's files.
 
-mod errand;
-mod hand;
-mod house;
+mod command;
+mod context;
+mod in_flight;
 mod inspect;
-mod life;
 mod link;
 mod model;
-mod restarts;
+mod restart_policy;
 mod runtime;
-#[cfg(test)]
-pub(super) mod script;
-#[cfg(test)]
-mod storm;
+mod session;
 mod supervisor;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod transcript;
 
 pub use runtime::Runtime;
-pub use transcript::{Ending, News, Reader};
+pub use transcript::{Completion, Reader, Update};

@@ -1,12 +1,12 @@
-//! The front door.
+//! The public handle: starts the actors, admits requests, and passes them to the supervisor.
 
 use super::{
-    errand::{Ask, Complete, Reply},
-    house::House,
+    command::{Ask, Complete, Reply},
+    context::RuntimeContext,
     link::{Launch, launch},
     model::{Load, Loading, ModelActor, Show, Unload},
-    supervisor::{Close, Find, LookAtAll, Supervisor},
-    transcript::{Reader, Ticket, transcript},
+    supervisor::{Close, Find, GetAllStatus, Supervisor},
+    transcript::{Reader, RequestPermit, transcript},
 };
 use crate::actors::{Answer, Error, ModelInfo, ModelStatus, Question, Request, Result, Status};
 use crate::config::{Config, Limits};
@@ -26,16 +26,18 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// The front door: `Clone + Send`, on its own actor thread, usable from any runtime or none.
+/// Handle to all configured models. The actors run on a thread of their own, so it works from any async runtime, or from none.
+///
+/// Clones share one set of workers; dropping the last clone ends them.
 #[derive(Clone)]
 pub struct Runtime {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    house: Arc<House>,
+    context: Arc<RuntimeContext>,
     started: Instant,
-    tickets: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     closing: AtomicBool,
     last_id: AtomicU64,
     supervisor: Addr<Supervisor>,
@@ -44,36 +46,37 @@ struct Inner {
 }
 
 impl Runtime {
-    /// Starts the actors' thread. No model is loaded before someone asks for it, and no file of one is looked at.
+    /// Starts the actors' thread. Model files are opened only when a request or `load` needs them.
+    ///
+    /// # Errors
+    ///
+    /// `Internal` if the operating system refuses another thread.
     pub fn start(config: Config) -> Result<Self> {
-        if config.models.is_empty() {
-            return Err(Error::Internal("no model is configured".into()));
-        }
         let launch = launch(&config);
         let (started, starting) = sync_channel(1);
         let actors = move || {
             let system = System::new();
             let runtime = system.block_on(async { Self::assemble(config, launch) });
-            // The last clone, this one included, ends the system.
+            // Dropping the last clone stops the system, so this works even if the receiver is gone.
             let _ = started.send(runtime);
             if let Err(error) = system.run() {
-                tracing::error!(%error, "the actors' system failed");
+                tracing::error!(%error, "the actor system failed");
             }
         };
         thread::Builder::new().name("actors".into()).spawn(actors).map_err(|error| Error::Internal(error.to_string()))?;
-        starting.recv().map_err(|_| Error::Internal("the actors' thread did not start".into()))
+        starting.recv().map_err(|_| Error::Internal("the actor thread did not start".into()))
     }
 
-    /// Called on a thread that has an actix system.
+    /// Must be called on a thread with an actix system.
     pub(super) fn assemble(config: Config, launch: Launch) -> Self {
-        let tickets = Arc::new(Semaphore::new(config.limits.requests_in_flight));
-        let house = Arc::new(House { config, launch });
-        let (sign, alive) = watch::channel(());
+        let permits = Arc::new(Semaphore::new(config.limits.requests_in_flight));
+        let context = Arc::new(RuntimeContext { config, launch });
+        let (sender, alive) = watch::channel(());
         let inner = Inner {
-            supervisor: Supervisor::new(house.clone(), sign).start(),
-            house,
+            supervisor: Supervisor::new(context.clone(), sender).start(),
+            context,
             started: Instant::now(),
-            tickets,
+            permits,
             closing: AtomicBool::new(false),
             last_id: AtomicU64::new(0),
             system: System::current(),
@@ -88,40 +91,46 @@ impl Runtime {
     }
 
     pub fn limits(&self) -> &Limits {
-        &self.inner.house.config.limits
+        &self.inner.context.config.limits
     }
 
-    /// The name requests mean when they name no model.
+    /// The model of requests that don't name one: the first that is configured.
     pub fn default_model(&self) -> &str {
-        &self.inner.house.config.models.first().expect("start refuses a configuration without models").name
+        &self.inner.context.config.models.first().expect("`Config::new` refuses an empty list").name
     }
 
-    /// Takes a ticket or answers `Overloaded` at once; loads the model if it must. Everything else that can go wrong is the
-    /// transcript's end.
+    /// Starts a completion and returns its transcript. Loads the model if necessary. Later failures are reported as the
+    /// transcript's `End::Failed`.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownModel`, `Overloaded` when `Limits::requests_in_flight` are running, `ShuttingDown`.
     pub fn complete(&self, request: Request) -> Result<Reader> {
-        self.inner.known(&request.model)?;
-        let ticket = self.inner.ticket()?;
-        let (recorder, reader) = transcript(ticket, &request);
-        match self.inner.supervisor.try_send(Complete { id: self.inner.next_id(), request, recorder }) {
+        self.inner.check_known(&request.model)?;
+        let permit = self.inner.permit()?;
+        let (writer, reader) = transcript(permit, &request);
+        match self.inner.supervisor.try_send(Complete { id: self.inner.next_id(), request, writer }) {
             Ok(()) => Ok(reader),
-            Err(SendError::Full(_)) => Err(self.inner.house.overloaded()),
+            Err(SendError::Full(_)) => Err(self.inner.context.overloaded()),
             Err(SendError::Closed(_)) => Err(self.inner.supervisor_gone()),
         }
     }
 
-    /// Asks a model's tokenizer; takes a ticket and loads the model as `complete` does.
+    /// Tokenizes, detokenizes or renders a prompt with a model's tokenizer and template. Counts as a request in flight and
+    /// loads the model, as `complete` does.
     pub async fn ask(&self, model: &str, question: Question) -> Result<Answer> {
         let actor = self.inner.find(model).await?;
-        let (to, answer) = oneshot::channel();
-        let asker = CancellationToken::new();
-        let reply = Reply { asker: asker.clone(), to, ticket: self.inner.ticket()? };
-        let _leaves = asker.drop_guard();
+        let (sender, answer) = oneshot::channel();
+        let caller = CancellationToken::new();
+        let reply = Reply { caller: caller.clone(), sender, permit: self.inner.permit()? };
+        let _cancel_on_drop = caller.drop_guard();
         let sent = actor.send(Ask { id: self.inner.next_id(), question, reply }).await;
         sent.map_err(|error| self.inner.actor_gone(model, error))?;
         answer.await.unwrap_or_else(|_| Err(self.inner.actor_gone(model, MailboxError::Closed)))
     }
 
-    /// Loads and waits; `progress` hears bytes done and in all. Two loads of one model are one.
+    /// Loads a model and waits for it; a failed model is retried. Concurrent loads of one model share one worker.
+    /// `progress` receives the bytes of weights loaded so far and in total.
     pub async fn load(&self, model: &str, mut progress: impl FnMut(u64, u64) + Send) -> Result<ModelInfo> {
         let actor = self.inner.find(model).await?;
         let loading = actor.send(Load).await.map_err(|error| self.inner.actor_gone(model, error))?;
@@ -138,56 +147,56 @@ impl Runtime {
         }
     }
 
-    /// Ends the model's worker, and with it what it has in hand; when this returns its memory is back.
+    /// Ends a model's worker and fails its requests with `Unloading`. Returns when the worker's memory is free.
     pub async fn unload(&self, model: &str) -> Result<()> {
         let actor = self.inner.find(model).await?;
         let done =
             actor.send(Unload(Error::Unloading { model: model.to_owned() })).await.map_err(|error| self.inner.actor_gone(model, error))?;
-        // An actor that is gone took its worker with it.
+        // The sender is dropped when the worker has ended; it never sends.
         let _ = done.await;
         Ok(())
     }
 
-    /// What a model is, also when it is not loaded.
+    /// Reads a model's facts from its files if it is not loaded.
     pub async fn show(&self, model: &str) -> Result<ModelInfo> {
         let actor = self.inner.find(model).await?;
         let shown = actor.send(Show).await.map_err(|error| self.inner.actor_gone(model, error))?;
         shown.await.unwrap_or_else(|_| Err(self.inner.actor_gone(model, MailboxError::Closed)))
     }
 
-    /// Asks every decode loop, waiting for each at most a second.
+    /// State of all models. Queries each decode loop, and waits at most one second for its reply.
     pub async fn status(&self) -> Status {
         let limit = self.limits().requests_in_flight;
         Status {
             uptime: self.inner.started.elapsed(),
-            requests_in_flight: limit.saturating_sub(self.inner.tickets.available_permits()),
+            requests_in_flight: limit.saturating_sub(self.inner.permits.available_permits()),
             requests_limit: limit,
-            models: self.inner.look(true).await,
+            models: self.inner.statuses(true).await,
         }
     }
 
-    /// As `status`, without asking the workers.
+    /// State of all models, without querying the workers.
     pub async fn models(&self) -> Vec<ModelStatus> {
-        self.inner.look(false).await
+        self.inner.statuses(false).await
     }
 
-    /// Refuses new requests, gives those in hand this long, cancels the rest, ends the workers.
+    /// Refuses new requests, waits up to `grace` for those in flight, cancels the rest, and ends the workers.
     pub async fn shutdown(&self, grace: Duration) {
         self.inner.closing.store(true, Ordering::SeqCst);
         let (done, wait) = oneshot::channel();
-        let (tickets, supervisor, system) = (self.inner.tickets.clone(), self.inner.supervisor.clone(), self.inner.system.clone());
+        let (permits, supervisor, system) = (self.inner.permits.clone(), self.inner.supervisor.clone(), self.inner.system.clone());
         let all = self.limits().requests_in_flight as u32;
-        // On the actors' thread, because the caller may have no clock.
+        // On the actors' thread, because the caller's runtime may have no timer.
         self.inner.system.arbiter().spawn(async move {
-            let _ = timeout(grace, tickets.acquire_many(all)).await;
+            let _ = timeout(grace, permits.acquire_many(all)).await;
             close(supervisor, &system).await;
             let _ = done.send(());
         });
-        // The system may have stopped already, which is as good.
+        // Fails if the system has stopped already.
         let _ = wait.await;
     }
 
-    /// Resolves when nothing is supervised any more: after a shutdown, or because the supervisor panicked.
+    /// Resolves when the supervisor has ended: after a shutdown, or because it panicked.
     pub fn ended(&self) -> impl Future<Output = ()> + use<> {
         let mut alive = self.inner.alive.clone();
         async move { while alive.changed().await.is_ok() {} }
@@ -195,7 +204,7 @@ impl Runtime {
 }
 
 async fn close(supervisor: Addr<Supervisor>, system: &System) {
-    // A supervisor that is gone took the models' actors with it.
+    // Fails if the supervisor has ended, and then the models' actors have too.
     let _ = supervisor.send(Close).await;
     system.stop();
 }
@@ -205,24 +214,24 @@ impl Inner {
         self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn known(&self, name: &str) -> Result<()> {
-        let known = self.house.config.models.iter().any(|model| model.name == name);
-        if known { Ok(()) } else { Err(self.house.unknown(name)) }
+    fn check_known(&self, name: &str) -> Result<()> {
+        let known = self.context.config.models.iter().any(|model| model.name == name);
+        if known { Ok(()) } else { Err(self.context.unknown_model(name)) }
     }
 
-    fn ticket(&self) -> Result<Ticket> {
+    fn permit(&self) -> Result<RequestPermit> {
         if self.closing.load(Ordering::SeqCst) {
             return Err(Error::ShuttingDown);
         }
-        match self.tickets.clone().try_acquire_owned() {
-            Ok(permit) => Ok(Ticket::new(permit)),
-            Err(TryAcquireError::NoPermits) => Err(self.house.overloaded()),
+        match self.permits.clone().try_acquire_owned() {
+            Ok(permit) => Ok(RequestPermit::new(permit)),
+            Err(TryAcquireError::NoPermits) => Err(self.context.overloaded()),
             Err(TryAcquireError::Closed) => Err(Error::ShuttingDown),
         }
     }
 
     async fn find(&self, model: &str) -> Result<Addr<ModelActor>> {
-        self.known(model)?;
+        self.check_known(model)?;
         if self.closing.load(Ordering::SeqCst) {
             return Err(Error::ShuttingDown);
         }
@@ -230,24 +239,24 @@ impl Inner {
         found.ok_or(Error::ShuttingDown)
     }
 
-    async fn look(&self, decoder: bool) -> Vec<ModelStatus> {
-        self.supervisor.send(LookAtAll { decoder }).await.unwrap_or_default()
+    async fn statuses(&self, decoder: bool) -> Vec<ModelStatus> {
+        self.supervisor.send(GetAllStatus { decoder }).await.unwrap_or_default()
     }
 
     fn actor_gone(&self, model: &str, error: MailboxError) -> Error {
-        let lost = || Error::WorkerLost { model: model.to_owned(), cause: format!("its supervision did not answer: {error}") };
+        let lost = || Error::WorkerLost { model: model.to_owned(), cause: format!("its actor did not answer: {error}") };
         if self.closing.load(Ordering::SeqCst) { Error::ShuttingDown } else { lost() }
     }
 
     fn supervisor_gone(&self) -> Error {
-        if self.closing.load(Ordering::SeqCst) { Error::ShuttingDown } else { Error::Internal("the supervisor is gone".into()) }
+        if self.closing.load(Ordering::SeqCst) { Error::ShuttingDown } else { Error::Internal("the supervisor has ended".into()) }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         let (supervisor, system) = (self.supervisor.clone(), self.system.clone());
-        // On the actors' thread, which this may not be; after a shutdown it has ended.
+        // On the actors' thread, since this may be another one. After a shutdown that thread has ended, and nothing happens.
         self.system.arbiter().spawn(async move { close(supervisor, &system).await });
     }
 }

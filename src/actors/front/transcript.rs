@@ -1,7 +1,7 @@
-//! One request's whole answer: the life of its worker writes, readers follow at their own pace.
+//! The complete output of one request: the worker session writes it, and readers follow at their own pace.
 //!
-//! Appending never waits, so a reader that stops delays nobody. The end is set exactly once, also while unwinding.
-//! When the last reader is gone the request is cancelled: the one cancellation there is.
+//! Appending never waits, so a slow reader delays nothing. The end is set exactly once, also during a panic. Dropping the
+//! last reader cancels the request; there is no other way to cancel one.
 
 use crate::actors::{End, Error, Replay, Request, Sampled, Step};
 use std::{
@@ -10,30 +10,30 @@ use std::{
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-/// The right to have a request in hand.
-pub(super) struct Ticket {
+/// One of the `requests_in_flight` places of a runtime.
+pub(super) struct RequestPermit {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Ticket {
+impl RequestPermit {
     pub(super) fn new(permit: OwnedSemaphorePermit) -> Self {
         Self { _permit: permit }
     }
 }
 
-pub(super) fn transcript(ticket: Ticket, request: &Request) -> (Recorder, Reader) {
+pub(super) fn transcript(permit: RequestPermit, request: &Request) -> (TranscriptWriter, Reader) {
     let state = Mutex::new(State { readers: 1, ..State::default() });
-    let log = Arc::new(Log { state, news: Notify::new(), left: Notify::new() });
-    let recorder = Recorder { log: log.clone(), model: request.model.clone(), ticket: Some(ticket) };
-    (recorder, Reader { log, seq: 0, text: 0, tokens: 0 })
+    let log = Arc::new(Log { state, changed: Notify::new(), abandoned: Notify::new() });
+    let writer = TranscriptWriter { log: log.clone(), model: request.model.clone(), permit: Some(permit) };
+    (writer, Reader { log, seq: 0, text: 0, tokens: 0 })
 }
 
 struct Log {
     state: Mutex<State>,
-    /// Something was appended, or the end was set.
-    news: Notify,
-    /// The last reader left, or the end was set.
-    left: Notify,
+    /// Notified after an append and when the end is set.
+    changed: Notify,
+    /// Notified when the last reader is dropped and when the end is set.
+    abandoned: Notify,
 }
 
 #[derive(Default)]
@@ -47,43 +47,42 @@ struct State {
 
 impl Log {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing is half done while the lock is held, so a poisoned one still guards a whole state.
+        // No code that holds the lock can leave the state inconsistent, so a poisoned lock is safe to use.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nobody reads, or there is nothing more to read.
-    fn is_left(&self) -> bool {
+    fn is_abandoned_or_ended(&self) -> bool {
         let state = self.state();
         state.readers == 0 || state.end.is_some()
     }
 
     async fn ended(&self) -> End {
         loop {
-            // Made before the look, so that what happens between the two is not missed.
-            let news = self.news.notified();
+            // Subscribe before the check, so that no notification between the two is missed.
+            let changed = self.changed.notified();
             if let Some(end) = &self.state().end {
                 return end.clone();
             }
-            news.await;
+            changed.await;
         }
     }
 }
 
-/// The write end. It holds the request's ticket, and a request whose recorder is dropped ends as lost.
-pub(super) struct Recorder {
+/// The write end. It holds the request's permit. Dropping it without an end fails the request as lost.
+pub(super) struct TranscriptWriter {
     log: Arc<Log>,
     model: String,
-    ticket: Option<Ticket>,
+    permit: Option<RequestPermit>,
 }
 
-impl Recorder {
+impl TranscriptWriter {
     pub(super) fn record(&mut self, step: Step) {
         let mut state = self.log.state();
         state.steps += 1;
         state.text.push_str(&step.text);
         state.tokens.extend(step.tokens);
         drop(state);
-        self.log.news.notify_waiters();
+        self.log.changed.notify_waiters();
     }
 
     pub(super) fn end(mut self, end: End) {
@@ -108,78 +107,78 @@ impl Recorder {
         self.log.state().readers == 0
     }
 
-    /// Resolves when the last reader is gone, or when there is nothing left to cancel.
+    /// Resolves when the last reader is dropped, or when there is nothing left to cancel.
     pub(super) fn abandoned(&self) -> impl Future<Output = ()> + use<> {
         let log = self.log.clone();
         async move {
             loop {
-                let left = log.left.notified();
-                if log.is_left() {
+                let abandoned = log.abandoned.notified();
+                if log.is_abandoned_or_ended() {
                     return;
                 }
-                left.await;
+                abandoned.await;
             }
         }
     }
 
     fn close(&mut self, end: impl FnOnce(&Self) -> End) {
-        // Who reads the end may ask again at once, so the ticket is back before.
-        if self.ticket.take().is_none() {
+        // Release the permit first: the caller may send its next request as soon as it reads the end.
+        if self.permit.take().is_none() {
             return;
         }
         let end = end(self);
         self.log.state().end = Some(end);
-        self.log.news.notify_waiters();
-        self.log.left.notify_waiters();
+        self.log.changed.notify_waiters();
+        self.log.abandoned.notify_waiters();
     }
 }
 
-impl Drop for Recorder {
+impl Drop for TranscriptWriter {
     fn drop(&mut self) {
-        self.close(|recorder| {
-            End::Failed(Error::WorkerLost { model: recorder.model.clone(), cause: "its supervision ended without an answer".into() })
+        self.close(|writer| {
+            End::Failed(Error::WorkerLost { model: writer.model.clone(), cause: "its session stopped before the request ended".into() })
         });
     }
 }
 
-/// What is new in a transcript since the last look, joined.
+/// Everything appended to a transcript since the previous update of the same reader.
 #[derive(Clone, Debug, PartialEq)]
-pub struct News {
-    /// The transcript's number of the first step in this piece; steps count from 0.
+pub struct Update {
+    /// Number of the first decode step in this update, counted from 0.
     pub seq: u64,
     pub text: String,
     pub tokens: Vec<Sampled>,
     pub end: Option<End>,
 }
 
-/// One reader of one request's transcript. When the last is dropped the request is cancelled.
+/// A reader of one request's transcript. Dropping the last reader cancels the request.
 pub struct Reader {
     log: Arc<Log>,
-    /// Where the next piece starts.
+    /// Start of the next update: step, byte of the text, token.
     seq: u64,
     text: usize,
     tokens: usize,
 }
 
 impl Reader {
-    /// Waits for something new; cancel-safe. After the end it returns the end again.
-    pub async fn next(&mut self) -> News {
+    /// Waits for the next update; cancel-safe. After the end it returns the end again.
+    pub async fn next(&mut self) -> Update {
         let log = self.log.clone();
         loop {
-            let news = log.news.notified();
-            if let Some(news) = self.take() {
-                return news;
+            let changed = log.changed.notified();
+            if let Some(update) = self.take() {
+                return update;
             }
-            news.await;
+            changed.await;
         }
     }
 
-    /// Stops reading, which cancels when nobody else reads, and keeps a way to learn how it ended.
-    pub fn abandon(self) -> Ending {
-        Ending { log: self.log.clone() }
+    /// Drops this reader and returns a future of the request's end. The request is cancelled if this was its last reader.
+    pub fn abandon(self) -> Completion {
+        Completion { log: self.log.clone() }
     }
 
-    fn take(&mut self) -> Option<News> {
+    fn take(&mut self) -> Option<Update> {
         let state = self.log.state();
         if state.steps == self.seq && state.end.is_none() {
             return None;
@@ -187,11 +186,11 @@ impl Reader {
         let seq = mem::replace(&mut self.seq, state.steps);
         let text = state.text[mem::replace(&mut self.text, state.text.len())..].to_owned();
         let tokens = state.tokens[mem::replace(&mut self.tokens, state.tokens.len())..].to_owned();
-        Some(News { seq, text, tokens, end: state.end.clone() })
+        Some(Update { seq, text, tokens, end: state.end.clone() })
     }
 }
 
-/// A second reader, from where this one stands.
+/// A second reader that continues from the same position.
 impl Clone for Reader {
     fn clone(&self) -> Self {
         self.log.state().readers += 1;
@@ -205,18 +204,18 @@ impl Drop for Reader {
         state.readers -= 1;
         if state.readers == 0 {
             drop(state);
-            self.log.left.notify_waiters();
+            self.log.abandoned.notify_waiters();
         }
     }
 }
 
-/// How a request ends, without keeping it alive.
-pub struct Ending {
+/// The end of a request, without keeping the request alive as a reader does.
+pub struct Completion {
     log: Arc<Log>,
 }
 
-impl Ending {
-    /// Resolves once nothing computes for the request any more.
+impl Completion {
+    /// Resolves once the worker has stopped computing for the request.
     pub async fn wait(self) -> End {
         self.log.ended().await
     }

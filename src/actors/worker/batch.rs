@@ -4,7 +4,7 @@
 //! being read, about 50 ms of work in all: so a long prompt neither stalls its neighbours nor outlives its
 //! cancellation by more than that.
 
-use super::{Gone, Outbox, Prepared, ToDecoder, Watch};
+use super::{ActivityProbe, Disconnected, Outbox, Prepared, ToDecoder};
 use crate::actors::{DecoderStatus, End, Error, FinishReason, FromWorker, Sampled, Step, Usage};
 use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, SampleRequest, Span};
@@ -37,7 +37,7 @@ pub(super) struct Batch<B: Backend> {
     outbox: Outbox,
     status: DecoderStatus,
     last_step: Option<Instant>,
-    watch: Watch,
+    watch: ActivityProbe,
     /// Prompt tokens that fit in a step, from how long the last ones took.
     chunk_tokens: usize,
 }
@@ -55,7 +55,14 @@ struct Running<C> {
 }
 
 impl<B: Backend> Batch<B> {
-    pub(super) fn new(decoder: Decoder<B>, codec: Arc<TextCodec>, cache_bytes: usize, room: u64, outbox: Outbox, watch: Watch) -> Self {
+    pub(super) fn new(
+        decoder: Decoder<B>,
+        codec: Arc<TextCodec>,
+        cache_bytes: usize,
+        room: u64,
+        outbox: Outbox,
+        watch: ActivityProbe,
+    ) -> Self {
         let cache = PrefixCache::new(cache_bytes);
         let status = DecoderStatus { cache_budget_bytes: cache_bytes as u64, ..DecoderStatus::default() };
         Self {
@@ -77,7 +84,7 @@ impl<B: Backend> Batch<B> {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    pub(super) fn take(&mut self, message: ToDecoder) -> Result<(), Gone> {
+    pub(super) fn take(&mut self, message: ToDecoder) -> Result<(), Disconnected> {
         match message {
             ToDecoder::Generate(prepared) => self.waiting.push_back(*prepared),
             ToDecoder::Ping { id } => self.outbox.send(FromWorker::Pong { id, status: self.status() })?,
@@ -96,13 +103,13 @@ impl<B: Backend> Batch<B> {
             cache_bytes: self.cache.bytes() as u64,
             running_bytes,
             last_step_us: self.last_step.map(|ended| micros(ended.elapsed())),
-            prompting: self.watch.look(),
+            prompter: self.watch.activity(),
             ..self.status.clone()
         }
     }
 
     /// Ends what was cancelled, admits what waits, computes one step.
-    pub(super) fn step(&mut self) -> Result<(), Gone> {
+    pub(super) fn step(&mut self) -> Result<(), Disconnected> {
         self.end_cancelled()?;
         while self.running.len() < RUNNING
             && self.has_room()
@@ -124,7 +131,7 @@ impl<B: Backend> Batch<B> {
         self.running.is_empty() || self.waiting.front().is_some_and(|next| taken + positions(next) <= self.room)
     }
 
-    fn end_cancelled(&mut self) -> Result<(), Gone> {
+    fn end_cancelled(&mut self) -> Result<(), Disconnected> {
         while let Some(index) = self.waiting.iter().position(|prepared| prepared.job.is_cancelled()) {
             let prepared = self.waiting.remove(index).expect("an index that was just found");
             let queue_us = micros(prepared.job.arrived.elapsed());
@@ -140,7 +147,7 @@ impl<B: Backend> Batch<B> {
     }
 
     /// Gives a request its sequence, with the longest beginning that some cache has.
-    fn admit(&mut self, prepared: Prepared) -> Result<(), Gone> {
+    fn admit(&mut self, prepared: Prepared) -> Result<(), Disconnected> {
         failpoints::at(Point::Admit, Some(prepared.job.request.sampling.seed));
         let (request, replay) = (&prepared.job.request, &prepared.job.replay);
         let beyond = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= self.codec.vocabulary());
@@ -268,7 +275,7 @@ impl<B: Backend> Batch<B> {
     }
 
     /// Text, ends and failures to their requests.
-    fn hand_out(&mut self, sampled: Vec<Option<crate::models::Result<Sampled>>>) -> Result<(), Gone> {
+    fn hand_out(&mut self, sampled: Vec<Option<crate::models::Result<Sampled>>>) -> Result<(), Disconnected> {
         let (mut going, mut later) = (Vec::with_capacity(RUNNING), Vec::new());
         for (mut running, sampled) in std::mem::take(&mut self.running).into_iter().zip(sampled) {
             running.sequence.computed += running.chunk;
@@ -325,12 +332,12 @@ impl<B: Backend> Batch<B> {
         Ok(grown?)
     }
 
-    fn end(&mut self, running: Running<B::Cache>, reason: FinishReason) -> Result<(), Gone> {
+    fn end(&mut self, running: Running<B::Cache>, reason: FinishReason) -> Result<(), Disconnected> {
         self.finish(running, |usage, applied| End::Done { reason, usage, applied })
     }
 
     /// The cache goes back before the end is told, so that whoever hears of it finds the memory free.
-    fn finish(&mut self, running: Running<B::Cache>, end: impl FnOnce(Usage, crate::actors::Sampling) -> End) -> Result<(), Gone> {
+    fn finish(&mut self, running: Running<B::Cache>, end: impl FnOnce(Usage, crate::actors::Sampling) -> End) -> Result<(), Disconnected> {
         let Running { prepared, mut sequence, mut usage, admitted, first_token, .. } = running;
         usage.completion_tokens = sequence.completion_tokens() as u32;
         let until = first_token.unwrap_or_else(Instant::now);

@@ -1,7 +1,7 @@
 //! Who runs when memory is short.
 
 use super::batch::Batch;
-use super::{Job, Outbox, Prepared, ToDecoder, Watch};
+use super::{ActivityProbe, Job, Outbox, Prepared, ToDecoder};
 use crate::actors::{FromWorker, ModelSource, Prompt, Replay, Request, Sampling};
 use crate::models::Activations;
 use crate::models::backend::cpu::Cpu;
@@ -41,7 +41,7 @@ fn what_may_not_fit_beside_those_that_run_waits_for_them() {
         }
         Ok(())
     });
-    let mut batch = Batch::new(decoder, codec, 0, 40, outbox, Watch::default());
+    let mut batch = Batch::new(decoder, codec, 0, 40, outbox, ActivityProbe::default());
     // 15 positions each but the third, which is longer than all there is and has its turn alone.
     for (id, tokens_max) in [(1, 5), (2, 5), (3, 90), (4, 5)] {
         batch.take(prepared(id, tokens_max)).unwrap();

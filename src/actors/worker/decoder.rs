@@ -1,7 +1,7 @@
 //! Loads the model, then owns everything that computes.
 
 use super::batch::Batch;
-use super::{Gone, Outbox, ToDecoder, Watch};
+use super::{ActivityProbe, Disconnected, Outbox, ToDecoder};
 use crate::actors::{Error, FromWorker, ModelInfo, ModelSource, Result, Settings};
 use crate::failpoints::{self, Point};
 use crate::models::backend::cpu::Cpu;
@@ -21,7 +21,7 @@ const CACHE_TOKENS: usize = 4096;
 const WORKING_BYTES: u64 = 48 << 20;
 
 /// Returns when the inbox ends or nobody hears the answers.
-pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, watch: Watch, embedded: Option<Embedded>) {
+pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, watch: ActivityProbe, embedded: Option<Embedded>) {
     let loaded = match inbox.recv() {
         Ok(ToDecoder::Load { source, settings }) => load(&inbox, &outbox, &source, &settings, watch, embedded),
         Ok(ToDecoder::Inspect { source, settings }) => {
@@ -46,7 +46,7 @@ pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, watch: Watch, embe
 }
 
 /// Waits for work; with work in hand, takes what has arrived and computes the next step.
-fn serve(inbox: &Receiver<ToDecoder>, batch: &mut Batch<Cpu>) -> std::result::Result<(), Gone> {
+fn serve(inbox: &Receiver<ToDecoder>, batch: &mut Batch<Cpu>) -> std::result::Result<(), Disconnected> {
     loop {
         if batch.is_idle() {
             let Ok(message) = inbox.recv() else { return Ok(()) };
@@ -77,7 +77,7 @@ fn load(
     outbox: &Outbox,
     source: &ModelSource,
     settings: &Settings,
-    watch: Watch,
+    watch: ActivityProbe,
     embedded: Option<Embedded>,
 ) -> Result<(ModelInfo, Batch<Cpu>)> {
     failpoints::check(Point::LoadFiles, None).map_err(|fault| Error::Internal(fault.to_string()))?;

@@ -8,14 +8,15 @@ mod batch;
 mod batch_tests;
 mod decoder;
 mod pipe;
+mod probe;
 mod prompter;
-mod watch;
-mod wire;
+mod receiver;
 
-pub use pipe::{over_pipe, tell_panics_without_prompts};
+pub use pipe::{log_panics_without_payload, over_pipe};
 
 use super::{FromWorker, ModelSource, Question, Replay, Request, Settings, ToWorker};
 use crate::models::{Embedded, codec::TextCodec};
+use probe::ActivityProbe;
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -27,7 +28,6 @@ use std::{
     thread,
     time::Instant,
 };
-use watch::Watch;
 
 /// Messages that prompter and decoder may have waiting: all requests a front has in hand and their questions, with room;
 /// `wire` refuses what is more, because it must never wait while the link may end.
@@ -35,18 +35,18 @@ const INBOX: usize = 1024;
 
 /// The other end of the link is gone: nobody wants what this worker computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone;
+pub struct Disconnected;
 
 /// Where a worker's messages go; a pipe stands behind it, or nothing does.
 #[derive(Clone)]
-pub struct Outbox(Arc<dyn Fn(FromWorker) -> Result<(), Gone> + Send + Sync>);
+pub struct Outbox(Arc<dyn Fn(FromWorker) -> Result<(), Disconnected> + Send + Sync>);
 
 impl Outbox {
-    pub fn new(send: impl Fn(FromWorker) -> Result<(), Gone> + Send + Sync + 'static) -> Self {
+    pub fn new(send: impl Fn(FromWorker) -> Result<(), Disconnected> + Send + Sync + 'static) -> Self {
         Self(Arc::new(send))
     }
 
-    pub fn send(&self, message: FromWorker) -> Result<(), Gone> {
+    pub fn send(&self, message: FromWorker) -> Result<(), Disconnected> {
         (self.0)(message)
     }
 }
@@ -110,16 +110,16 @@ pub(crate) struct Prepared {
 pub fn run(inbox: impl IntoIterator<Item = ToWorker>, outbox: Outbox, embedded: Option<Embedded>) {
     let (to_decoder, decoder_inbox) = mpsc::sync_channel(INBOX);
     let (to_prompter, prompter_inbox) = mpsc::sync_channel(INBOX);
-    let watch = Watch::default();
+    let probe = ActivityProbe::default();
     let decoder = {
-        let (of_decoder, watch) = (outbox.clone(), watch.clone());
-        stage("decoder", &outbox, move || decoder::run(decoder_inbox, of_decoder, watch, embedded))
+        let (of_decoder, probe) = (outbox.clone(), probe.clone());
+        spawn_stage("decoder", &outbox, move || decoder::run(decoder_inbox, of_decoder, probe, embedded))
     };
     let prompter = {
         let (to_decoder, of_prompter) = (to_decoder.clone(), outbox.clone());
-        stage("prompter", &outbox, move || prompter::run(prompter_inbox, to_decoder, of_prompter, watch, embedded))
+        spawn_stage("prompter", &outbox, move || prompter::run(prompter_inbox, to_decoder, of_prompter, probe, embedded))
     };
-    wire::run(inbox, &outbox, to_prompter, to_decoder);
+    receiver::run(inbox, &outbox, to_prompter, to_decoder);
     for thread in [prompter, decoder].into_iter().flatten() {
         // A panic was told where it was caught.
         let _ = thread.join();
@@ -127,11 +127,11 @@ pub fn run(inbox: impl IntoIterator<Item = ToWorker>, outbox: Outbox, embedded: 
 }
 
 /// A thread without which the worker can't go on: when it panics the front is told, and ends the worker.
-fn stage(name: &'static str, outbox: &Outbox, body: impl FnOnce() + Send + 'static) -> Option<thread::JoinHandle<()>> {
+fn spawn_stage(name: &'static str, outbox: &Outbox, body: impl FnOnce() + Send + 'static) -> Option<thread::JoinHandle<()>> {
     let last_words = outbox.clone();
     let guarded = move || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
-            let _ = last_words.send(FromWorker::Broken { cause: format!("{name} panicked{}", said(panic.as_ref())) });
+            let _ = last_words.send(FromWorker::Broken { cause: format!("{name} panicked{}", panic_message(panic.as_ref())) });
         }
     };
     match thread::Builder::new().name(name.into()).spawn(guarded) {
@@ -144,7 +144,7 @@ fn stage(name: &'static str, outbox: &Outbox, body: impl FnOnce() + Send + 'stat
 }
 
 /// What a panic said, if that was written before any prompt was read: a formatted message may quote one.
-fn said(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     panic.downcast_ref::<&'static str>().map(|words| format!(": {words}")).unwrap_or_default()
 }
 
@@ -154,8 +154,8 @@ mod tests {
 
     fn last_words(body: impl FnOnce() + Send + 'static) -> Option<FromWorker> {
         let (sender, words) = mpsc::sync_channel(1);
-        let outbox = Outbox::new(move |message| sender.send(message).map_err(|_| Gone));
-        stage("decoder", &outbox, body).unwrap().join().unwrap();
+        let outbox = Outbox::new(move |message| sender.send(message).map_err(|_| Disconnected));
+        spawn_stage("decoder", &outbox, body).unwrap().join().unwrap();
         words.try_recv().ok()
     }
 

@@ -1,6 +1,6 @@
 //! A worker as a process: frames come from its stdin and go to a private copy of its stdout.
 
-use super::{Gone, Outbox, run, said};
+use super::{Disconnected, Outbox, panic_message, run};
 use crate::actors::{FromWorker, ModelError, ToWorker, frame};
 use crate::failpoints::{self, Point};
 use crate::models::Embedded;
@@ -76,12 +76,12 @@ fn outbox(output: impl Write + Send + 'static, end: impl Fn(i32) + Send + Sync +
         let frame = frame.map_err(|error| {
             tracing::error!(%error, "a message that can't be sent");
             end(1);
-            Gone
+            Disconnected
         })?;
         let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         write(&mut *output, &frame).map_err(|_| {
             end(1);
-            Gone
+            Disconnected
         })
     })
 }
@@ -93,10 +93,10 @@ fn write(output: &mut impl Write, frame: &[u8]) -> io::Result<()> {
 }
 
 /// For the whole process: the default hook prints the message, and a formatted one may quote a prompt.
-pub fn tell_panics_without_prompts() {
+pub fn log_panics_without_payload() {
     panic::set_hook(Box::new(|info| {
         let thread = thread::current();
-        let (name, said) = (thread.name().unwrap_or("a thread"), said(info.payload()));
+        let (name, said) = (thread.name().unwrap_or("a thread"), panic_message(info.payload()));
         let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
         tracing::error!("{name} panicked{place}{said}");
     }));
@@ -141,7 +141,7 @@ mod tests {
         assert!(error.to_string().starts_with("the answer is too long"), "{error}");
         drop(reader);
         assert!(status.try_recv().is_err());
-        assert_eq!(outbox.send(FromWorker::Hello { wire: 1 }), Err(Gone));
+        assert_eq!(outbox.send(FromWorker::Hello { version: 1 }), Err(Disconnected));
         assert_eq!(status.try_recv(), Ok(1));
     }
 }

@@ -1,6 +1,6 @@
 //! Renders and encodes: prompts to tokens, and the questions that need nothing but a tokenizer.
 
-use super::{Job, Outbox, Prepared, ToDecoder, ToPrompter, Watch};
+use super::{ActivityProbe, Job, Outbox, Prepared, ToDecoder, ToPrompter};
 use crate::actors::{Answer, End, Error, FinishReason, FromWorker, ModelSource, Prompt, Question, Rendered, Result, Usage};
 use crate::failpoints::{self, Point};
 use crate::models::codec::TextCodec;
@@ -15,7 +15,7 @@ pub(super) fn run(
     inbox: Receiver<ToPrompter>,
     to_decoder: SyncSender<ToDecoder>,
     outbox: Outbox,
-    watch: Watch,
+    probe: ActivityProbe,
     embedded: Option<Embedded>,
 ) {
     let mut codec = Err(Error::Internal("a worker is asked before it has a model".into()));
@@ -27,9 +27,9 @@ pub(super) fn run(
                 let _ = to_decoder.send(ToDecoder::Codec(loaded.clone()));
                 codec = loaded.map_err(Error::Model);
             }
-            ToPrompter::Generate(job) => generate(job, &codec, &to_decoder, &outbox, &watch),
+            ToPrompter::Generate(job) => generate(job, &codec, &to_decoder, &outbox, &probe),
             ToPrompter::Ask { id, question } => {
-                let answer = codec.clone().and_then(|codec| watch.during(id, || answer(&codec, question)));
+                let answer = codec.clone().and_then(|codec| probe.during(id, || answer(&codec, question)));
                 let _ = outbox.send(FromWorker::Answer { id, answer });
             }
         }
@@ -43,7 +43,7 @@ fn open(source: &ModelSource, embedded: Option<Embedded>) -> models::Result<Text
     TextCodec::open(&files, &DecoderSpec::parse(&files)?)
 }
 
-fn generate(job: Job, codec: &Result<Arc<TextCodec>>, to_decoder: &SyncSender<ToDecoder>, outbox: &Outbox, watch: &Watch) {
+fn generate(job: Job, codec: &Result<Arc<TextCodec>>, to_decoder: &SyncSender<ToDecoder>, outbox: &Outbox, probe: &ActivityProbe) {
     if job.is_cancelled() {
         let queue_us = job.arrived.elapsed().as_micros() as u64;
         let usage = Usage { queue_us, ..Usage::default() };
@@ -52,9 +52,9 @@ fn generate(job: Job, codec: &Result<Arc<TextCodec>>, to_decoder: &SyncSender<To
         return;
     }
     let seed = Some(job.request.sampling.seed);
-    let prompt = codec.clone().and_then(|codec| watch.during(job.id, || encode(&codec, &job.request.prompt, seed)));
+    let prompt = codec.clone().and_then(|codec| probe.during(job.id, || encode(&codec, &job.request.prompt, seed)));
     let _ = match prompt {
-        Ok(prompt) => to_decoder.send(ToDecoder::Generate(Box::new(Prepared { job, prompt }))).map_err(|_| super::Gone),
+        Ok(prompt) => to_decoder.send(ToDecoder::Generate(Box::new(Prepared { job, prompt }))).map_err(|_| super::Disconnected),
         Err(error) => outbox.send(FromWorker::End { id: job.id, end: End::Failed(error) }),
     };
 }

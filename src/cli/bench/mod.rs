@@ -20,7 +20,7 @@ use plan::{Entry, Part, Plan, Work};
 use process::Worker;
 use rig::Rig;
 use serde_json::json;
-use souffleur::actors::{Embedded, ModelSource};
+use souffleur::actors::{Embedded, ModelSource, Settings};
 use souffleur::config::Config;
 use souffleur::models::backend::cpu::Cpu;
 use std::io::Write as _;
@@ -104,7 +104,7 @@ pub(crate) fn run(arguments: Bench, log: &Log, embedded: Embedded) -> anyhow::Re
 }
 
 /// What `serve` has by default, with this model.
-fn config(model: &str, activations: Precision, log: &Log, embedded: Embedded) -> anyhow::Result<Config> {
+fn config(model: &str, activations: Precision, log: &Log) -> anyhow::Result<Config> {
     #[derive(Parser)]
     struct Defaults {
         #[command(flatten)]
@@ -112,7 +112,7 @@ fn config(model: &str, activations: Precision, log: &Log, embedded: Embedded) ->
     }
     let mut models = Defaults::try_parse_from(["bench", "--model", model])?.models;
     models.activations = activations;
-    models.config(embedded, log)
+    models.config(log)
 }
 
 /// One model with all that its figures are measured by.
@@ -129,19 +129,19 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn start(model: &'a str, arguments: &'a Bench, log: &Log, embedded: Embedded) -> anyhow::Result<Self> {
-        let config = config(model, arguments.activations, log, embedded)?;
-        let name = config.models[0].name.clone();
-        let peers = match &config.models[0].source {
+        let config = config(model, arguments.activations, log)?;
+        let name = config.models()[0].name.clone();
+        let peers = match &config.models()[0].source {
             _ if arguments.peers.is_empty() => None,
             ModelSource::File(_) => Some(Peers::new(&arguments.peers, Path::new(model))),
             ModelSource::Embedded | ModelSource::Folder(_) => bail!("a peer reads .gguf files, and {model:?} is none"),
         };
-        let rig = Rig::load(&config.models[0].source, embedded, config.settings.activations)?;
+        let rig = Rig::load(&config.models()[0].source, embedded, config.settings().activations)?;
         let head = format!(
             "{name}: {}, {}, {:?} activations; weights {:.1} MB, of which a step reads {:.1}",
             load::machine(),
             Cpu::describe()?,
-            config.settings.activations,
+            config.settings().activations,
             rig.size.weight_bytes as f64 / 1e6,
             rig.size.step_bytes as f64 / 1e6,
         );
@@ -188,13 +188,14 @@ impl<'a> Session<'a> {
     }
 
     fn worker(&mut self, threads: usize) -> anyhow::Result<Worker> {
-        self.config.settings.threads = u32::try_from(threads)?;
+        let settings = Settings { threads: u32::try_from(threads)?, ..self.config.settings().clone() };
+        self.config = self.config.clone().with_settings(settings);
         Worker::run(&self.config, &self.rig.size)
     }
 
     /// What another process is told, to run the same.
     fn options(&self, threads: usize) -> Vec<String> {
-        let activations = format!("{:?}", self.config.settings.activations).to_lowercase();
+        let activations = format!("{:?}", self.config.settings().activations).to_lowercase();
         ["-m", self.option, "--threads", &threads.to_string(), "--activations", &activations].map(String::from).into()
     }
 

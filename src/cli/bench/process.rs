@@ -42,7 +42,7 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn run(config: &Config, size: &Size) -> anyhow::Result<Self> {
         let runtime = Runtime::start(config.clone())?;
-        let name = config.models[0].name.clone();
+        let name = config.models()[0].name.clone();
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
             let start = Instant::now();
             runtime.load(&name, |_, _| {}).await?;

@@ -93,7 +93,7 @@ impl ModelResult {
             in_flight: model.in_flight,
             restarts: model.restarts,
             deaths: model.deaths.into_iter().map(|death| DeathResult { cause: death.cause, ago_ms: millis(death.ago) }).collect(),
-            last_sign_ms: model.last_sign.map(millis),
+            last_sign_ms: model.last_activity.map(millis),
             decoder: model.decoder.map(DecoderResult::from),
         }
     }

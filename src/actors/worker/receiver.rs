@@ -1,7 +1,7 @@
 //! Reads the link and passes each message on. It never waits for another stage, so it always sees the link's end.
 
 use super::{FromWorker, Job, Outbox, Question, ToDecoder, ToPrompter, ToWorker};
-use crate::actors::{End, Error, WIRE};
+use crate::actors::{End, Error, WIRE_VERSION};
 use crate::failpoints::{self, Point};
 use std::{
     collections::HashMap,
@@ -19,18 +19,18 @@ pub(super) fn run(
     to_prompter: SyncSender<ToPrompter>,
     to_decoder: SyncSender<ToDecoder>,
 ) {
-    let mut wire = Wire { outbox, to_prompter, to_decoder, cancels: HashMap::new() };
+    let mut router = Router { outbox, to_prompter, to_decoder, cancels: HashMap::new() };
     failpoints::at(Point::WorkerHello, None);
     // Who is gone is not told anything; that the link has ended is seen where it is read.
-    let _ = outbox.send(FromWorker::Hello { wire: WIRE });
+    let _ = outbox.send(FromWorker::Hello { version: WIRE_VERSION });
     for message in inbox {
-        wire.pass_on(message);
+        router.route(message);
     }
     // Nobody reads what is still computed.
-    wire.cancels.values().filter_map(Weak::upgrade).for_each(|cancelled| cancelled.store(true, Ordering::Relaxed));
+    router.cancels.values().filter_map(Weak::upgrade).for_each(|cancelled| cancelled.store(true, Ordering::Relaxed));
 }
 
-struct Wire<'a> {
+struct Router<'a> {
     outbox: &'a Outbox,
     to_prompter: SyncSender<ToPrompter>,
     to_decoder: SyncSender<ToDecoder>,
@@ -38,8 +38,8 @@ struct Wire<'a> {
     cancels: HashMap<u64, Weak<AtomicBool>>,
 }
 
-impl Wire<'_> {
-    fn pass_on(&mut self, message: ToWorker) {
+impl Router<'_> {
+    fn route(&mut self, message: ToWorker) {
         match message {
             ToWorker::Load { source, settings } => {
                 self.decode(ToDecoder::Load { source: source.clone(), settings });
@@ -89,7 +89,7 @@ fn refused<T>(sent: Result<(), TrySendError<T>>) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actors::{ModelSource, Prompt, Replay, Request, Sampling, Settings, worker::Gone};
+    use crate::actors::{ModelSource, Prompt, Replay, Request, Sampling, Settings, worker::Disconnected};
     use std::sync::mpsc::{Receiver, sync_channel};
 
     fn generate(id: u64) -> ToWorker {
@@ -103,7 +103,7 @@ mod tests {
         let (said, words) = sync_channel(64);
         let (to_prompter, prompter) = sync_channel(room);
         let (to_decoder, decoder) = sync_channel(room);
-        let outbox = Outbox::new(move |message| said.send(message).map_err(|_| Gone));
+        let outbox = Outbox::new(move |message| said.send(message).map_err(|_| Disconnected));
         run(messages, &outbox, to_prompter, to_decoder);
         drop(outbox);
         (words.iter().collect(), prompter, decoder)
@@ -114,7 +114,7 @@ mod tests {
         let load = ToWorker::Load { source: ModelSource::Embedded, settings: Settings::default() };
         let ask = ToWorker::Ask { id: 3, question: Question::Tokenize("a".into()) };
         let (words, prompter, decoder) = passed(vec![load, generate(2), ask, ToWorker::Ping { id: 4 }], 8);
-        assert_eq!(words, [FromWorker::Hello { wire: WIRE }]);
+        assert_eq!(words, [FromWorker::Hello { version: WIRE_VERSION }]);
         let prompter: Vec<_> = prompter.iter().collect();
         assert!(matches!(&prompter[..], [ToPrompter::Load { .. }, ToPrompter::Generate(Job { id: 2, .. }), ToPrompter::Ask { id: 3, .. }]));
         let decoder: Vec<_> = decoder.iter().collect();
@@ -126,10 +126,10 @@ mod tests {
         let (said, words) = sync_channel(8);
         let (to_prompter, prompter) = sync_channel(8);
         let (to_decoder, _decoder) = sync_channel(8);
-        let outbox = Outbox::new(move |message| said.send(message).map_err(|_| Gone));
-        let mut wire = Wire { outbox: &outbox, to_prompter, to_decoder, cancels: HashMap::new() };
+        let outbox = Outbox::new(move |message| said.send(message).map_err(|_| Disconnected));
+        let mut router = Router { outbox: &outbox, to_prompter, to_decoder, cancels: HashMap::new() };
         for message in [generate(1), generate(2), ToWorker::Cancel { id: 1 }, ToWorker::Cancel { id: 9 }] {
-            wire.pass_on(message);
+            router.route(message);
         }
         let flags = prompter.try_iter().map(|message| match message {
             ToPrompter::Generate(job) => job.is_cancelled(),
@@ -137,8 +137,8 @@ mod tests {
         });
         assert_eq!(flags.collect::<Vec<_>>(), [true, false]);
         // Both jobs are gone by now, so the next one finds no flags but its own.
-        wire.pass_on(generate(3));
-        assert_eq!(wire.cancels.keys().collect::<Vec<_>>(), [&3]);
+        router.route(generate(3));
+        assert_eq!(router.cancels.keys().collect::<Vec<_>>(), [&3]);
         assert!(words.try_iter().next().is_none());
     }
 
@@ -155,7 +155,7 @@ mod tests {
         let (words, _prompter, _decoder) = passed(vec![generate(1), generate(2), ask], 1);
         let overloaded = || Error::Overloaded { limit: super::super::INBOX };
         let expected = [
-            FromWorker::Hello { wire: WIRE },
+            FromWorker::Hello { version: WIRE_VERSION },
             FromWorker::End { id: 2, end: End::Failed(overloaded()) },
             FromWorker::Answer { id: 3, answer: Err(overloaded()) },
         ];

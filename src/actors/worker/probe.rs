@@ -1,15 +1,15 @@
 //! What the prompter is at, for the decoder to tell: a thread that stands still can't say so itself.
 
-use crate::actors::Prompting;
+use crate::actors::PrompterActivity;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 #[derive(Clone, Default)]
-pub(super) struct Watch(Arc<Mutex<Option<(u64, Instant)>>>);
+pub(super) struct ActivityProbe(Arc<Mutex<Option<(u64, Instant)>>>);
 
-impl Watch {
+impl ActivityProbe {
     /// Does this work for the request or question of this id.
     pub(super) fn during<T>(&self, id: u64, work: impl FnOnce() -> T) -> T {
         *self.lock() = Some((id, Instant::now()));
@@ -18,8 +18,8 @@ impl Watch {
         done
     }
 
-    pub(super) fn look(&self) -> Option<Prompting> {
-        self.lock().map(|(id, since)| Prompting { id, time: since.elapsed() })
+    pub(super) fn activity(&self) -> Option<PrompterActivity> {
+        self.lock().map(|(id, since)| PrompterActivity { id, elapsed: since.elapsed() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<(u64, Instant)>> {
