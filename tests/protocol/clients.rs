@@ -1,13 +1,11 @@
 //! A client that others wrote: jsonrpsee's own, which knows nothing of ours.
 
 use crate::support::{PATIENCE, Server};
-use jsonrpsee::{
-    core::{
-        client::{ClientT, Error, Subscription, SubscriptionClientT},
-        params::ObjectParams,
-    },
-    ws_client::{HeaderMap, HeaderValue, WsClient, WsClientBuilder},
+use jsonrpsee_core::{
+    client::{ClientT, Error, Subscription, SubscriptionClientT},
+    params::ObjectParams,
 };
+use jsonrpsee_ws_client::{HeaderMap, HeaderValue, WsClient, WsClientBuilder};
 use serde_json::{Value, json};
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
