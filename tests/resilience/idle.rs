@@ -1,8 +1,8 @@
 //! A sidecar with nothing to do does nothing, and one that had nothing to do for long gives its memory back.
 
 use crate::{
-    house::{House, MODEL, ask, text},
-    program::{Pipes, Received, Server, Wire, call, receive},
+    program::{Received, Server, StdioClient, Transport, call, receive},
+    runtime::{House, MODEL, ask, text},
     support::{HANG, alone, ended_within, runs},
 };
 use serde_json::{Value, json};
@@ -55,8 +55,8 @@ const COMPLETE: &str = r#"{"prompt":"def add(a, b):","maxTokens":4}"#;
 #[test]
 fn an_idle_editors_child_is_never_woken() {
     let _alone = alone();
-    let mut pipes = Pipes::new(Wire::Headers, &[]);
-    let ask = |pipes: &mut Pipes, message: String| {
+    let mut pipes = StdioClient::new(Transport::Headers, &[]);
+    let ask = |pipes: &mut StdioClient, message: String| {
         let framed = pipes.frame(&message);
         pipes.write(&framed);
         let Received::Message(answer) = pipes.receive() else { panic!("it is there") };

@@ -2,16 +2,16 @@
 //!
 //! Expectations come from running the same request alone and cold, so they hold for any weights.
 
-mod broken;
-mod cache;
+mod broken_models;
 mod cancel;
-mod control;
-mod ends;
-mod formats;
-mod life;
+mod concurrent_streams;
+mod control_token_injection;
+mod element_types;
+mod finish_reasons;
+#[path = "../protocol/oversized_model.rs"]
+mod oversized_model;
+mod prefix_cache;
 mod replay;
 mod sampling;
-mod streams;
 mod support;
-#[path = "../protocol/terabyte.rs"]
-mod terabyte;
+mod worker_restart;

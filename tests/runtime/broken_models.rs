@@ -1,8 +1,8 @@
 //! Model folders that are broken in one place each: the error names it, and a neighbour streams on.
 
 use crate::{
+    oversized_model::oversized_model,
     support::{House, MODEL, Told, ask, endless, text, within},
-    terabyte::terabyte,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
@@ -91,7 +91,7 @@ fn cases() -> Vec<Case> {
         case("no byte of weights", file(WEIGHTS, "header"), cut(WEIGHTS, |_| 0)),
         case("a header of 2^64 bytes", file(WEIGHTS, "header"), |folder| fs::write(folder.join(WEIGHTS), [255; 64]).unwrap()),
         case("no weights", file("*.safetensors", ""), |folder| fs::remove_file(folder.join(WEIGHTS)).unwrap()),
-        case("a terabyte of weights", Expected::Memory, terabyte),
+        case("a terabyte of weights", Expected::Memory, oversized_model),
         case(
             "a tensor left out",
             Expected::Missing(norm.clone()),

@@ -1,7 +1,7 @@
 //! Every way a program can end, in the middle of streams: each request is answered once, and nothing is left.
 
 use crate::{
-    program::{Pipes, Received, Server, Wire, call, receive},
+    program::{Received, Server, StdioClient, Transport, call, receive},
     support::{alone, ended_within, runs, signal},
 };
 use rustix::process::Signal;
@@ -63,9 +63,9 @@ fn all_ended(answers: &BTreeMap<String, Value>, code: i32) {
 }
 
 /// An editor's child with a full hand: its worker's process.
-fn busy(wire: Wire, parent: Option<u32>) -> (Pipes, u32) {
-    let mut pipes = Pipes::new(wire, &[]);
-    let send = |pipes: &mut Pipes, message: &str| {
+fn busy(transport: Transport, parent: Option<u32>) -> (StdioClient, u32) {
+    let mut pipes = StdioClient::new(transport, &[]);
+    let send = |pipes: &mut StdioClient, message: &str| {
         let framed = pipes.frame(message);
         pipes.write(&framed);
     };
@@ -91,8 +91,8 @@ fn busy(wire: Wire, parent: Option<u32>) -> (Pipes, u32) {
     (pipes, worker)
 }
 
-fn nothing_left(pipes: &mut Pipes, worker: u32, since: Instant) {
-    pipes.program.ended();
+fn nothing_left(pipes: &mut StdioClient, worker: u32, since: Instant) {
+    pipes.program.wait();
     ended_within(worker, since, LIMIT);
     assert!(since.elapsed() < LIMIT, "the program took {:?}", since.elapsed());
 }
@@ -101,12 +101,12 @@ fn nothing_left(pipes: &mut Pipes, worker: u32, since: Instant) {
 fn a_signal_lets_short_ones_finish_and_tells_the_others() {
     let _alone = alone();
     for stop in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let (mut pipes, worker) = busy(Wire::Lines, None);
+        let (mut pipes, worker) = busy(Transport::Lines, None);
         let start = Instant::now();
         signal(pipes.program.child.id(), stop);
         all_ended(&answers(|| pipes.receive()).0, -32065);
         nothing_left(&mut pipes, worker, start);
-        assert!(pipes.program.ended().success());
+        assert!(pipes.program.wait().success());
     }
 }
 
@@ -114,7 +114,7 @@ fn a_signal_lets_short_ones_finish_and_tells_the_others() {
 fn exit_and_the_end_of_input_let_short_ones_finish_and_cancel_the_others() {
     let _alone = alone();
     for exit in [false, true] {
-        let (mut pipes, worker) = busy(Wire::Headers, Some(std::process::id()));
+        let (mut pipes, worker) = busy(Transport::Headers, Some(std::process::id()));
         let start = Instant::now();
         if exit {
             let framed = [call("9", "shutdown", "null"), r#"{"jsonrpc":"2.0","method":"exit"}"#.into()].map(|text| pipes.frame(&text));
@@ -126,7 +126,7 @@ fn exit_and_the_end_of_input_let_short_ones_finish_and_cancel_the_others() {
         assert_eq!(answers.remove("9").is_some(), exit);
         all_ended(&answers, -32800);
         nothing_left(&mut pipes, worker, start);
-        assert!(pipes.program.ended().success());
+        assert!(pipes.program.wait().success());
     }
 }
 
@@ -134,7 +134,7 @@ fn exit_and_the_end_of_input_let_short_ones_finish_and_cancel_the_others() {
 fn a_worker_that_stands_still_keeps_no_answer_back() {
     let _alone = alone();
     for (code, stop) in [(-32800, None), (-32065, Some(Signal::TERM))] {
-        let (mut pipes, worker) = busy(Wire::Lines, None);
+        let (mut pipes, worker) = busy(Transport::Lines, None);
         signal(worker, Signal::STOP);
         let start = Instant::now();
         match stop {
@@ -142,7 +142,7 @@ fn a_worker_that_stands_still_keeps_no_answer_back() {
             Some(stop) => signal(pipes.program.child.id(), stop),
         }
         all_answered(&answers(|| pipes.receive()).0, code);
-        pipes.program.ended();
+        pipes.program.wait();
         ended_within(worker, start, LIMIT + Duration::from_secs(1));
     }
 }
@@ -151,7 +151,7 @@ fn a_worker_that_stands_still_keeps_no_answer_back() {
 fn a_parent_that_is_gone_is_noticed() {
     let _alone = alone();
     let mut parent = Command::new("sleep").arg("600").spawn().unwrap();
-    let (mut pipes, worker) = busy(Wire::Headers, Some(parent.id()));
+    let (mut pipes, worker) = busy(Transport::Headers, Some(parent.id()));
     let start = Instant::now();
     parent.kill().unwrap();
     nothing_left(&mut pipes, worker, start);
@@ -161,7 +161,7 @@ fn a_parent_that_is_gone_is_noticed() {
 #[test]
 fn a_killed_front_takes_its_worker_along() {
     let _alone = alone();
-    let (mut pipes, worker) = busy(Wire::Lines, None);
+    let (mut pipes, worker) = busy(Transport::Lines, None);
     let start = Instant::now();
     signal(pipes.program.child.id(), Signal::KILL);
     nothing_left(&mut pipes, worker, start);
@@ -187,7 +187,7 @@ fn a_server_says_goodbye_and_takes_its_token_along() {
     all_ended(&answers, -32065);
     assert_eq!(code, Some(1001));
     drop(socket);
-    assert!(server.program.ended().success());
+    assert!(server.program.wait().success());
     ended_within(worker, start, LIMIT);
     assert!(!server.token_file.exists());
     // It waited for the silent one, but not for long.

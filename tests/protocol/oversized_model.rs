@@ -3,7 +3,7 @@
 use std::{fs, io::Write, path::Path};
 
 /// A model whose embedding and head have 2^37 f32 each, whole and valid: of a file that takes no space.
-pub(crate) fn terabyte(folder: &Path) {
+pub(crate) fn oversized_model(folder: &Path) {
     let (width, vocabulary, hidden, head) = (1usize << 16, 1usize << 21, 32, 16);
     let config = serde_json::json!({
         "model_type": "llama", "hidden_size": width, "vocab_size": vocabulary, "intermediate_size": hidden, "num_hidden_layers": 1,

@@ -1,7 +1,7 @@
 //! `kill -9` of the worker at random moments of real streams.
 
 use crate::{
-    house::{House, MODEL, Told, ask, endless, text},
+    runtime::{House, MODEL, Told, ask, endless, text},
     support::{Dice, HANG, alone, count, runs, signal, spread},
 };
 use futures_util::{FutureExt, future::join_all};

@@ -1,6 +1,6 @@
 //! The embedded model written out plainly, in each element type, says what it says quantized.
 
-use crate::broken::copy;
+use crate::broken_models::copy;
 use crate::support::{House, Told, ask, hole, text, within};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
