@@ -1,8 +1,8 @@
-//! Every way a program can end, in the middle of streams: each request is answered once, and nothing is left.
+//! Every way the program can be shut down while streams run: one response to each request, and no process is left.
 
 use crate::{
     program::{Received, Server, StdioClient, Transport, call, receive},
-    support::{alone, ended_within, runs, signal},
+    support::{exclusive, exits_within, is_running, signal},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -15,9 +15,9 @@ use std::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-/// Nothing is there any more after this.
+/// All processes have exited after this time.
 const LIMIT: Duration = Duration::from_secs(2);
-/// More tokens than can be computed before the end.
+/// Requests that need longer than the shutdown takes.
 const LONG: usize = 8;
 
 fn long(id: usize) -> String {
@@ -30,39 +30,39 @@ fn short() -> String {
     call("\"short\"", "complete", json!({ "prompt": "def add(a, b):", "maxTokens": 6, "partialResultToken": "short" }))
 }
 
-/// What is said up to the close: answers by their ids, each of which must come once.
-fn answers(mut next: impl FnMut() -> Received) -> (BTreeMap<String, Value>, Option<u16>) {
-    let mut answers = BTreeMap::new();
+/// The responses up to the close, by id. Each must come once.
+fn responses(mut next: impl FnMut() -> Received) -> (BTreeMap<String, Value>, Option<u16>) {
+    let mut responses = BTreeMap::new();
     loop {
         match next() {
             Received::Message(message) if message.get("method").is_some() => {}
             Received::Message(message) => {
-                let again = answers.insert(message["id"].to_string(), message);
-                assert!(again.is_none(), "a second answer: {again:?}");
+                let previous = responses.insert(message["id"].to_string(), message);
+                assert!(previous.is_none(), "a second response: {previous:?}");
             }
-            Received::Closed(code) => return (answers, code),
+            Received::Closed(code) => return (responses, code),
         }
     }
 }
 
-/// Every request was answered, and those that were too long with this code.
-fn all_answered(answers: &BTreeMap<String, Value>, code: i32) {
+/// Every request has a response; that of the long ones is this error.
+fn assert_all_responded(responses: &BTreeMap<String, Value>, code: i32) {
     let ids: Vec<_> = (1..=LONG).map(|id| id.to_string()).chain(["\"short\"".to_owned()]).collect();
     let mut sorted = ids.clone();
     sorted.sort();
-    assert_eq!(answers.keys().collect::<Vec<_>>(), sorted.iter().collect::<Vec<_>>());
+    assert_eq!(responses.keys().collect::<Vec<_>>(), sorted.iter().collect::<Vec<_>>());
     for id in &ids[..LONG] {
-        assert_eq!(answers[id]["error"]["code"], code, "{}", answers[id]);
+        assert_eq!(responses[id]["error"]["code"], code, "{}", responses[id]);
     }
 }
 
-/// And the short one with its text.
-fn all_ended(answers: &BTreeMap<String, Value>, code: i32) {
-    all_answered(answers, code);
-    assert_eq!(answers["\"short\""]["result"]["finishReason"], "length", "{}", answers["\"short\""]);
+/// As `assert_all_responded`, and the short request was completed.
+fn assert_short_completed(responses: &BTreeMap<String, Value>, code: i32) {
+    assert_all_responded(responses, code);
+    assert_eq!(responses["\"short\""]["result"]["finishReason"], "length", "{}", responses["\"short\""]);
 }
 
-/// An editor's child with a full hand: its worker's process.
+/// A stdio program with all requests running, and the pid of its worker.
 fn busy(transport: Transport, parent: Option<u32>) -> (StdioClient, u32) {
     let mut pipes = StdioClient::new(transport, &[]);
     let send = |pipes: &mut StdioClient, message: &str| {
@@ -76,43 +76,43 @@ fn busy(transport: Transport, parent: Option<u32>) -> (StdioClient, u32) {
     send(&mut pipes, &call("1", "models/load", json!({ "model": "embedded" })));
     pipes.receive();
     send(&mut pipes, &call("1", "status", "{}"));
-    let Received::Message(status) = pipes.receive() else { panic!("it is there") };
-    let worker = status["result"]["models"][0]["workerPid"].as_u64().expect("it is loaded") as u32;
+    let Received::Message(status) = pipes.receive() else { panic!("closed") };
+    let worker = status["result"]["models"][0]["workerPid"].as_u64().expect("loaded") as u32;
     (1..=LONG).map(long).chain([short()]).for_each(|message| send(&mut pipes, &message));
-    // All of them are under way.
-    let mut begun = [false; LONG];
-    while begun != [true; LONG] {
-        let Received::Message(message) = pipes.receive() else { panic!("it is there") };
+    // Waits until all long requests generate.
+    let mut started = [false; LONG];
+    while started != [true; LONG] {
+        let Received::Message(message) = pipes.receive() else { panic!("closed") };
         if let Some(id) = message["params"]["token"].as_u64() {
-            begun[id as usize - 1] = true;
+            started[id as usize - 1] = true;
         }
-        assert_ne!(message["id"], "short", "too short for this machine");
+        assert_ne!(message["id"], "short", "the short request ended before the long ones started");
     }
     (pipes, worker)
 }
 
-fn nothing_left(pipes: &mut StdioClient, worker: u32, since: Instant) {
+fn assert_all_exited(pipes: &mut StdioClient, worker: u32, since: Instant) {
     pipes.program.wait();
-    ended_within(worker, since, LIMIT);
-    assert!(since.elapsed() < LIMIT, "the program took {:?}", since.elapsed());
+    exits_within(worker, since, LIMIT);
+    assert!(since.elapsed() < LIMIT, "the program exited after {:?}", since.elapsed());
 }
 
 #[test]
-fn a_signal_lets_short_ones_finish_and_tells_the_others() {
-    let _alone = alone();
+fn a_signal_lets_short_requests_finish_and_fails_the_others() {
+    let _exclusive = exclusive();
     for stop in [Signal::TERM, Signal::INT, Signal::HUP] {
         let (mut pipes, worker) = busy(Transport::Lines, None);
         let start = Instant::now();
         signal(pipes.program.child.id(), stop);
-        all_ended(&answers(|| pipes.receive()).0, -32065);
-        nothing_left(&mut pipes, worker, start);
+        assert_short_completed(&responses(|| pipes.receive()).0, -32065);
+        assert_all_exited(&mut pipes, worker, start);
         assert!(pipes.program.wait().success());
     }
 }
 
 #[test]
-fn exit_and_the_end_of_input_let_short_ones_finish_and_cancel_the_others() {
-    let _alone = alone();
+fn exit_and_end_of_input_let_short_requests_finish_and_cancel_the_others() {
+    let _exclusive = exclusive();
     for exit in [false, true] {
         let (mut pipes, worker) = busy(Transport::Headers, Some(std::process::id()));
         let start = Instant::now();
@@ -122,17 +122,17 @@ fn exit_and_the_end_of_input_let_short_ones_finish_and_cancel_the_others() {
         } else {
             pipes.close();
         }
-        let (mut answers, _) = answers(|| pipes.receive());
-        assert_eq!(answers.remove("9").is_some(), exit);
-        all_ended(&answers, -32800);
-        nothing_left(&mut pipes, worker, start);
+        let (mut responses, _) = responses(|| pipes.receive());
+        assert_eq!(responses.remove("9").is_some(), exit);
+        assert_short_completed(&responses, -32800);
+        assert_all_exited(&mut pipes, worker, start);
         assert!(pipes.program.wait().success());
     }
 }
 
 #[test]
-fn a_worker_that_stands_still_keeps_no_answer_back() {
-    let _alone = alone();
+fn a_stopped_worker_does_not_delay_the_responses() {
+    let _exclusive = exclusive();
     for (code, stop) in [(-32800, None), (-32065, Some(Signal::TERM))] {
         let (mut pipes, worker) = busy(Transport::Lines, None);
         signal(worker, Signal::STOP);
@@ -141,68 +141,68 @@ fn a_worker_that_stands_still_keeps_no_answer_back() {
             None => pipes.close(),
             Some(stop) => signal(pipes.program.child.id(), stop),
         }
-        all_answered(&answers(|| pipes.receive()).0, code);
+        assert_all_responded(&responses(|| pipes.receive()).0, code);
         pipes.program.wait();
-        ended_within(worker, start, LIMIT + Duration::from_secs(1));
+        exits_within(worker, start, LIMIT + Duration::from_secs(1));
     }
 }
 
 #[test]
-fn a_parent_that_is_gone_is_noticed() {
-    let _alone = alone();
+fn the_exit_of_the_parent_process_ends_the_program() {
+    let _exclusive = exclusive();
     let mut parent = Command::new("sleep").arg("600").spawn().unwrap();
     let (mut pipes, worker) = busy(Transport::Headers, Some(parent.id()));
     let start = Instant::now();
     parent.kill().unwrap();
-    nothing_left(&mut pipes, worker, start);
+    assert_all_exited(&mut pipes, worker, start);
     parent.wait().unwrap();
 }
 
 #[test]
-fn a_killed_front_takes_its_worker_along() {
-    let _alone = alone();
+fn a_worker_exits_when_its_front_is_killed() {
+    let _exclusive = exclusive();
     let (mut pipes, worker) = busy(Transport::Lines, None);
     let start = Instant::now();
     signal(pipes.program.child.id(), Signal::KILL);
-    nothing_left(&mut pipes, worker, start);
+    assert_all_exited(&mut pipes, worker, start);
 }
 
 #[test]
-fn a_server_says_goodbye_and_takes_its_token_along() {
-    let _alone = alone();
+fn a_server_closes_its_connections_and_removes_its_token_file() {
+    let _exclusive = exclusive();
     let mut server = Server::new();
-    // One that reads, and one that neither reads nor hangs up.
+    // One client reads; the other neither reads nor closes its connection.
     let (mut socket, _silent) = (server.connect(), server.raw());
     socket.send(Message::text(call("0", "models/load", json!({ "model": "embedded" })))).unwrap();
     receive(&mut socket);
     socket.send(Message::text(call("0", "status", "{}"))).unwrap();
-    let Received::Message(status) = receive(&mut socket) else { panic!("it is there") };
-    let worker = status["result"]["models"][0]["workerPid"].as_u64().expect("it is loaded") as u32;
+    let Received::Message(status) = receive(&mut socket) else { panic!("closed") };
+    let worker = status["result"]["models"][0]["workerPid"].as_u64().expect("loaded") as u32;
     (1..=LONG).map(long).chain([short()]).for_each(|message| socket.send(Message::text(message)).unwrap());
-    // In hand before the signal.
+    // The short request runs before the signal.
     while !matches!(receive(&mut socket), Received::Message(message) if message["params"]["token"] == "short") {}
     let start = Instant::now();
     signal(server.program.child.id(), Signal::TERM);
-    let (answers, code) = answers(|| receive(&mut socket));
-    all_ended(&answers, -32065);
+    let (responses, code) = responses(|| receive(&mut socket));
+    assert_short_completed(&responses, -32065);
     assert_eq!(code, Some(1001));
     drop(socket);
     assert!(server.program.wait().success());
-    ended_within(worker, start, LIMIT);
+    exits_within(worker, start, LIMIT);
     assert!(!server.token_file.exists());
-    // It waited for the silent one, but not for long.
+    // It waited for the silent client only a limited time.
     assert!(start.elapsed() < LIMIT + Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
 #[test]
-fn a_killed_servers_token_is_removed_by_the_next_server() {
-    let _alone = alone();
+fn the_token_file_of_a_killed_server_is_removed_by_the_next_server() {
+    let _exclusive = exclusive();
     let server = Server::new();
-    let home = server.token_file.parent().and_then(|folder| folder.parent()).expect("in a folder of the run-time directory");
+    let home = server.token_file.parent().and_then(|folder| folder.parent()).expect("in a folder of the runtime directory");
     let pid = server.program.child.id();
     signal(pid, Signal::KILL);
-    while runs(pid) {}
-    assert!(server.token_file.exists(), "then there is nothing to remove");
+    while is_running(pid) {}
+    assert!(server.token_file.exists(), "nothing to remove");
     let mut next = Command::new(env!("CARGO_BIN_EXE_souffleur"))
         .args(["serve", "--port", "0"])
         .env("XDG_RUNTIME_DIR", home)
@@ -210,7 +210,7 @@ fn a_killed_servers_token_is_removed_by_the_next_server() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(next.stdout.take().unwrap()).lines();
-    let own = lines.nth(1).expect("it says where its token is").unwrap();
+    let own = lines.nth(1).expect("the line with the token file").unwrap();
     let has_own = own.strip_prefix("token in ").is_some_and(|path| Path::new(path).exists());
     let is_left = server.token_file.exists();
     next.kill().unwrap();

@@ -1,6 +1,6 @@
-//! What the house promises, proven through `Runtime` and a real worker process.
+//! The library's public API: `Runtime` with a real worker process.
 //!
-//! Expectations come from running the same request alone and cold, so they hold for any weights.
+//! Expected output comes from the same request run alone without a prefix cache, so the tests hold for any weights.
 
 mod broken_models;
 mod cancel;
