@@ -17,7 +17,8 @@ pub mod worker;
 
 pub use crate::models::Error as ModelError;
 pub use crate::models::{
-    Activations, Embedded, File, FimOrder, FinishReason, Message, ModelInfo, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
+    Activations, CpuSettings, Embedded, File, FimOrder, FinishReason, Message, ModelInfo, ModelSource, Prompt, Role, Sampled, Sampling,
+    Settings,
 };
 pub use error::{Error, Result};
 pub use front::{Completion, Reader, Runtime, Update};

@@ -22,9 +22,9 @@ pub enum Error {
     /// A parameter that only the loaded model can judge, such as a token id beyond its vocabulary.
     #[error("{name}: {reason}")]
     Parameter { name: String, reason: String },
-    /// A logits processor or the sampler panicked for one sequence.
-    #[error("sampler panicked: choosing a token")]
-    SamplerPanicked,
+    /// The network computed a logit that is infinite or not a number.
+    #[error("the model computed logits that are not finite numbers; its weights may be damaged or of a format that overflows")]
+    NonFiniteLogits,
 }
 
 /// Bytes of what is told of a file's own words: they may be as long as the file.

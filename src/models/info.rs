@@ -1,6 +1,6 @@
 //! A model told in a few facts.
 
-use super::backend::cpu::Cpu;
+use super::backend::{Backend, Native};
 use super::codec::TextCodec;
 use super::network::DecoderSpec;
 use super::weights::{Files, Tensors};
@@ -15,6 +15,7 @@ pub fn model_info(
     settings: &Settings,
 ) -> Result<ModelInfo> {
     let text = |id: &u32| (*id, language.tokenizer.token_text(*id).unwrap_or_default());
+    let backend = Native::describe(&settings.cpu)?;
     Ok(ModelInfo {
         architecture: spec.architecture.clone(),
         family: language.family.name.into(),
@@ -27,7 +28,7 @@ pub fn model_info(
         context_length: spec.context_length as u32,
         eos: language.tokenizer.eos().iter().map(text).collect(),
         fim: language.family.fim.as_ref().map(|fim| fim.order),
-        backend: Cpu::describe()?,
-        threads: Cpu::threads_for(settings.threads as usize) as u32,
+        backend: backend.name,
+        threads: backend.threads as u32,
     })
 }

@@ -19,7 +19,8 @@ pub mod weights;
 pub use error::{Error, Result};
 pub use info::model_info;
 pub use request::{
-    Activations, Embedded, File, FimOrder, FinishReason, Message, ModelInfo, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
+    Activations, CpuSettings, Embedded, File, FimOrder, FinishReason, Message, ModelInfo, ModelSource, Prompt, Role, Sampled, Sampling,
+    Settings,
 };
 
 /// What a panic said.

@@ -1,7 +1,7 @@
 //! From logits to one token: processors, temperature, the cuts, the draw.
 
 use super::logits::{Processor, processors};
-use super::{Sampled, Sampling};
+use super::{Error, Result, Sampled, Sampling};
 use crate::failpoints::{self, Point};
 
 /// Candidates that are sorted first when a cut needs an order; nearly always enough.
@@ -26,7 +26,11 @@ impl Sampler {
     }
 
     /// `tokens`: the prompt's and the answer's so far; their number is the position that is drawn for.
-    pub fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Sampled {
+    ///
+    /// # Errors
+    /// `NonFiniteLogits` if a logit is infinite or not a number.
+    pub fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Result<Sampled> {
+        check_finite(logits)?;
         let logsum = self.logprobs.map(|_| logsumexp(logits));
         let top = self.logprobs.map_or(Vec::new(), |n| likeliest(logits, n as usize, logsum.unwrap_or(0.0)));
         let raw = logsum.map_or(Vec::new(), |_| logits.to_vec());
@@ -36,8 +40,21 @@ impl Sampler {
         }
         failpoints::at(Point::Sampler, Some(self.sampling.seed));
         let token = if self.sampling.temperature == 0.0 { argmax(logits) } else { draw(logits, &self.sampling, tokens.len()) };
-        Sampled { token: token as u32, logprob: logsum.map_or(0.0, |logsum| raw[token] - logsum), top }
+        Ok(Sampled { token: token as u32, logprob: logsum.map_or(0.0, |logsum| raw[token] - logsum), top })
     }
+}
+
+/// A finite number times zero is zero; infinity and NaN give NaN.
+fn check_finite(logits: &[f32]) -> Result<()> {
+    let (vectors, rest) = logits.as_chunks::<LANES>();
+    let mut zeros = [0f32; LANES];
+    for vector in vectors {
+        for (zero, x) in zeros.iter_mut().zip(vector) {
+            *zero += x * 0.0;
+        }
+    }
+    let finite = zeros.iter().all(|&zero| zero == 0.0) && rest.iter().all(|x| x.is_finite());
+    if finite { Ok(()) } else { Err(Error::NonFiniteLogits) }
 }
 
 /// Lanes in which a vocabulary is weighed: sixteen partial results let the compiler use vectors of any width.
@@ -198,7 +215,7 @@ mod tests {
         let mut counts = [0.0; 4];
         for position in 0..10_000 {
             let mut logits = [1f32, 2.0, 3.0, 4.0].map(f32::ln);
-            counts[sampler.sample(&mut logits, &vec![0; position]).token as usize] += 1e-4;
+            counts[sampler.sample(&mut logits, &vec![0; position]).unwrap().token as usize] += 1e-4;
         }
         counts
     }
@@ -248,7 +265,7 @@ mod tests {
         let sampling = Sampling { temperature: 1.0, seed: 3, ..Sampling::default() };
         let at = |seed, position: usize| {
             let mut logits: Vec<f32> = (0..1000).map(|i| (i as f32).sin()).collect();
-            Sampler::new(Sampling { seed, ..sampling.clone() }, None).sample(&mut logits, &vec![1; position]).token
+            Sampler::new(Sampling { seed, ..sampling.clone() }, None).sample(&mut logits, &vec![1; position]).unwrap().token
         };
         assert_eq!(at(3, 10), at(3, 10));
         let tokens: std::collections::BTreeSet<_> =
@@ -259,7 +276,7 @@ mod tests {
     #[test]
     fn log_probabilities_are_the_models_own() {
         let mut sampler = Sampler::new(Sampling { logit_bias: vec![(0, 100.0)], ..Sampling::default() }, Some(2));
-        let sampled = sampler.sample(&mut [1f32, 2.0, 3.0, 4.0].map(f32::ln), &[]);
+        let sampled = sampler.sample(&mut [1f32, 2.0, 3.0, 4.0].map(f32::ln), &[]).unwrap();
         assert_eq!(sampled.token, 0);
         assert!((sampled.logprob - 0.1f32.ln()).abs() < 1e-6);
         assert_eq!(sampled.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [3, 2]);
@@ -270,5 +287,18 @@ mod tests {
         let mut kept: Vec<(u32, f32)> = (0..2000).map(|i| (i, 1.0)).collect();
         keep_mass(&mut kept, 0.9);
         assert_eq!(kept.len(), 1800);
+    }
+
+    #[test]
+    fn one_logit_that_is_not_a_finite_number_is_an_error_wherever_it_is() {
+        for count in [1, 16, 40] {
+            for (index, wrong) in (0..count).flat_map(|index| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(|wrong| (index, wrong))) {
+                let mut logits = vec![f32::MAX; count];
+                assert!(Sampler::new(Sampling::default(), None).sample(&mut logits, &[]).is_ok());
+                logits[index] = wrong;
+                let sampled = Sampler::new(Sampling::default(), None).sample(&mut logits, &[]);
+                assert_eq!(sampled, Err(Error::NonFiniteLogits), "{wrong} at {index} of {count}");
+            }
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! One text in the making: its tokens, how far its cache has them, and when it ends.
 
 use super::codec::TextCodec;
-use super::sampler::Sampler;
 use super::stop::{Piece, Stopper};
 use super::{FinishReason, Result};
 
@@ -9,10 +8,11 @@ pub struct Sequence<C> {
     /// The prompt's and the answer's.
     pub tokens: Vec<u32>,
     pub prompt_tokens: usize,
-    /// Tokens whose keys and values are in the cache.
+    /// Choices that were submitted but not read: tokens that follow `tokens`.
+    pub unread: usize,
+    /// Tokens whose keys and values are in the cache, unread ones included.
     pub computed: usize,
     pub cache: C,
-    pub sampler: Sampler,
     pub stopper: Stopper,
     pub tokens_max: usize,
 }
@@ -25,9 +25,20 @@ pub struct Appended {
 }
 
 impl<C> Sequence<C> {
-    /// Tokens that no step has read yet: what is left of the prompt, or the one to decode.
+    /// Tokens that were not computed yet: the rest of the prompt, or the one to decode.
     pub fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.tokens.len() + self.unread - self.computed
+    }
+
+    /// The tokens whose keys and values are in the cache and whose ids are known.
+    pub fn computed_tokens(&self) -> &[u32] {
+        &self.tokens[..self.computed.min(self.tokens.len())]
+    }
+
+    /// Whether the unread choice, if there is one, must be the last token.
+    pub fn is_full(&self, context_length: usize) -> bool {
+        let unread = self.unread > 0;
+        unread && (self.completion_tokens() + self.unread >= self.tokens_max || self.tokens.len() + self.unread >= context_length)
     }
 
     pub fn completion_tokens(&self) -> usize {

@@ -2,11 +2,11 @@
 
 use crate::Random;
 use crate::gguf_writer::{self, File, Tensor};
-use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::backend::{Backend, cpu::Cpu};
 use souffleur::models::codec::TextCodec;
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::weights::{Files, Gguf, Tensors};
-use souffleur::models::{Activations, Error};
+use souffleur::models::{Activations, CpuSettings, Error};
 
 /// Everything that is done with a file before its first token.
 pub(crate) fn load(bytes: Vec<u8>) -> Result<(), Error> {
@@ -15,7 +15,7 @@ pub(crate) fn load(bytes: Vec<u8>) -> Result<(), Error> {
     let tensors = Tensors::open(&files)?;
     TextCodec::open(&files, &spec)?;
     tensors.expect(&spec.parameters())?;
-    let backend = Cpu::new(&spec, 1, Activations::Int8)?;
+    let backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 })?;
     Decoder::load(spec, &tensors, backend, &mut |_, _| {}).map(drop)
 }
 

@@ -125,12 +125,12 @@ fn coder_15_answers_as_llama_cpp_does() {
 /// The greedy answer and whether the model ended it.
 fn answer(model: &mut Model, prompt: &Prompt, tokens_max: usize) -> (String, bool) {
     let Model { language, decoder } = model;
-    let mut cache = decoder.backend.cache(&decoder.spec.clone());
+    let mut cache = decoder.backend.cache();
     let (mut new, mut position, mut tokens) = (language.encode(prompt).expect("tokens"), 0, Vec::new());
     while tokens.len() < tokens_max {
-        let tensor = decoder.step(&mut [Span { tokens: &new, position, cache: &mut cache }], &[new.len() - 1]);
+        let tensor = decoder.step(&mut [Span::ids(&new, position, &mut cache)], &[new.len() - 1]);
         position += new.len();
-        let token = likeliest(&decoder.backend.read(&tensor)[0], &[]);
+        let token = likeliest(&decoder.backend.to_host(&tensor).expect("this backend does not fail")[0], &[]);
         if language.ends(prompt).contains(&token) {
             return (language.tokenizer.decode(&tokens).expect("text"), true);
         }

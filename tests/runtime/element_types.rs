@@ -5,7 +5,7 @@ use crate::support::{Output, TestRuntime, greedy, infill, run_test, text};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
-use souffleur::actors::{Activations, Prompt, Request, Settings};
+use souffleur::actors::{Activations, CpuSettings, Prompt, Request, Settings};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -113,7 +113,8 @@ fn dequantized_weights_generate_the_same_text() {
         folders.push((variant.name.to_owned(), folder));
     }
     run_test(async {
-        let runtime = TestRuntime::with_folders(Settings { activations: Activations::F32, ..Settings::default() }, folders);
+        let cpu = CpuSettings { threads: 0, activations: Activations::F32 };
+        let runtime = TestRuntime::with_folders(Settings { cpu, ..Settings::default() }, folders);
         let quantized = runtime.model_info().await;
         for variant in &VARIANTS {
             let info = runtime.load(variant.name, |_, _| {}).await.expect(variant.name);

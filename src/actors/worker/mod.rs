@@ -4,8 +4,6 @@
 //! loads the model and owns everything that computes.
 
 mod batch;
-#[cfg(test)]
-mod batch_tests;
 mod decoder;
 mod pipe;
 mod probe;

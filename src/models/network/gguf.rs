@@ -1,8 +1,8 @@
 //! What GGUF's metadata say of a network, by keys that all architectures share.
 
 use super::{
-    CONTEXT_LENGTH_MAX, DecoderSpec, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX,
-    WeightNames, check_heads,
+    Activation, CONTEXT_LENGTH_MAX, DecoderSpec, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, MlpSpec,
+    NormSpec, VOCAB_SIZE_MAX, WeightNames, attention,
 };
 use crate::models::Result;
 use crate::models::weights::{Gguf, Value};
@@ -70,7 +70,8 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     let heads = size("attention.head_count", HEADS_MAX)?;
     let kv_heads = gguf.size_or(&key("attention.head_count_kv"), HEADS_MAX, heads)?;
     let head_dim = gguf.size_or(&key("attention.key_length"), HEAD_DIM_MAX, hidden_size / heads)?;
-    check_heads(heads, kv_heads, head_dim).map_err(|reason| gguf.error(&key("attention.head_count_kv"), reason))?;
+    let theta = gguf.number_or(&key("rope.freq_base"), 10_000.0)?;
+    let attention = attention(heads, kv_heads, head_dim, theta).map_err(|reason| gguf.error(&key("attention.head_count_kv"), reason))?;
     for name in ["attention.value_length", "rope.dimension_count"] {
         if gguf.size_or(&key(name), HEAD_DIM_MAX, head_dim)? != head_dim {
             return Err(gguf.error(&key(name), format!("is not supported; only {head_dim} is, the size of a head")));
@@ -84,14 +85,11 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
         architecture: architecture.into(),
         layers: size("block_count", LAYERS_MAX)?,
         hidden_size,
-        intermediate_size: size("feed_forward_length", INTERMEDIATE_SIZE_MAX)?,
-        heads,
-        kv_heads,
-        head_dim,
         vocab_size: vocabulary(gguf)?,
         context_length: size("context_length", CONTEXT_LENGTH_MAX)?,
-        norm_epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)?,
-        rope_theta: gguf.number_or(&key("rope.freq_base"), 10_000.0)?,
+        norm: NormSpec { epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)? },
+        attention,
+        mlp: MlpSpec { intermediate_size: size("feed_forward_length", INTERMEDIATE_SIZE_MAX)?, activation: Activation::Silu },
         tied: gguf.tensors.iter().all(|tensor| tensor.name != "output.weight"),
         eos,
         names: NAMES,

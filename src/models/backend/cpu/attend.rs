@@ -2,16 +2,14 @@
 
 use super::attention::{self, Job, part_length};
 use super::buffer::Buffer;
-use super::cache::{CHUNK, Cache, Shape};
+use super::cache::{CHUNK, Shape};
+use super::kernels::Kernels;
 use super::product::ROWS_PURE;
 use super::tensor::{Shared, Tensor};
-use super::{Cpu, Scratch, each_row};
+use super::{Cpu, Norm, Scratch, Step, each_row};
 use crate::models::backend::Span;
-use crate::models::network::DecoderSpec;
+use crate::models::network::{Attention, AttentionSpec};
 use std::sync::Arc;
-
-/// The chunks of every span's cache.
-pub(super) type Chunks = Vec<Vec<Arc<Buffer>>>;
 
 /// Consecutive rows of one span.
 struct Tile {
@@ -22,17 +20,17 @@ struct Tile {
 }
 
 /// What the scores and values are made from.
-struct Attention {
+struct AttentionInput {
     q: Arc<Vec<f32>>,
-    chunks: Arc<Chunks>,
+    chunks: Arc<Vec<Vec<Arc<Buffer>>>>,
     tiles: Vec<Tile>,
     shape: Shape,
     layer: usize,
     heads: usize,
-    kernels: &'static super::Kernels,
+    kernels: &'static Kernels,
 }
 
-impl Attention {
+impl AttentionInput {
     fn group(&self) -> usize {
         self.heads / self.shape.kv_heads
     }
@@ -68,44 +66,46 @@ impl Cpu {
     pub(super) fn attention(
         &mut self,
         [mut q, mut k, v]: [Tensor; 3],
+        of: &Attention<Norm>,
         layer: usize,
-        spec: &DecoderSpec,
-        spans: &mut [Span<'_, Cache>],
+        Step(pages): &Step,
+        spans: &mut [Span<'_, Cpu>],
     ) -> Tensor {
-        let Some(shape) = spans.first().map(|span| span.cache.shape) else { return q };
-        if layer == 0 {
-            // A chunk that is held twice would be copied.
-            self.step = None;
-            spans.iter_mut().for_each(|span| span.cache.reserve(span.position, span.tokens.len()));
-            self.rope.reach(spans.iter().map(|span| span.position + span.tokens.len()).max().unwrap_or(0));
+        let AttentionSpec { heads, kv_heads, head_dim: size, .. } = of.spec;
+        let shape = self.kv_shape;
+        let rows = spans.iter().map(Span::rows).sum();
+        assert_eq!((kv_heads, size), (shape.kv_heads, shape.head_size), "the block's heads are those of the caches");
+        assert!(layer < shape.layers, "layer {layer} is not in the caches");
+        assert_eq!((q.rows, q.width), (rows, heads * size), "q has a row for each token and its heads side by side");
+        for tensor in [&k, &v] {
+            assert_eq!((tensor.rows, tensor.width), (rows, kv_heads * size), "k and v have a row for each token");
         }
-        let held = self.step.take().unwrap_or_else(|| Arc::new(spans.iter().map(|span| span.cache.chunks()).collect()));
-        self.append(&mut q, &mut k, &v, layer, spec, spans);
+        assert_eq!(pages.len(), spans.len(), "the step was begun with these spans");
+        for (span, pages) in spans.iter().zip(pages.iter()) {
+            assert!(span.cache.holds(span.end(), pages), "the step was begun with this span");
+        }
+        self.append(&mut q, &mut k, &v, of, layer, spans);
 
         let mut tiles = Vec::new();
         let mut first = 0;
         for (index, span) in spans.iter().enumerate() {
-            let tile =
-                |i| Tile { span: index, row: first + i, rows: attention::ROWS.min(span.tokens.len() - i), position: span.position + i };
-            tiles.extend((0..span.tokens.len()).step_by(attention::ROWS).map(tile));
-            first += span.tokens.len();
+            let tile = |i| Tile { span: index, row: first + i, rows: attention::ROWS.min(span.rows() - i), position: span.position + i };
+            tiles.extend((0..span.rows()).step_by(attention::ROWS).map(tile));
+            first += span.rows();
         }
-        let (rows, heads, size) = (q.rows, spec.heads, spec.head_dim);
         let kernels = self.kernels;
-        let attention = Arc::new(Attention { q: q.data.clone(), chunks: held.clone(), tiles, shape, layer, heads, kernels });
+        let attention = Arc::new(AttentionInput { q: q.data.clone(), chunks: pages.clone(), tiles, shape, layer, heads, kernels });
         let mut y = Tensor::new(rows, heads * size);
         if rows <= ROWS_PURE {
             self.attend_by_chunks(attention, &mut y)
         } else {
             self.attend_by_tiles(&attention, &mut y)
         }
-        // What a sequence that ends gives back must be free at once.
-        self.step = (layer + 1 < spec.layers).then_some(held);
         y
     }
 
     /// Few rows: the chunks are shared out too, or as many threads as there are key-value heads would have all the work.
-    fn attend_by_chunks(&mut self, attention: Arc<Attention>, y: &mut Tensor) {
+    fn attend_by_chunks(&mut self, attention: Arc<AttentionInput>, y: &mut Tensor) {
         let (heads, shape, group, kernels) = (attention.heads, attention.shape, attention.group(), attention.kernels);
         let part = part_length(shape.head_size);
         // Of every row, the chunks that it sees.
@@ -150,7 +150,7 @@ impl Cpu {
         });
     }
 
-    fn attend_by_tiles(&mut self, attention: &Attention, y: &mut Tensor) {
+    fn attend_by_tiles(&mut self, attention: &AttentionInput, y: &mut Tensor) {
         let (kv_heads, stride, out) = (attention.shape.kv_heads, y.width, y.shared());
         self.pool.run(attention.tiles.len() * kv_heads, &|piece, scratch| {
             let (tile, kv_head) = (&attention.tiles[piece / kv_heads], piece % kv_heads);
@@ -163,29 +163,35 @@ impl Cpu {
         });
     }
 
-    /// Turns queries and keys to their positions, and keeps keys and values.
-    fn append(&mut self, q: &mut Tensor, k: &mut Tensor, v: &Tensor, layer: usize, spec: &DecoderSpec, spans: &[Span<'_, Cache>]) {
-        // Where every row stands: its position, and the chunk that has it.
+    /// Normalizes and rotates queries and keys, and writes keys and values to the caches.
+    fn append(&mut self, q: &mut Tensor, k: &mut Tensor, v: &Tensor, of: &Attention<Norm>, layer: usize, spans: &[Span<'_, Cpu>]) {
+        let AttentionSpec { heads, kv_heads, head_dim: size, scale, rope, .. } = of.spec;
+        for norm in [&of.q_norm, &of.k_norm].into_iter().flatten() {
+            assert_eq!(norm.weight.len(), size, "a norm of q or k is as long as a head");
+        }
+        // For each row its position and the chunk that holds it.
         let mut places: Vec<(usize, Chunk)> = Vec::new();
         for span in spans {
             let chunk = |position| Chunk(span.cache.pointer(position / CHUNK));
-            places.extend((span.position..span.position + span.tokens.len()).map(|position| (position, chunk(position))));
+            places.extend((span.position..span.end()).map(|position| (position, chunk(position))));
         }
-        let Some(shape) = spans.first().map(|span| span.cache.shape) else { return };
-        let (rows, size, kernels, rope) = (q.rows, spec.head_dim, self.kernels, &self.rope);
+        let (rows, shape, kernels) = (q.rows, self.kv_shape, self.kernels);
+        let rope = self.ropes.iter().find(|table| table.spec() == rope).expect("`open` made a table for every rotation of the spec");
         let (q_out, k_out): (Shared, Shared) = (q.shared(), k.shared());
-        let scale = 1.0 / (size as f32).sqrt();
         each_row(&mut self.pool, rows, &|row| {
             let (position, Chunk(chunk)) = places[row];
             let (cos, sin) = rope.at(position);
-            // SAFETY: a row belongs to one piece, and its position in the cache, made writable at the first layer, to
-            // this row.
+            // SAFETY: the shapes were checked above; each row is one task's, and its position in the cache, which `begin`
+            // made writable, is this row's.
             unsafe {
-                for head in 0..spec.heads {
-                    (kernels.rotate)(q_out.part((row * spec.heads + head) * size, size), cos, sin, scale);
+                for head in 0..heads {
+                    let query = q_out.part((row * heads + head) * size, size);
+                    normalize(kernels, query, of.q_norm.as_ref());
+                    (kernels.rotate)(query, cos, sin, scale);
                 }
-                for head in 0..spec.kv_heads {
-                    let key = k_out.part((row * spec.kv_heads + head) * size, size);
+                for head in 0..kv_heads {
+                    let key = k_out.part((row * kv_heads + head) * size, size);
+                    normalize(kernels, key, of.k_norm.as_ref());
                     (kernels.rotate)(key, cos, sin, 1.0);
                     let value = &v.row(row)[head * size..(head + 1) * size];
                     (kernels.append)(chunk, shape, layer, head, position, key, value);
@@ -193,6 +199,19 @@ impl Cpu {
             }
         });
     }
+}
+
+/// Normalizes one head in place.
+///
+/// # Safety
+/// The kernels run on this processor; the norm's weight is as long as the head, a multiple of 8.
+unsafe fn normalize(kernels: &Kernels, head: &mut [f32], norm: Option<&Norm>) {
+    let Some(Norm { weight, epsilon }) = norm else { return };
+    let mut x = [0f32; attention::HEAD_MAX];
+    let x = &mut x[..head.len()];
+    x.copy_from_slice(head);
+    // SAFETY: the caller's, and `x` is as long as `head`.
+    unsafe { (kernels.norm)(x, weight, *epsilon, head) }
 }
 
 #[derive(Clone, Copy)]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub(super) const CHUNK: usize = 256;
 
 /// Where one layer's keys and values are in a chunk.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) layers: usize,
     pub(super) kv_heads: usize,
@@ -27,6 +27,11 @@ pub(super) struct Shape {
 impl Shape {
     pub(super) fn element_bytes(self) -> usize {
         if self.half { 2 } else { 4 }
+    }
+
+    /// Bytes of one token's keys and values in all layers.
+    pub(super) fn token_bytes(self) -> usize {
+        self.layers * self.kv_heads * 2 * self.head_size * self.element_bytes()
     }
 
     fn head_bytes(self) -> usize {
@@ -80,6 +85,11 @@ impl Cache {
         for chunk in &mut self.chunks[position / CHUNK..] {
             Arc::make_mut(chunk);
         }
+    }
+
+    /// Whether this cache is `length` long and consists of these chunks.
+    pub(super) fn holds(&self, length: usize, chunks: &[Arc<Buffer>]) -> bool {
+        self.length == length && self.chunks.len() == chunks.len() && self.chunks.iter().zip(chunks).all(|(a, b)| Arc::ptr_eq(a, b))
     }
 
     pub(super) fn chunks(&self) -> Vec<Arc<Buffer>> {

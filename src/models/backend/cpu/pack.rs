@@ -12,7 +12,7 @@ use crate::models::weights::{Block, Element, Matrix, Quantized};
 use crate::models::{Error, Result};
 
 /// A weight of `rows` outputs and `columns` inputs in slabs; rows are padded with zeros to whole slabs.
-pub struct Packed {
+pub(super) struct Packed {
     pub(super) kind: Kind,
     pub(super) rows: usize,
     pub(super) columns: usize,

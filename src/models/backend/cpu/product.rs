@@ -1,12 +1,15 @@
 //! Weights times the rows of a step, by all threads.
 
+use super::buffer::Arena;
 use super::forms::Grouping;
 use super::isa::LANES;
 use super::pack::Packed;
+use super::pool::Pool;
 use super::quants::Quants;
 use super::tensor::{Shared, Tensor};
 use super::{Cpu, Scratch, each_row};
-use crate::models::Activations;
+use crate::models::backend::LinearPart;
+use crate::models::{Activations, Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -69,8 +72,53 @@ impl Product {
     }
 }
 
+/// One or several packed weights over the same input, with their biases.
+pub struct Linear {
+    columns: usize,
+    weights: Vec<Arc<Packed>>,
+    /// For each weight.
+    biases: Vec<Option<Vec<f32>>>,
+}
+
+impl Linear {
+    /// # Errors
+    /// `Unsupported` if a weight has no packed layout.
+    pub(super) fn new(parts: Vec<LinearPart<'_>>, arena: &mut Arena, pool: &mut Pool<Scratch>) -> Result<Self> {
+        let columns = parts.first().map_or(0, |part| part.weight.shape().1);
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        for LinearPart { weight, bias } in parts {
+            let shape = weight.shape();
+            assert_eq!(shape.1, columns, "all parts have the same inputs");
+            if let Some(bias) = &bias {
+                assert_eq!(bias.len(), shape.0, "a bias has one value per output");
+                if !shape.0.is_multiple_of(LANES) {
+                    return Err(Error::Unsupported(format!("a bias of {} values; supported are multiples of {LANES}", shape.0)));
+                }
+            }
+            weights.push(Arc::new(Packed::new(&weight, arena, pool)?));
+            biases.push(bias);
+        }
+        Ok(Self { columns, weights, biases })
+    }
+
+    /// The weight of a projection that has only one, such as an embedding table.
+    pub(super) fn single(&self) -> &Packed {
+        assert_eq!(self.weights.len(), 1, "this projection has several weights");
+        &self.weights[0]
+    }
+
+    /// The same weights several times, to measure the kernels without the quantization of their input.
+    pub fn repeated(&self, times: usize) -> Self {
+        let repeat = |_| (self.weights.iter().cloned(), self.biases.iter().cloned());
+        let (weights, biases): (Vec<_>, Vec<_>) = (0..times).map(repeat).unzip();
+        Self { columns: self.columns, weights: weights.into_iter().flatten().collect(), biases: biases.into_iter().flatten().collect() }
+    }
+}
+
 impl Cpu {
-    pub(super) fn products(&mut self, x: &Tensor, by: &[&Arc<Packed>]) -> Vec<Tensor> {
+    pub(super) fn products(&mut self, x: &Tensor, by: &Linear) -> Vec<Tensor> {
+        assert_eq!(x.width, by.columns, "the input is as wide as the weights have columns");
+        let Linear { weights: by, biases, .. } = by;
         let mut ys: Vec<Tensor> = by.iter().map(|weight| Tensor::new(x.rows, weight.rows)).collect();
         if x.rows == 0 {
             return ys;
@@ -82,9 +130,9 @@ impl Cpu {
         groups.sort_unstable();
         groups.dedup();
         let quants: Vec<(Grouping, Arc<Quants>)> = groups.into_iter().map(|group| (group, self.quantize(x, group))).collect();
-        let of = |weight: &&Arc<Packed>| quants.iter().find(|(group, _)| int8(weight) == Some(*group)).map(|(_, quants)| quants.clone());
+        let of = |weight: &Arc<Packed>| quants.iter().find(|(group, _)| int8(weight) == Some(*group)).map(|(_, quants)| quants.clone());
         let product = Arc::new(Product {
-            weights: by.iter().map(|&weight| weight.clone()).collect(),
+            weights: by.clone(),
             quants: by.iter().map(of).collect(),
             x: x.data.clone(),
             rows: x.rows,
@@ -122,7 +170,20 @@ impl Cpu {
                 }
             });
         }
+        for (y, bias) in ys.iter_mut().zip(biases) {
+            if let Some(bias) = bias {
+                self.add_bias(y, bias);
+            }
+        }
         ys
+    }
+
+    fn add_bias(&mut self, y: &mut Tensor, bias: &[f32]) {
+        let (kernels, width, out) = (self.kernels, y.width, y.shared());
+        each_row(&mut self.pool, y.rows, &|row| {
+            // SAFETY: a bias is as long as a row, a multiple of 8 (see `Linear::new`); each row is written once.
+            unsafe { (kernels.add)(out.part(row * width, width), bias) }
+        });
     }
 
     fn quantize(&mut self, x: &Tensor, grouping: Grouping) -> Arc<Quants> {
@@ -142,7 +203,7 @@ impl Cpu {
 }
 
 /// The pieces of all weights in one row, so that one operation has them all.
-fn pieces(by: &[&Arc<Packed>]) -> Vec<Piece> {
+fn pieces(by: &[Arc<Packed>]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (index, weight) in by.iter().enumerate() {
         let (all, of) = (weight.slabs(), |bytes: usize| (bytes / weight.slab_bytes()).max(1));
