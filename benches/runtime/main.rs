@@ -1,4 +1,4 @@
-//! What the house costs on this machine, measured through the real program and its worker on the embedded model.
+//! What the runtime costs on this machine, measured through the real program and its worker on the embedded model.
 //!
 //! `cargo bench --bench runtime -- [first decode gap cancel readers rss ghost] [--seconds N]`
 
@@ -19,7 +19,7 @@ use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{House, Told, ask, done, endless, hole, text};
+use support::{Output, TestRuntime, ban_eos, done, greedy, infill, text};
 use table::{ms, p99, row, warn_of_other_load};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_souffleur");
@@ -58,15 +58,15 @@ async fn main() {
     }
 }
 
-fn endlessly(card: &ModelInfo, prompt: impl Into<String>, tokens_max: u32, seed: u64) -> Request {
-    let sampling = Sampling { temperature: 0.8, seed, logit_bias: endless(card), ..Sampling::default() };
-    Request { sampling, ..ask(text(prompt), tokens_max) }
+fn endlessly(info: &ModelInfo, prompt: impl Into<String>, tokens_max: u32, seed: u64) -> Request {
+    let sampling = Sampling { temperature: 0.8, seed, logit_bias: ban_eos(info), ..Sampling::default() };
+    Request { sampling, ..greedy(text(prompt), tokens_max) }
 }
 
 /// A stream that has been running for a while.
-async fn running(house: &House, card: &ModelInfo) -> Reader {
-    let mut reader = house.runtime.complete(endlessly(card, "def f(x):\n", 1900, 1)).expect("a ticket");
-    Told::default().reach(&mut reader, 20).await;
+async fn running(runtime: &TestRuntime, info: &ModelInfo) -> Reader {
+    let mut reader = runtime.complete(endlessly(info, "def f(x):\n", 1900, 1)).expect("a ticket");
+    Output::default().read_tokens(&mut reader, 20).await;
     reader
 }
 
@@ -112,23 +112,23 @@ fn tokenizer() -> f64 {
 }
 
 async fn decode() {
-    let house = House::warm();
-    let card = house.model_info().await;
+    let runtime = TestRuntime::new();
+    let info = runtime.model_info().await;
     // Choosing at a temperature costs something for every stream, and none of it is shared.
     for (how, temperature) in [("at temperature 0.8", 0.8), ("greedy", 0.0)] {
         let request = |prompt: String, tokens_max, seed| {
-            let mut request = endlessly(&card, prompt, tokens_max, seed);
+            let mut request = endlessly(&info, prompt, tokens_max, seed);
             request.sampling.temperature = temperature;
             request
         };
         let sixteen: Vec<_> = (0..16).map(|seed| request(format!("# number {seed}\ndef f(x):\n"), 128, seed)).collect();
         let (mut ones, mut sixteens, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            let usage = house.run(request("def f(x):\n".into(), 256, 1)).await.usage();
+            let usage = runtime.run(request("def f(x):\n".into(), 256, 1)).await.usage();
             let one = f64::from(usage.completion_tokens - 1) / (usage.decode_us as f64 / 1e6);
             let start = Instant::now();
-            let told = join_all(sixteen.iter().map(|request| house.run(request.clone()))).await;
-            let tokens: u32 = told.iter().map(|told| told.usage().completion_tokens).sum();
+            let outputs = join_all(sixteen.iter().map(|request| runtime.run(request.clone()))).await;
+            let tokens: u32 = outputs.iter().map(|output| output.usage().completion_tokens).sum();
             let all = f64::from(tokens) / start.elapsed().as_secs_f64();
             ones.push(one);
             sixteens.push(all);
@@ -138,20 +138,20 @@ async fn decode() {
         row(&format!("16 streams {how}, 128 tokens each, with prompts"), sixteens, "tokens/s");
         row(&format!("16 streams {how} to one"), ratios, "times");
     }
-    println!("  largest step: {} sequences", house.decoder().await.step_sequences_max);
+    println!("  largest step: {} sequences", runtime.decoder().await.step_sequences_max);
 }
 
 async fn gap() {
-    let house = House::warm();
-    let card = house.model_info().await;
+    let runtime = TestRuntime::new();
+    let info = runtime.model_info().await;
     let (mut largest, mut nearly, mut prefill) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let long = ask(text(house.text_of(1500, 100 + round).await), 1);
-        let mut reader = running(&house, &card).await;
+        let long = greedy(text(runtime.text_with_tokens(1500, 100 + round).await), 1);
+        let mut reader = running(&runtime, &info).await;
         let over = Cell::new(false);
         let reading = async {
             let start = Instant::now();
-            house.run(long).await;
+            runtime.run(long).await;
             over.set(true);
             ms(start.elapsed())
         };
@@ -175,19 +175,19 @@ async fn gap() {
 }
 
 async fn cancel() {
-    let house = House::warm();
-    let card = house.model_info().await;
+    let runtime = TestRuntime::new();
+    let info = runtime.model_info().await;
     let (mut decoding, mut reading) = (Vec::new(), Vec::new());
     for round in 0..2 * ROUNDS {
-        let reader = running(&house, &card).await;
+        let reader = running(&runtime, &info).await;
         let start = Instant::now();
         done(&reader.abandon().wait().await);
         decoding.push(ms(start.elapsed()));
 
-        let long = ask(text(house.text_of(1500, 200 + round).await), 1);
-        let before = house.decoder().await.rows;
-        let reader = house.runtime.complete(long).expect("a ticket");
-        while house.decoder().await.rows == before {}
+        let long = greedy(text(runtime.text_with_tokens(1500, 200 + round).await), 1);
+        let before = runtime.decoder().await.rows;
+        let reader = runtime.complete(long).expect("a ticket");
+        while runtime.decoder().await.rows == before {}
         let start = Instant::now();
         done(&reader.abandon().wait().await);
         reading.push(ms(start.elapsed()));
@@ -227,21 +227,21 @@ fn rss() {
 
 /// A key is typed in a file that was read before: how long until the ghost text begins, and is whole.
 async fn ghost() {
-    let house = House::warm();
-    let card = house.model_info().await;
-    let mut prefix = format!("{}\ndef total(entries):\n    ", house.text_of(600, 300).await);
+    let runtime = TestRuntime::new();
+    let info = runtime.model_info().await;
+    let mut prefix = format!("{}\ndef total(entries):\n    ", runtime.text_with_tokens(600, 300).await);
     let suffix = "\n\n\nprint(total([1, 2, 3]))\n";
-    house.run(ask(hole(&prefix, suffix), 1)).await;
+    runtime.run(greedy(infill(&prefix, suffix), 1)).await;
     let (mut first, mut last) = (Vec::new(), Vec::new());
     for typed in "result = sum(entry.amount for".chars() {
         prefix.push(typed);
-        let sampling = Sampling { logit_bias: endless(&card), ..Sampling::default() };
+        let sampling = Sampling { logit_bias: ban_eos(&info), ..Sampling::default() };
         let start = Instant::now();
-        let (mut told, mut reader) =
-            (Told::default(), house.runtime.complete(Request { sampling, ..ask(hole(&prefix, suffix), 24) }).expect("a ticket"));
-        told.reach(&mut reader, 1).await;
+        let (mut output, mut reader) =
+            (Output::default(), runtime.complete(Request { sampling, ..greedy(infill(&prefix, suffix), 24) }).expect("a ticket"));
+        output.read_tokens(&mut reader, 1).await;
         first.push(ms(start.elapsed()));
-        told.follow(&mut reader).await;
+        output.read_to_end(&mut reader).await;
         last.push(ms(start.elapsed()));
     }
     row("one key later: request to first token", first, "ms");

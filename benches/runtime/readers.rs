@@ -1,26 +1,26 @@
 //! Eight that read beside a ninth that does not.
 
 use crate::endlessly;
-use crate::support::{House, Told};
+use crate::support::{Output, TestRuntime};
 use crate::table::{ms, p99, row};
 use futures_util::future::join_all;
 use souffleur::actors::{ModelInfo, Reader, Request};
 use std::time::{Duration, Instant};
 
 pub(crate) async fn readers(time: Duration) {
-    let house = House::warm();
-    let card = house.model_info().await;
+    let runtime = TestRuntime::new();
+    let info = runtime.model_info().await;
     let (mut all, mut eight, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..3 {
         let until = Instant::now() + time;
-        let reading = join_all((1..=9).map(|reader| read_on(&house, &card, reader, until))).await;
+        let reading = join_all((1..=9).map(|reader| read_on(&runtime, &info, reader, until))).await;
         let until = Instant::now() + time;
-        let others = join_all((1..=8).map(|reader| read_on(&house, &card, reader, until)));
-        let (others, unread) = tokio::join!(others, read_nothing(&house, &card, 9, until));
+        let others = join_all((1..=8).map(|reader| read_on(&runtime, &info, reader, until)));
+        let (others, unread) = tokio::join!(others, read_nothing(&runtime, &info, 9, until));
         for (round, mut reader) in (0..).zip(unread) {
-            let mut late = Told::default();
-            late.follow(&mut reader).await;
-            let alone = house.run(nth(&card, 9, round)).await;
+            let mut late = Output::default();
+            late.read_to_end(&mut reader).await;
+            let alone = runtime.run(nth(&info, 9, round)).await;
             assert!((late.text, late.tokens) == (alone.text, alone.tokens), "the ninth did not get its whole text");
         }
         all.push(p99(reading[..8].concat()));
@@ -48,29 +48,29 @@ async fn gaps(reader: &mut Reader, until: Instant) -> Vec<f64> {
 }
 
 /// One reader's texts, one after another until the time is over: number `round` of reader `reader`.
-fn nth(card: &ModelInfo, reader: u64, round: u64) -> Request {
-    endlessly(card, format!("# number {reader}\ndef f(x):\n"), 1900, 100 * reader + round)
+fn nth(info: &ModelInfo, reader: u64, round: u64) -> Request {
+    endlessly(info, format!("# number {reader}\ndef f(x):\n"), 1900, 100 * reader + round)
 }
 
-async fn read_on(house: &House, card: &ModelInfo, reader: u64, until: Instant) -> Vec<f64> {
+async fn read_on(runtime: &TestRuntime, info: &ModelInfo, reader: u64, until: Instant) -> Vec<f64> {
     let mut all = Vec::new();
     for round in 0.. {
         if Instant::now() >= until {
             break;
         }
-        all.extend(gaps(&mut house.runtime.complete(nth(card, reader, round)).expect("a ticket"), until).await);
+        all.extend(gaps(&mut runtime.complete(nth(info, reader, round)).expect("a ticket"), until).await);
     }
     all
 }
 
 /// As `read_on`, but not a byte is read; that a text has ended is heard without reading it.
-async fn read_nothing(house: &House, card: &ModelInfo, reader: u64, until: Instant) -> Vec<Reader> {
+async fn read_nothing(runtime: &TestRuntime, info: &ModelInfo, reader: u64, until: Instant) -> Vec<Reader> {
     let mut unread = Vec::new();
     for round in 0.. {
         if Instant::now() >= until {
             break;
         }
-        let reader = house.runtime.complete(nth(card, reader, round)).expect("a ticket");
+        let reader = runtime.complete(nth(info, reader, round)).expect("a ticket");
         let _ = tokio::time::timeout_at(until.into(), reader.clone().abandon().wait()).await;
         unread.push(reader);
     }

@@ -1,13 +1,13 @@
 //! GGUF files that are built here, byte by byte: what they must mean, and what hostile ones must not do.
 
-mod file;
-mod hostile;
-mod networks;
-mod plain;
+mod fuzz_seeds;
+mod ggml_types;
+mod gguf_vs_safetensors;
+mod gguf_writer;
+mod mutations;
+mod reference_decoder;
 mod refusals;
-mod seeds;
 mod tokenizers;
-mod types;
 
 use souffleur::models::backend::cpu::Cpu;
 use souffleur::models::backend::{Backend, Span};

@@ -1,7 +1,7 @@
 //! What a file may not say: every refusal names the field and, where there is one, its byte.
 
 use crate::Random;
-use crate::file::{self, File, Tensor};
+use crate::gguf_writer::{self, File, Tensor};
 use souffleur::models::backend::{Backend, cpu::Cpu};
 use souffleur::models::codec::TextCodec;
 use souffleur::models::network::{Decoder, DecoderSpec};
@@ -20,7 +20,7 @@ pub(crate) fn load(bytes: Vec<u8>) -> Result<(), Error> {
 }
 
 pub(crate) fn small() -> File {
-    file::model("llama", &file::weights(&mut Random(9), false))
+    gguf_writer::model("llama", &gguf_writer::weights(&mut Random(9), false))
 }
 
 /// The field and the reason of the refusal.
@@ -125,7 +125,7 @@ fn tensors_are_checked() {
 
 /// Makes the last control token one of so many bytes.
 fn control_token_of(file: &mut File, bytes: usize) {
-    let (mut tokens, ..) = file::vocabulary();
+    let (mut tokens, ..) = gguf_writer::vocabulary();
     tokens[262] = "x".repeat(bytes);
     file.texts("tokenizer.ggml.tokens", &tokens);
 }
@@ -157,7 +157,7 @@ fn what_a_network_does_not_know_is_refused_by_name() {
     says(changed(|file| _ = file.u32("tokenizer.ggml.bos_token_id", 263)), "263 is beyond the 263 tokens");
     says(
         changed(|file| {
-            let (tokens, _, kinds) = file::vocabulary();
+            let (tokens, _, kinds) = gguf_writer::vocabulary();
             file.texts("tokenizer.ggml.tokens", &tokens[..262]).i32s("tokenizer.ggml.token_type", &kinds[..262]);
         }),
         "262 tokens where token_embd.weight has 263 rows",

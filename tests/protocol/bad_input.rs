@@ -2,8 +2,8 @@
 //! and nobody else disturbed.
 
 use crate::{
-    support::{Client, Pipes, Program, Received, Server, WIRES, Wire, call, model_folder, receive, souffleur},
-    terabyte::terabyte,
+    oversized_model::oversized_model,
+    support::{Client, Program, Received, Server, StdioClient, TRANSPORTS, Transport, call, model_folder, receive, souffleur},
 };
 use serde_json::{Value, json};
 use std::{
@@ -28,11 +28,11 @@ fn lives(client: &mut Client) {
     assert_eq!(answer["id"], "alive", "{answer}");
 }
 
-/// On every wire a client of its own; after each text the one answer and a sign of life.
+/// On every transport a client of its own; after each text the one answer and a sign of life.
 #[track_caller]
 fn each(texts: &[&str], check: impl Fn(&str, &Value)) {
-    for wire in WIRES {
-        let mut client = Client::new(wire);
+    for transport in TRANSPORTS {
+        let mut client = Client::new(transport);
         for text in texts {
             let answer = client.ask(text);
             check(text, &answer);
@@ -81,11 +81,11 @@ fn a_batch_that_is_too_large() {
 #[test]
 fn ids_of_every_type() {
     let request = |id: &str| call(id, "models/list", "{}");
-    for wire in WIRES {
-        let mut client = Client::new(wire);
+    for transport in TRANSPORTS {
+        let mut client = Client::new(transport);
         for id in ["0", "-1", "1", "9007199254740993", "-9007199254740993", "18446744073709551616", "\"\"", "\"1\"", "\"é\""] {
             let answer = client.ask(request(id));
-            assert_eq!(answer["id"], serde_json::from_str::<Value>(id).unwrap(), "{wire:?}");
+            assert_eq!(answer["id"], serde_json::from_str::<Value>(id).unwrap(), "{transport:?}");
             assert!(answer.get("result").is_some(), "{answer}");
         }
         for id in ["null", "1.5", "1.0", "1e2", "true", "{}", "{\"a\":1}", "[]", "[1]"] {
@@ -97,8 +97,8 @@ fn ids_of_every_type() {
 
 #[test]
 fn an_id_in_flight_used_again() {
-    for wire in WIRES {
-        let mut client = Client::new(wire);
+    for transport in TRANSPORTS {
+        let mut client = Client::new(transport);
         client.send(call("1", "complete", r#"{"prompt":"x","maxTokens":2000,"logitBias":{"0":-100}}"#));
         refused(&client.ask(call("1", "status", "{}")), Value::Null, -32600, "id_in_flight");
         client.send(call("2", "cancel", r#"{"id":1}"#));
@@ -186,11 +186,11 @@ fn an_unknown_or_out_of_range_parameter() {
         ("models/load", r#"{}"#, "model"),
         ("initialize", r#"[]"#, "params"),
     ];
-    for wire in WIRES {
-        let mut client = Client::new(wire);
+    for transport in TRANSPORTS {
+        let mut client = Client::new(transport);
         for (method, params, parameter) in cases {
             if method == "initialize" {
-                client = Client::new(wire);
+                client = Client::new(transport);
             }
             let answer = client.ask(call("1", method, params));
             refused(&answer, json!(1), -32602, "invalid_params");
@@ -245,8 +245,8 @@ fn broken(file: &str, break_it: impl Fn(Vec<u8>) -> Vec<u8>, check: impl Fn(&Val
     let bytes = break_it(fs::read(&path).unwrap());
     fs::write(&path, bytes).unwrap();
     let name = folder.path().file_name().unwrap().to_str().unwrap();
-    for wire in WIRES {
-        let mut client = Client::with(wire, &["--model", "embedded", "--model", folder.path().to_str().unwrap()]);
+    for transport in TRANSPORTS {
+        let mut client = Client::with(transport, &["--model", "embedded", "--model", folder.path().to_str().unwrap()]);
         for _ in 0..2 {
             let answer = client.ask(call("1", "complete", json!({ "model": name, "prompt": "x" })));
             assert_eq!(answer["id"], 1, "{answer}");
@@ -321,7 +321,7 @@ fn a_file_that_is_a_pipe() {
         let _ = fs::remove_file(&path);
         fifo(&path);
         let model = if file.ends_with(".gguf") { &*path } else { folder.path() };
-        let mut client = Client::with(Wire::Lines, &["--model", model.to_str().unwrap()]);
+        let mut client = Client::with(Transport::Lines, &["--model", model.to_str().unwrap()]);
         let answer = client.ask(call("1", "complete", r#"{"prompt":"x"}"#));
         names_the_file(file)(&answer["error"]["data"]);
         lives(&mut client);
@@ -331,9 +331,9 @@ fn a_file_that_is_a_pipe() {
 #[test]
 fn a_model_that_needs_more_memory_than_is_free() {
     let folder = model_folder();
-    terabyte(folder.path());
-    for wire in WIRES {
-        let mut client = Client::with(wire, &["--model", folder.path().to_str().unwrap()]);
+    oversized_model(folder.path());
+    for transport in TRANSPORTS {
+        let mut client = Client::with(transport, &["--model", folder.path().to_str().unwrap()]);
         let answer = client.ask(call("1", "complete", r#"{"prompt":"x"}"#));
         refused(&answer, json!(1), -32073, "out_of_memory");
         let data = &answer["error"]["data"];
@@ -345,8 +345,8 @@ fn a_model_that_needs_more_memory_than_is_free() {
 #[test]
 fn a_message_that_is_too_large() {
     let text = call("1", "tokenize", json!({ "text": "x".repeat(MESSAGE_BYTES) }));
-    for wire in [Wire::Lines, Wire::Headers] {
-        let mut client = Client::new(wire);
+    for transport in [Transport::Lines, Transport::Headers] {
+        let mut client = Client::new(transport);
         refused(&client.ask(&text), Value::Null, -32600, "message_too_large");
         lives(&mut client);
     }
@@ -364,7 +364,7 @@ fn socket_lives(socket: &mut crate::support::Socket) {
 
 #[test]
 fn a_frame_that_announces_a_tebibyte() {
-    let mut pipes = Pipes::new(Wire::Headers, &[]);
+    let mut pipes = StdioClient::new(Transport::Headers, &[]);
     let status = call("1", "status", "{}");
     pipes.write(&pipes.frame(&status));
     assert!(matches!(pipes.receive(), Received::Message(_)));
@@ -412,11 +412,11 @@ fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn bad_utf8() {
-    for wire in [Wire::Lines, Wire::Headers] {
-        let mut pipes = Pipes::new(wire, &[]);
-        let bad: &[u8] = match wire {
-            Wire::Headers => b"Content-Length: 6\r\n\r\n{\"a\xff\":",
-            Wire::Lines | Wire::Socket => b"{\"a\xff\":1}\n",
+    for transport in [Transport::Lines, Transport::Headers] {
+        let mut pipes = StdioClient::new(transport, &[]);
+        let bad: &[u8] = match transport {
+            Transport::Headers => b"Content-Length: 6\r\n\r\n{\"a\xff\":",
+            Transport::Lines | Transport::WebSocket => b"{\"a\xff\":1}\n",
         };
         pipes.write(bad);
         let Received::Message(answer) = pipes.receive() else { panic!("closed") };
@@ -454,13 +454,13 @@ fn frames_against_the_websocket_protocol() {
 
 #[test]
 fn a_truncated_frame() {
-    for (wire, bytes) in [
-        (Wire::Headers, &b"Content-Length: 60\r\n\r\n{\"jsonrpc\":"[..]),
-        (Wire::Headers, b"Content-Length: 60\r\n"),
-        (Wire::Headers, b"Content-Le"),
-        (Wire::Lines, b"{\"jsonrpc\":\"2.0\",\"id\":1,\"meth"),
+    for (transport, bytes) in [
+        (Transport::Headers, &b"Content-Length: 60\r\n\r\n{\"jsonrpc\":"[..]),
+        (Transport::Headers, b"Content-Length: 60\r\n"),
+        (Transport::Headers, b"Content-Le"),
+        (Transport::Lines, b"{\"jsonrpc\":\"2.0\",\"id\":1,\"meth"),
     ] {
-        let mut pipes = Pipes::new(wire, &[]);
+        let mut pipes = StdioClient::new(transport, &[]);
         pipes.write(bytes);
         pipes.close();
         let Received::Message(answer) = pipes.receive() else { panic!("closed") };
@@ -478,7 +478,7 @@ fn a_truncated_frame() {
 #[test]
 fn a_header_that_is_none() {
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"Content-Length: x\r\n\r\n{}", b"Content-Length: -1\r\n\r\n{}", &[b'x'; 10_000]] {
-        let mut pipes = Pipes::new(Wire::Headers, &[]);
+        let mut pipes = StdioClient::new(Transport::Headers, &[]);
         pipes.write(bytes);
         let Received::Message(answer) = pipes.receive() else { panic!("closed") };
         refused(&answer, Value::Null, -32700, "parse_error");
@@ -504,7 +504,7 @@ fn a_full_disk() {
     let mut program = Program::start(command);
     let mut input = program.child.stdin.take().unwrap();
     input.write_all(format!("{}\n", call("1", "status", "{}")).as_bytes()).unwrap();
-    assert!(!program.ended().success());
+    assert!(!program.wait().success());
     let mut sentence = String::new();
     program.child.stderr.take().unwrap().read_to_string(&mut sentence).unwrap();
     assert!(sentence.contains("stdout can't be written to"), "{sentence}");

@@ -17,22 +17,22 @@ use tokio_tungstenite::tungstenite::{
 };
 
 /// Long enough for a cold start on a busy machine; a test that needs it has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every way to carry messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wire {
+pub(crate) enum Transport {
     Lines,
     Headers,
-    Socket,
+    WebSocket,
 }
 
-pub(crate) const WIRES: [Wire; 3] = [Wire::Lines, Wire::Headers, Wire::Socket];
+pub(crate) const TRANSPORTS: [Transport; 3] = [Transport::Lines, Transport::Headers, Transport::WebSocket];
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Received {
     Message(Value),
-    /// With the code, where the wire has codes.
+    /// With the code, where the transport has codes.
     Closed(Option<u16>),
 }
 
@@ -42,27 +42,27 @@ pub(crate) struct Client {
 }
 
 enum Inner {
-    Pipes(Box<Pipes>),
+    StdioClient(Box<StdioClient>),
     Socket { socket: Box<Socket>, server: Server },
 }
 
 impl Client {
-    pub(crate) fn new(wire: Wire) -> Self {
-        Self::with(wire, &[])
+    pub(crate) fn new(transport: Transport) -> Self {
+        Self::with(transport, &[])
     }
 
-    pub(crate) fn with(wire: Wire, arguments: &[&str]) -> Self {
-        let command = match wire {
-            Wire::Lines | Wire::Headers => Pipes::command(arguments),
-            Wire::Socket => Server::command(arguments),
+    pub(crate) fn with(transport: Transport, arguments: &[&str]) -> Self {
+        let command = match transport {
+            Transport::Lines | Transport::Headers => StdioClient::command(arguments),
+            Transport::WebSocket => Server::command(arguments),
         };
-        Self::start(wire, command)
+        Self::start(transport, command)
     }
 
-    pub(crate) fn start(wire: Wire, command: Command) -> Self {
-        let inner = match wire {
-            Wire::Lines | Wire::Headers => Inner::Pipes(Box::new(Pipes::start(wire, command))),
-            Wire::Socket => {
+    pub(crate) fn start(transport: Transport, command: Command) -> Self {
+        let inner = match transport {
+            Transport::Lines | Transport::Headers => Inner::StdioClient(Box::new(StdioClient::start(transport, command))),
+            Transport::WebSocket => {
                 let server = Server::start(command);
                 Inner::Socket { socket: Box::new(server.connect()), server }
             }
@@ -73,7 +73,7 @@ impl Client {
     pub(crate) fn send(&mut self, text: impl ToString) {
         let text = text.to_string();
         match &mut self.inner {
-            Inner::Pipes(pipes) => {
+            Inner::StdioClient(pipes) => {
                 let framed = pipes.frame(&text);
                 pipes.write(&framed);
             }
@@ -83,7 +83,7 @@ impl Client {
 
     pub(crate) fn receive(&mut self) -> Received {
         match &mut self.inner {
-            Inner::Pipes(pipes) => pipes.receive(),
+            Inner::StdioClient(pipes) => pipes.receive(),
             Inner::Socket { socket, .. } => receive(socket),
         }
     }
@@ -118,7 +118,7 @@ impl Client {
     #[allow(dead_code, reason = "for the tests of faults, which share this file")]
     pub(crate) fn pid(&self) -> u32 {
         match &self.inner {
-            Inner::Pipes(pipes) => pipes.program.child.id(),
+            Inner::StdioClient(pipes) => pipes.program.child.id(),
             Inner::Socket { server, .. } => server.program.child.id(),
         }
     }
@@ -126,7 +126,7 @@ impl Client {
     /// How the program ended, where it is this client's own.
     pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         match &mut self.inner {
-            Inner::Pipes(pipes) => Some(pipes.program.ended()),
+            Inner::StdioClient(pipes) => Some(pipes.program.wait()),
             Inner::Socket { .. } => None,
         }
     }
@@ -147,13 +147,13 @@ impl Program {
         Self { child, _home: home }
     }
 
-    pub(crate) fn ended(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("our own child") {
                 return status;
             }
-            assert!(start.elapsed() < PATIENCE, "the program does not end");
+            assert!(start.elapsed() < TIMEOUT, "the program does not end");
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -180,43 +180,43 @@ pub(crate) fn souffleur(arguments: &[&str]) -> Command {
 }
 
 /// `souffleur stdio`, with a thread that reads what it says.
-pub(crate) struct Pipes {
+pub(crate) struct StdioClient {
     pub(crate) program: Program,
-    wire: Wire,
+    transport: Transport,
     input: Option<ChildStdin>,
     output: Receiver<Value>,
 }
 
-impl Pipes {
-    pub(crate) fn new(wire: Wire, arguments: &[&str]) -> Self {
-        Self::start(wire, Self::command(arguments))
+impl StdioClient {
+    pub(crate) fn new(transport: Transport, arguments: &[&str]) -> Self {
+        Self::start(transport, Self::command(arguments))
     }
 
     pub(crate) fn command(arguments: &[&str]) -> Command {
         souffleur(&[&["stdio"], arguments].concat())
     }
 
-    pub(crate) fn start(wire: Wire, mut command: Command) -> Self {
+    pub(crate) fn start(transport: Transport, mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut program = Program::start(command);
         let input = program.child.stdin.take();
         let mut reader = BufReader::new(program.child.stdout.take().expect("piped"));
         let (sender, output) = sync_channel(16);
         thread::spawn(move || {
-            while let Some(text) = read_frame(&mut reader, wire) {
+            while let Some(text) = read_message(&mut reader, transport) {
                 let message = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
                 if sender.send(message).is_err() {
                     return;
                 }
             }
         });
-        Self { program, wire, input, output }
+        Self { program, transport, input, output }
     }
 
     pub(crate) fn frame(&self, text: &str) -> Vec<u8> {
-        match self.wire {
-            Wire::Headers => format!("Content-Length: {}\r\n\r\n{text}", text.len()).into_bytes(),
-            Wire::Lines | Wire::Socket => format!("{text}\n").into_bytes(),
+        match self.transport {
+            Transport::Headers => format!("Content-Length: {}\r\n\r\n{text}", text.len()).into_bytes(),
+            Transport::Lines | Transport::WebSocket => format!("{text}\n").into_bytes(),
         }
     }
 
@@ -232,21 +232,21 @@ impl Pipes {
 
     pub(crate) fn receive(&mut self) -> Received {
         use std::sync::mpsc::RecvTimeoutError as Silence;
-        match self.output.recv_timeout(PATIENCE) {
+        match self.output.recv_timeout(TIMEOUT) {
             Ok(message) => Received::Message(message),
             Err(Silence::Disconnected) => Received::Closed(None),
-            Err(Silence::Timeout) => panic!("nothing was said for {PATIENCE:?}"),
+            Err(Silence::Timeout) => panic!("nothing was said for {TIMEOUT:?}"),
         }
     }
 }
 
 /// `None` at the end. Whatever is not framed fails the test: standard output is the protocol's alone.
-fn read_frame(reader: &mut impl BufRead, wire: Wire) -> Option<String> {
+fn read_message(reader: &mut impl BufRead, transport: Transport) -> Option<String> {
     let mut line = String::new();
     if reader.read_line(&mut line).expect("UTF-8") == 0 {
         return None;
     }
-    if wire != Wire::Headers {
+    if transport != Transport::Headers {
         return Some(line.strip_suffix('\n').expect("a whole line").to_owned());
     }
     let length = line.strip_prefix("Content-Length: ").and_then(|text| text.trim_end().parse().ok());
@@ -309,7 +309,7 @@ impl Server {
 
     pub(crate) fn dial(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a time");
         stream.set_nodelay(true).expect("a socket");
         stream
     }
@@ -349,7 +349,7 @@ pub(crate) fn receive(socket: &mut Socket) -> Received {
             Ok(Message::Binary(_)) => panic!("we never send those"),
             Ok(Message::Close(frame)) => Received::Closed(frame.map(|frame| frame.code.into())),
             Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                panic!("nothing was said for {PATIENCE:?}")
+                panic!("nothing was said for {TIMEOUT:?}")
             }
             Err(_) => Received::Closed(None),
         };

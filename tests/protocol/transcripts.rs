@@ -10,7 +10,7 @@
 //! exit 0        the program ends, where it serves nobody else
 //! ```
 
-use crate::support::{Client, Received, WIRES, Wire};
+use crate::support::{Client, Received, TRANSPORTS, Transport};
 use serde_json::Value;
 use std::{fs, path::Path};
 
@@ -18,7 +18,7 @@ macro_rules! transcripts {
     ($($name:ident)*) => {
         $(#[test]
         fn $name() {
-            WIRES.into_iter().for_each(|wire| play(stringify!($name), wire));
+            TRANSPORTS.into_iter().for_each(|transport| play(stringify!($name), transport));
         })*
 
         const NAMES: &[&str] = &[$(stringify!($name)),*];
@@ -36,15 +36,15 @@ fn every_file_is_played() {
     assert_eq!(stems, NAMES);
 }
 
-fn play(name: &str, wire: Wire) {
+fn play(name: &str, transport: Transport) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/transcripts/{name}.txt"));
     let text = fs::read_to_string(file).unwrap();
-    let mut client = Client::new(wire);
+    let mut client = Client::new(transport);
     // What was read to see that a repetition had ended.
     let mut ahead = None;
     let mut lines = text.lines().enumerate().peekable();
     while let Some((index, line)) = lines.next() {
-        let here = format!("{name}.txt:{} over {wire:?}", index + 1);
+        let here = format!("{name}.txt:{} over {transport:?}", index + 1);
         let (mark, rest) = line.split_at(line.len().min(2));
         let mut next = |client: &mut Client| ahead.take().unwrap_or_else(|| client.receive());
         match mark {
@@ -74,7 +74,7 @@ fn play(name: &str, wire: Wire) {
             }
             "cl" => {
                 let code = line.strip_prefix("close ").and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{here}: {line}"));
-                let closed = Received::Closed((wire == Wire::Socket).then_some(code));
+                let closed = Received::Closed((transport == Transport::WebSocket).then_some(code));
                 assert_eq!(next(&mut client), closed, "{here}");
             }
             "ex" => {

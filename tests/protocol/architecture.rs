@@ -8,7 +8,7 @@ const RULES: &[(&str, &[&str], &str)] = &[
     (
         "models",
         &["tokio", "actix", "jsonrpsee", "crate::actors", "crate::protocol", "crate::config"],
-        "models is pure compute: it knows no runtime, no actor, no wire and none of the other rooms",
+        "models is pure compute: it knows no runtime, no actor, no transport and none of the other rooms",
     ),
     ("actors", &["jsonrpsee", "serde_json", "crate::protocol"], "actors decides who runs: it knows no JSON and not the protocol"),
     ("actors/worker", &["actix", "tokio"], "a worker is plain threads: it knows no actix and no tokio"),

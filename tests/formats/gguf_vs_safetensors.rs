@@ -1,6 +1,6 @@
 //! One network as GGUF and as safetensors gives one set of logits.
 
-use crate::file::{self, HEAD_SIZE, HEADS, HIDDEN, KV_HEADS, LAYERS, WIDTH};
+use crate::gguf_writer::{self, HEAD_SIZE, HEADS, HIDDEN, KV_HEADS, LAYERS, WIDTH};
 use crate::{Random, logits};
 use safetensors::tensor::{Dtype, TensorView};
 use souffleur::models::codec::TextCodec;
@@ -62,7 +62,7 @@ fn write_folder(folder: &Path, architecture: &str, weights: &[(String, Vec<usize
         .zip(&bytes)
         .map(|((name, shape, _), bytes)| (hugging_face_name(name), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("a tensor")));
     std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).expect("a file")).expect("written");
-    let (tokens, merges, kinds) = file::vocabulary();
+    let (tokens, merges, kinds) = gguf_writer::vocabulary();
     let config = serde_json::json!({
         "model_type": architecture, "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "vocab_size": tokens.len(), "rms_norm_eps": 1e-5,
@@ -94,7 +94,7 @@ fn write_folder(folder: &Path, architecture: &str, weights: &[(String, Vec<usize
 fn gguf_and_safetensors_of_one_network_are_one_network() {
     for architecture in ["llama", "qwen2"] {
         let folder = tempfile::tempdir().expect("a folder");
-        let weights = file::weights(&mut Random(7), architecture == "qwen2");
+        let weights = gguf_writer::weights(&mut Random(7), architecture == "qwen2");
         write_folder(folder.path(), architecture, &weights);
         let gguf: Vec<_> = weights
             .iter()
@@ -104,7 +104,7 @@ fn gguf_and_safetensors_of_one_network_are_one_network() {
             })
             .collect();
         let path = folder.path().join("small.gguf");
-        std::fs::write(&path, file::model(architecture, &gguf).u32("tokenizer.ggml.eos_token_id", EOS).bytes()).expect("written");
+        std::fs::write(&path, gguf_writer::model(architecture, &gguf).u32("tokenizer.ggml.eos_token_id", EOS).bytes()).expect("written");
 
         let (want, want_tokens, want_eos_ids, spec) = run(ModelSource::Folder(folder.path().into()));
         let (got, tokens, eos_ids, gguf_spec) = run(ModelSource::File(path));
@@ -119,10 +119,10 @@ fn gguf_and_safetensors_of_one_network_are_one_network() {
 #[test]
 fn a_head_of_its_own_and_biases_count() {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut weights = file::weights(&mut Random(8), true);
+    let mut weights = gguf_writer::weights(&mut Random(8), true);
     let write = |weights: &[_], name: &str| {
         let path = folder.path().join(name);
-        std::fs::write(&path, file::model("qwen2", weights).bytes()).expect("written");
+        std::fs::write(&path, gguf_writer::model("qwen2", weights).bytes()).expect("written");
         ModelSource::File(path)
     };
     let (tied, ..) = run(write(&weights, "tied.gguf"));

@@ -1,6 +1,6 @@
 //! Qwen2 as plainly as it can be written, in f64: the decoder must compute the same.
 
-use crate::file::{self, HEAD_SIZE, HEADS, KV_HEADS, LAYERS, WIDTH};
+use crate::gguf_writer::{self, HEAD_SIZE, HEADS, KV_HEADS, LAYERS, WIDTH};
 use crate::{Random, logits};
 use souffleur::models::weights::Files;
 use std::collections::BTreeMap;
@@ -84,9 +84,9 @@ fn attend(head: usize, query: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) ->
 
 #[test]
 fn the_decoder_computes_qwen2() {
-    let weights = file::weights(&mut Random(14), true);
+    let weights = gguf_writer::weights(&mut Random(14), true);
     let tokens = [105, 110, 259, 7, 7, 256];
-    let files = Files::of_gguf("a.gguf", file::model("qwen2", &weights).bytes());
+    let files = Files::of_gguf("a.gguf", gguf_writer::model("qwen2", &weights).bytes());
     let got = logits(&files, &tokens);
 
     let wide = |(name, _, values): (String, Vec<usize>, Vec<f32>)| (name, values.into_iter().map(f64::from).collect());

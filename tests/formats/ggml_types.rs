@@ -1,6 +1,6 @@
 //! ggml's types by number: what a tensor's bytes are taken for, and how many they must be.
 
-use crate::file::File;
+use crate::gguf_writer::File;
 use souffleur::models::weights::Gguf;
 
 /// Number, name, elements and bytes of a block, as ggml has them.

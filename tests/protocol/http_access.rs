@@ -178,7 +178,7 @@ fn the_tokens_file_is_its_owners_and_goes_with_the_server() {
     rustix::process::kill_process(rustix::process::Pid::from_child(&server.program.child), rustix::process::Signal::TERM).unwrap();
     assert_eq!(crate::support::receive(&mut socket), crate::support::Received::Closed(Some(1001)));
     drop(socket);
-    assert!(server.program.ended().success());
+    assert!(server.program.wait().success());
     assert!(!file.exists());
 }
 

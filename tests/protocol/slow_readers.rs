@@ -1,6 +1,6 @@
 //! Sockets as they are: some stop reading, some are too many.
 
-use crate::support::{PATIENCE, Received, Server, Socket, call, receive, souffleur};
+use crate::support::{Received, Server, Socket, TIMEOUT, call, receive, souffleur};
 use serde_json::{Value, json};
 use std::{collections::HashMap, io::Write, net::TcpStream, time::Instant};
 use tokio::net::TcpSocket;
@@ -34,7 +34,7 @@ fn narrow(server: &Server) -> TcpStream {
     });
     let socket = socket.unwrap();
     socket.set_nonblocking(false).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 
@@ -59,7 +59,7 @@ fn a_reader_that_stops_keeps_its_whole_text_and_nobody_waits_for_it() {
         if rows >= Some((STREAMS * TOKENS) as u64) && status["result"]["requestsInFlight"] == 0 {
             break;
         }
-        assert!(start.elapsed() < 4 * PATIENCE, "something waits for the reader");
+        assert!(start.elapsed() < 4 * TIMEOUT, "something waits for the reader");
     }
 
     let mut heard: HashMap<Value, (String, Vec<Value>, usize)> = HashMap::new();

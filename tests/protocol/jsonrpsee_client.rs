@@ -1,18 +1,16 @@
 //! A client that others wrote: jsonrpsee's own, which knows nothing of ours.
 
-use crate::support::{PATIENCE, Server};
-use jsonrpsee::{
-    core::{
-        client::{ClientT, Error, Subscription, SubscriptionClientT},
-        params::ObjectParams,
-    },
-    ws_client::{HeaderMap, HeaderValue, WsClient, WsClientBuilder},
+use crate::support::{Server, TIMEOUT};
+use jsonrpsee_core::{
+    client::{ClientT, Error, Subscription, SubscriptionClientT},
+    params::ObjectParams,
 };
+use jsonrpsee_ws_client::{HeaderMap, HeaderValue, WsClient, WsClientBuilder};
 use serde_json::{Value, json};
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await.expect("done in time") })
+    runtime.block_on(async { tokio::time::timeout(TIMEOUT, work).await.expect("done in time") })
 }
 
 async fn connect(server: &Server) -> WsClient {

@@ -1,7 +1,7 @@
 //! Writes the fuzzer's seeds: small models with weights of every type whose blocks divide their rows, so of no K-quant.
 
 use crate::Random;
-use crate::file::{self, HEADS, HIDDEN, KV_HEADS, WIDTH};
+use crate::gguf_writer::{self, HEADS, HIDDEN, KV_HEADS, WIDTH};
 
 /// ggml's number, inputs and bytes of a block, of those types.
 const BLOCKS: [(u32, usize, usize); 9] =
@@ -12,7 +12,7 @@ const BLOCKS: [(u32, usize, usize); 9] =
 fn write_seeds() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds");
     for (name, architecture, version) in [("llama", "llama", 3), ("qwen2", "qwen2", 2)] {
-        let mut file = file::model(architecture, &file::weights(&mut Random(13), architecture == "qwen2"));
+        let mut file = gguf_writer::model(architecture, &gguf_writer::weights(&mut Random(13), architecture == "qwen2"));
         for (index, (name, dimensions, kind, bytes)) in file.tensors.iter_mut().enumerate() {
             if dimensions.len() == 2 {
                 // The embedding is half of the model: it gets a small type.
@@ -24,7 +24,7 @@ fn write_seeds() {
         std::fs::write(format!("{folder}/{name}.gguf"), file.bytes_with(version, 32)).expect("written");
     }
     // Metadata alone, and a value of every kind.
-    let mut file = file::File::default();
+    let mut file = gguf_writer::File::default();
     for (kind, size) in [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (6, 4), (7, 1), (10, 8), (11, 8), (12, 8)] {
         file.value(&format!("kind.{kind}"), kind, &vec![1; size]);
     }
