@@ -49,7 +49,7 @@ async fn gaps(reader: &mut Reader, until: Instant) -> Vec<f64> {
 
 /// The request of reader `reader` in round `round`.
 fn nth(info: &ModelInfo, reader: u64, round: u64) -> Request {
-    endlessly(info, format!("# number {reader}\ndef f(x):\n"), 1900, 100 * reader + round)
+    unending(info, format!("# number {reader}\ndef f(x):\n"), 1900, 100 * reader + round)
 }
 
 async fn read_on(runtime: &TestRuntime, info: &ModelInfo, reader: u64, until: Instant) -> Vec<f64> {
