@@ -71,7 +71,7 @@ impl Harness {
     }
 
     fn file(&self, point: Point) -> PathBuf {
-        self.folder.path().join(point.row().0)
+        self.folder.path().join(point.spec().0)
     }
 
     pub(crate) fn send(&mut self, method: &str, params: Value) -> u64 {

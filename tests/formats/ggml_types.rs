@@ -32,7 +32,7 @@ fn type_numbers_and_block_sizes_are_those_of_ggml() {
         let whole = file(number, 2 * elements, 6 * bytes);
         let gguf = Gguf::parse("a.gguf", &whole).expect(name);
         let tensor = &gguf.tensors[0];
-        assert_eq!((tensor.stored.to_string().as_str(), tensor.data.len()), (name, 6 * bytes), "type {number}");
+        assert_eq!((tensor.tensor_type.to_string().as_str(), tensor.data.len()), (name, 6 * bytes), "type {number}");
         assert_eq!(tensor.shape, [3, 2 * elements], "{name}");
         assert!(Gguf::parse("a.gguf", &file(number, 2 * elements, 6 * bytes - 1)).is_err(), "{name} with one byte missing");
         if elements > 1 {

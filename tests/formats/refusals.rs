@@ -187,10 +187,10 @@ fn metadata_values_are_typed() {
     let bytes = file.bytes();
     let gguf = Gguf::parse("a.gguf", &bytes).expect("a file");
     use souffleur::models::weights::Value;
-    assert_eq!(gguf.get("i"), Some(Value::Whole(-1)));
-    assert_eq!(gguf.get("u"), Some(Value::Whole(u64::MAX.into())));
+    assert_eq!(gguf.get("i"), Some(Value::Int(-1)));
+    assert_eq!(gguf.get("u"), Some(Value::Int(u64::MAX.into())));
     assert_eq!(gguf.get("d"), Some(Value::Float(0.5)));
     assert_eq!((gguf.get("b"), gguf.get("x")), (Some(Value::Bool(true)), None));
-    assert_eq!((gguf.id("i"), gguf.id("x")), (Ok(None), Ok(None)));
-    assert!(["u", "d", "b"].iter().all(|key| gguf.id(key).is_err()));
+    assert_eq!((gguf.token_id("i"), gguf.token_id("x")), (Ok(None), Ok(None)));
+    assert!(["u", "d", "b"].iter().all(|key| gguf.token_id(key).is_err()));
 }

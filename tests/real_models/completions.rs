@@ -131,7 +131,7 @@ fn complete(model: &mut Model, prompt: &Prompt, tokens_max: usize) -> (String, b
         let tensor = decoder.step(&mut [Span::ids(&new, position, &mut cache)], &[new.len() - 1]);
         position += new.len();
         let token = likeliest(&decoder.backend.to_host(&tensor).expect("this backend does not fail")[0], &[]);
-        if codec.ends(prompt).contains(&token) {
+        if codec.eos_ids(prompt).contains(&token) {
             return (codec.tokenizer.decode(&tokens).expect("text"), true);
         }
         tokens.push(token);

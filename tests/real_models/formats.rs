@@ -13,7 +13,7 @@ fn smollm2_as_gguf_and_as_mlx_gives_bit_identical_logits() {
         let prompt = Prompt::Text(text[..1200].into());
         let tokens = one.codec.encode(&prompt).expect("tokens");
         assert_eq!(other.codec.encode(&prompt).expect("tokens"), tokens);
-        assert_eq!(one.codec.tokenizer.eos(), other.codec.tokenizer.eos());
+        assert_eq!(one.codec.tokenizer.eos_ids(), other.codec.tokenizer.eos_ids());
         let wanted = 64;
         let (one, other) = (logits(&mut one.decoder, &tokens, wanted), logits(&mut other.decoder, &tokens, wanted));
         let bits = |logits: &[Vec<f32>]| logits.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
