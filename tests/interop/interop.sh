@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Clients that others wrote speak to the built binary: vscode-jsonrpc over stdio and WebSocket, Python's websockets.
+# Tests the built binary with independent clients: vscode-jsonrpc over stdio and WebSocket, and Python's websockets.
 #
 #     tests/interop/interop.sh [BINARY]        BINARY is target/release/souffleur unless named
 #
-# Needs node 18 or later with npm, python3 with venv, and the two package registries the first time. What it installs
-# lies in target/interop. It skips nothing: what is missing or fails ends it with a status other than 0.
+# Needs node 18 or later with npm, and python3 with venv. Installs packages into target/interop on the first run.
+# Nothing is skipped: anything missing or failing gives a nonzero exit status.
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
@@ -23,7 +23,7 @@ command -v python3 >/dev/null || fail "python3 is not installed"
 node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 18 ? 0 : 1)' || fail "node $(node --version) is too old: 18 or later"
 
 mkdir -p "$work"
-# Copied, so that a run leaves nothing between the sources.
+# A copy, so that npm does not write into the source tree.
 rm -rf "$work/node"
 cp -r tests/interop/node "$work/node"
 (cd "$work/node" && npm ci --no-audit --no-fund --loglevel=error)

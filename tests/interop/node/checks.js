@@ -1,10 +1,10 @@
-// What every client asks of every transport, through a vscode-jsonrpc connection.
+// Checks that run over every transport, through a vscode-jsonrpc connection.
 "use strict";
 
 const assert = require("node:assert/strict");
 const { CancellationToken, CancellationTokenSource, ProgressType, ResponseError } = require("vscode-jsonrpc");
 
-const HOLE = { prefix: "import json\n\ndef load(path):\n    with open(path) as f:\n        ", suffix: "\n" };
+const INFILL = { prefix: "import json\n\ndef load(path):\n    with open(path) as f:\n        ", suffix: "\n" };
 const REQUEST_CANCELLED = -32800;
 const FINISH_REASONS = ["eos", "stop", "length"];
 const LIMIT_MS = 60_000;
@@ -34,27 +34,27 @@ function fail(client, name, error) {
 
 let tokens = 0;
 
-/** Sends a request whose answer is streamed; `onPiece` sees every piece as it comes. */
-async function streamed(connection, method, params, onPiece = () => {}, cancellation = CancellationToken.None) {
+/** Sends a streaming request; `onUpdate` is called with every update. */
+async function streamed(connection, method, params, onUpdate = () => {}, cancellation = CancellationToken.None) {
   const partialResultToken = `stream-${tokens++}`;
-  const pieces = [];
-  const listener = connection.onProgress(new ProgressType(), partialResultToken, (piece) => {
-    pieces.push(piece);
-    onPiece(piece);
+  const updates = [];
+  const listener = connection.onProgress(new ProgressType(), partialResultToken, (update) => {
+    updates.push(update);
+    onUpdate(update);
   });
   try {
     const result = await connection.sendRequest(method, { ...params, partialResultToken }, cancellation);
-    return { result, pieces };
+    return { result, updates };
   } finally {
     listener.dispose();
   }
 }
 
-/** A rejected request's error, as the peer's and not as something of this side. */
-async function refused(promise) {
+/** The error response of a request; throws if there is a result or a local error. */
+async function errorOf(promise) {
   try {
     const result = await promise;
-    throw new assert.AssertionError({ message: `answered with ${JSON.stringify(result)} where an error was due` });
+    throw new assert.AssertionError({ message: `got the result ${JSON.stringify(result)} instead of an error` });
   } catch (error) {
     if (error instanceof ResponseError) {
       return error;
@@ -72,23 +72,23 @@ function checkResult(result) {
   assert.equal(typeof result.timings, "object");
 }
 
-/** The checks that every transport has to pass, on one connection. */
+/** The checks for one connection. */
 function common(connection) {
   return [
     [
       "completes a stream",
       async () => {
-        const { result, pieces } = await streamed(connection, "infill", { ...HOLE, maxTokens: 24 });
+        const { result, updates } = await streamed(connection, "infill", { ...INFILL, maxTokens: 24 });
         checkResult(result);
-        assert.equal(result.text, "", "the text was streamed, so the answer repeats none of it");
-        assert.equal(pieces[0].seq, 0);
-        assert.ok(pieces.every((piece, i) => i === 0 || piece.seq > pieces[i - 1].seq), "seq grows");
-        const text = pieces.map((piece) => piece.text).join("");
+        assert.equal(result.text, "", "the text was streamed, so the result does not repeat it");
+        assert.equal(updates[0].seq, 0);
+        assert.ok(updates.every((update, i) => i === 0 || update.seq > updates[i - 1].seq), "seq grows");
+        const text = updates.map((update) => update.text).join("");
         assert.ok(text.length > 0);
-        const whole = await connection.sendRequest("infill", { ...HOLE, maxTokens: 24 });
+        const whole = await connection.sendRequest("infill", { ...INFILL, maxTokens: 24 });
         checkResult(whole);
         assert.equal(whole.text, text, "the same request without a stream has the same text");
-        return `${pieces.length} pieces, ${JSON.stringify(text.split("\n")[0])}`;
+        return `${updates.length} updates, ${JSON.stringify(text.split("\n")[0])}`;
       },
     ],
     [
@@ -101,8 +101,8 @@ function common(connection) {
           source.cancel();
         };
         const params = { prompt: "def main():\n", maxTokens: 1500 };
-        const error = await refused(streamed(connection, "complete", params, cancel, source.token));
-        assert.ok(seen > 0, "cancelled only after a piece had come");
+        const error = await errorOf(streamed(connection, "complete", params, cancel, source.token));
+        assert.ok(seen > 0, "an update came before the cancellation");
         assert.equal(error.code, REQUEST_CANCELLED);
         assert.equal(error.data.kind, "cancelled");
         assert.ok(error.data.usage.completionTokens > 0);
@@ -111,28 +111,28 @@ function common(connection) {
       },
     ],
     [
-      "survives an error",
+      "stays usable after an error",
       async () => {
-        const error = await refused(connection.sendRequest("complete", { model: "no such model", prompt: "x", maxTokens: 4 }));
+        const error = await errorOf(connection.sendRequest("complete", { model: "no such model", prompt: "x", maxTokens: 4 }));
         assert.equal(error.data.kind, "unknown_model");
         assert.equal(error.data.retryable, false);
-        const { result, pieces } = await streamed(connection, "complete", { prompt: "fn main() {\n", maxTokens: 8 });
+        const { result, updates } = await streamed(connection, "complete", { prompt: "fn main() {\n", maxTokens: 8 });
         checkResult(result);
-        assert.ok(pieces.length > 0);
+        assert.ok(updates.length > 0);
         return `${error.code} ${JSON.stringify(error.message)}, then ${result.usage.completionTokens} tokens`;
       },
     ],
     [
-      "streams twice at once",
+      "runs two streams concurrently",
       async () => {
-        const ask = (prompt) => streamed(connection, "complete", { prompt, maxTokens: 16 });
-        const alone = [await ask("package main\n"), await ask("#include <")];
-        const together = await Promise.all([ask("package main\n"), ask("#include <")]);
-        const text = ({ pieces }) => pieces.map((piece) => piece.text).join("");
-        assert.deepEqual(together.map(text), alone.map(text), "neither stream sees the other");
+        const complete = (prompt) => streamed(connection, "complete", { prompt, maxTokens: 16 });
+        const alone = [await complete("package main\n"), await complete("#include <")];
+        const together = await Promise.all([complete("package main\n"), complete("#include <")]);
+        const text = ({ updates }) => updates.map((update) => update.text).join("");
+        assert.deepEqual(together.map(text), alone.map(text), "concurrent streams do not affect each other");
       },
     ],
   ];
 }
 
-module.exports = { run, common, refused };
+module.exports = { run, common, errorOf };

@@ -1,10 +1,10 @@
-// Starts the binary, and says where it listens. Nothing else here knows how it is called or what it prints.
+// Starts the binary. Its command line and its output format are known only here.
 "use strict";
 
 const { spawn } = require("node:child_process");
 const readline = require("node:readline");
 
-/** The address that `serve` prints, on either stream, for a person to open. */
+/** The address that `serve` prints. */
 const ADDRESS = /http:\/\/127\.0\.0\.1:(\d+)\/#token=([0-9a-f]+)/;
 
 const START_LIMIT_MS = 30_000;
@@ -14,7 +14,7 @@ function stdio(binary) {
   return spawn(binary, ["stdio"], { stdio: ["pipe", "pipe", "inherit"] });
 }
 
-/** A running `serve`: its process, its port and the token of this start. */
+/** Starts `serve`; resolves to its process, port and token. */
 function serve(binary) {
   const child = spawn(binary, ["serve", "--port", "0"], { stdio: ["ignore", "pipe", "pipe"] });
   return new Promise((resolve, reject) => {
@@ -25,7 +25,7 @@ function serve(binary) {
     };
     const timer = setTimeout(() => fail(`serve printed no address within ${START_LIMIT_MS} ms`), START_LIMIT_MS);
     child.on("error", reject);
-    child.on("exit", (code) => fail(`serve ended with ${code} before it listened`));
+    child.on("exit", (code) => fail(`serve exited with ${code} before it listened`));
     for (const stream of [child.stdout, child.stderr]) {
       readline.createInterface({ input: stream }).on("line", (line) => {
         seen.push(line);
@@ -40,8 +40,8 @@ function serve(binary) {
   });
 }
 
-/** Waits for the process to end by itself, and answers with its exit code. */
-function ended(child) {
+/** Waits for the process to exit; resolves to its exit code. */
+function exited(child) {
   if (child.exitCode !== null) {
     return Promise.resolve(child.exitCode);
   }
@@ -57,4 +57,4 @@ function ended(child) {
   });
 }
 
-module.exports = { stdio, serve, ended };
+module.exports = { stdio, serve, exited };

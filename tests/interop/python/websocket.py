@@ -1,4 +1,4 @@
-"""A Python client over WebSocket, with `websockets` and nothing else: the messages are written by hand.
+"""A Python client over WebSocket that uses only `websockets`; JSON-RPC messages are written by hand.
 
     python websocket.py BINARY
 """
@@ -13,24 +13,24 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 CLIENT = "Python websockets"
-HOLE = {"prefix": "import json\n\ndef load(path):\n    with open(path) as f:\n        ", "suffix": "\n"}
+INFILL = {"prefix": "import json\n\ndef load(path):\n    with open(path) as f:\n        ", "suffix": "\n"}
 REQUEST_CANCELLED = -32800
 START_LIMIT_S = 30
 CHECK_LIMIT_S = 60
 
-# The address that `serve` prints, on either stream, for a person to open.
+# The address that `serve` prints.
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)/#token=([0-9a-f]+)")
 
 
 async def serve(binary):
-    """A running `serve`: its process, its port and the token of this start."""
+    """Starts `serve`; returns its process, output readers, port and token."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(binary, "serve", "--port", "0", stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     seen = []
     found = asyncio.get_running_loop().create_future()
 
     async def read(stream):
-        # It goes on reading after the address came, so that a full pipe never stops the server.
+        # Keeps reading after the address, so that the server never blocks on a full pipe.
         while line := await stream.readline():
             seen.append(line.decode(errors="replace").rstrip())
             match = ADDRESS.search(seen[-1])
@@ -47,12 +47,12 @@ async def serve(binary):
 
 
 def open_socket(port, **options):
-    # A proxy of the environment is for other hosts.
+    # Ignores a proxy that is set in the environment.
     return connect(f"ws://127.0.0.1:{port}/rpc", proxy=None, **options)
 
 
 class Client:
-    """Requests and their answers over one socket, read by whoever waits."""
+    """Requests and responses over one socket."""
 
     def __init__(self, socket):
         self.socket = socket
@@ -73,22 +73,22 @@ class Client:
         assert message["jsonrpc"] == "2.0"
         return message
 
-    async def call(self, method, params, on_piece=None):
-        """The answer as it came, and the pieces before it; `on_piece` is awaited with the request's id at each piece."""
+    async def call(self, method, params, on_update=None):
+        """The response and the updates before it; `on_update` is awaited with the request's id for each update."""
         params = dict(params)
-        if on_piece is not None:
+        if on_update is not None:
             params["partialResultToken"] = f"stream-{method}"
         number = await self.send(method, params)
-        pieces = []
+        updates = []
         while True:
             message = await self.receive()
             if message.get("method") == "$/progress":
                 assert message["params"]["token"] == params["partialResultToken"]
-                pieces.append(message["params"]["value"])
-                await on_piece(number)
+                updates.append(message["params"]["value"])
+                await on_update(number)
             else:
                 assert message["id"] == number
-                return message, pieces
+                return message, updates
 
 
 async def nothing(_):
@@ -105,16 +105,16 @@ def check_result(result):
 
 
 async def completes_a_stream(client):
-    answer, pieces = await client.call("infill", {**HOLE, "maxTokens": 24}, nothing)
-    check_result(answer["result"])
-    assert answer["result"]["text"] == "", "the text was streamed, so the answer repeats none of it"
-    assert pieces[0]["seq"] == 0
-    assert all(a["seq"] < b["seq"] for a, b in zip(pieces, pieces[1:])), "seq grows"
-    text = "".join(piece["text"] for piece in pieces)
+    response, updates = await client.call("infill", {**INFILL, "maxTokens": 24}, nothing)
+    check_result(response["result"])
+    assert response["result"]["text"] == "", "the text was streamed, so the response repeats none of it"
+    assert updates[0]["seq"] == 0
+    assert all(a["seq"] < b["seq"] for a, b in zip(updates, updates[1:])), "seq grows"
+    text = "".join(update["text"] for update in updates)
     assert text
-    whole, _ = await client.call("infill", {**HOLE, "maxTokens": 24})
+    whole, _ = await client.call("infill", {**INFILL, "maxTokens": 24})
     assert whole["result"]["text"] == text, "the same request without a stream has the same text"
-    return f"{len(pieces)} pieces, {text.splitlines()[0]!r}"
+    return f"{len(updates)} updates, {text.splitlines()[0]!r}"
 
 
 async def cancels_a_stream(client):
@@ -125,9 +125,9 @@ async def cancels_a_stream(client):
             cancelled.append(number)
             await client.notify("$/cancelRequest", {"id": number})
 
-    answer, pieces = await client.call("complete", {"prompt": "def main():\n", "maxTokens": 1500}, cancel)
-    assert pieces, "cancelled only after a piece had come"
-    error = answer["error"]
+    response, updates = await client.call("complete", {"prompt": "def main():\n", "maxTokens": 1500}, cancel)
+    assert updates, "cancelled only after a update had come"
+    error = response["error"]
     assert error["code"] == REQUEST_CANCELLED, error
     assert error["data"]["kind"] == "cancelled"
     tokens = error["data"]["usage"]["completionTokens"]
@@ -136,14 +136,14 @@ async def cancels_a_stream(client):
 
 
 async def survives_an_error(client):
-    answer, _ = await client.call("complete", {"model": "no such model", "prompt": "x", "maxTokens": 4})
-    error = answer["error"]
+    response, _ = await client.call("complete", {"model": "no such model", "prompt": "x", "maxTokens": 4})
+    error = response["error"]
     assert error["data"]["kind"] == "unknown_model", error
     assert error["data"]["retryable"] is False
-    answer, pieces = await client.call("complete", {"prompt": "fn main() {\n", "maxTokens": 8}, nothing)
-    check_result(answer["result"])
-    assert pieces
-    return f"{error['code']} {error['message']!r}, then {answer['result']['usage']['completionTokens']} tokens"
+    response, updates = await client.call("complete", {"prompt": "fn main() {\n", "maxTokens": 8}, nothing)
+    check_result(response["result"])
+    assert updates
+    return f"{error['code']} {error['message']!r}, then {response['result']['usage']['completionTokens']} tokens"
 
 
 async def answers_what_is_no_json(client):
@@ -151,8 +151,8 @@ async def answers_what_is_no_json(client):
     message = await client.receive()
     assert message["id"] is None
     assert message["error"]["code"] == -32700, message
-    answer, _ = await client.call("complete", {"prompt": "x = ", "maxTokens": 2})
-    check_result(answer["result"])
+    response, _ = await client.call("complete", {"prompt": "x = ", "maxTokens": 2})
+    check_result(response["result"])
 
 
 async def check(name, work):
@@ -185,7 +185,7 @@ async def main(binary):
                 client = Client(socket)
                 await check(f"completes a stream, with the token as a {how}", completes_a_stream(client))
                 if how == "subprotocol":
-                    assert socket.subprotocol == "souffleur", "the answer does not repeat the token"
+                    assert socket.subprotocol == "souffleur", "the response does not repeat the token"
                     continue
                 await check("cancels a stream", cancels_a_stream(client))
                 await check("survives an error", survives_an_error(client))
