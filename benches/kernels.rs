@@ -6,23 +6,23 @@
 
 use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
 use souffleur::models::backend::cpu::Cpu;
-use souffleur::models::backend::{Backend, Span};
-use souffleur::models::network::DecoderSpec;
+use souffleur::models::backend::{Backend, LinearPart, Span};
+use souffleur::models::network::{Attention, AttentionSpec, DecoderSpec};
 use souffleur::models::sampler::Sampler;
-use souffleur::models::weights::{Block, Element, Files, Matrix, Quantization, Quantized};
-use souffleur::models::{Activations, Embedded, ModelSource, Sampling};
+use souffleur::models::weights::{Files, FloatType, GgmlBlock, Matrix, Quantization, Quantized};
+use souffleur::models::{Activations, CpuSettings, Embedded, ModelSource, Sampling};
 use std::borrow::Cow;
 use std::hint::black_box;
 use std::time::Duration;
 
-type Packed = <Cpu as Backend>::Matrix;
+type Linear = <Cpu as Backend>::Linear;
 
 /// Weights that stay in a second-level cache, so that the kernel is measured and not the memory.
 const OUTPUTS: usize = 128;
 const INPUTS: usize = 1024;
 
 fn main() {
-    println!("{}", Cpu::describe().expect("a known instruction set"));
+    println!("{}", Cpu::describe(&CpuSettings::default()).expect("a known instruction set").name);
     let (measured, warm) = (Duration::from_millis(600), Duration::from_millis(200));
     let mut criterion = Criterion::default().sample_size(20).measurement_time(measured).warm_up_time(warm).configure_from_args();
     products(&mut criterion);
@@ -54,49 +54,51 @@ fn bytes(count: usize) -> Vec<u8> {
     (0..count).map(|_| next()).collect()
 }
 
-fn plain(backend: &mut Cpu, element: Element, rows: usize, columns: usize) -> Packed {
+fn plain(backend: &mut Cpu, element: FloatType, rows: usize, columns: usize) -> Linear {
     let data = Cow::Owned(bytes(rows * columns * element.bytes()));
-    backend.matrix(&Matrix::Plain { rows, columns, element, data }).expect("it packs")
+    backend.linear(vec![LinearPart { weight: Matrix::Plain { rows, columns, element, data }, bias: None }]).expect("it packs")
 }
 
-fn affine(backend: &mut Cpu, bits: usize, group: usize) -> Packed {
+fn affine(backend: &mut Cpu, bits: usize, group: usize) -> Linear {
     let words = bytes(OUTPUTS * INPUTS * bits / 8);
     let scales = bytes(OUTPUTS * INPUTS / group * 2);
     let quantization = Quantization { bits, group };
-    let (rows, columns, element) = (OUTPUTS, INPUTS, Element::Bf16);
+    let (rows, columns, element) = (OUTPUTS, INPUTS, FloatType::Bf16);
     let quantized = Quantized { rows, columns, quantization, words: &words, element, scales: &scales, biases: &scales };
-    backend.matrix(&Matrix::Quantized(quantized)).expect("it packs")
+    backend.linear(vec![LinearPart { weight: Matrix::Quantized(quantized), bias: None }]).expect("it packs")
 }
 
 /// Rows of a table as activations.
-fn rows(backend: &mut Cpu, table: &Packed, spec: &DecoderSpec, rows: usize) -> <Cpu as Backend>::Tensor {
+fn rows(backend: &mut Cpu, table: &Linear, rows: usize) -> <Cpu as Backend>::Tensor {
     let tokens: Vec<u32> = (0..rows as u32).collect();
-    let mut cache = backend.cache(spec);
-    backend.embed(table, &[Span { tokens: &tokens, position: 0, cache: &mut cache }])
+    let mut cache = backend.cache();
+    backend.embed(table, &[Span::ids(&tokens, 0, &mut cache)])
 }
 
 fn products(criterion: &mut Criterion) {
     let spec = spec();
-    let mut backend = Cpu::new(&spec, 1, Activations::Int8).expect("a backend");
-    let mut weights: Vec<(String, Packed)> = Vec::new();
-    for block in Block::ALL {
-        let data = Cow::Owned(bytes(OUTPUTS * INPUTS / block.weights() * block.bytes()));
-        let weight = backend.matrix(&Matrix::Blocks { rows: OUTPUTS, columns: INPUTS, block, data }).expect("it packs");
+    let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
+    let mut weights: Vec<(String, Linear)> = Vec::new();
+    for block in GgmlBlock::ALL {
+        let data = Cow::Owned(bytes(OUTPUTS * INPUTS / block.elements() * block.bytes()));
+        let weight = backend
+            .linear(vec![LinearPart { weight: Matrix::Blocks { rows: OUTPUTS, columns: INPUTS, block, data }, bias: None }])
+            .expect("it packs");
         weights.push((format!("{block:?}"), weight));
     }
     for (bits, group) in [(4, 32), (4, 64), (6, 64), (8, 64)] {
         weights.push((format!("mlx {bits}-bit, groups of {group}"), affine(&mut backend, bits, group)));
     }
-    for element in [Element::F32, Element::F16, Element::Bf16] {
+    for element in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
         weights.push((format!("{element:?}"), plain(&mut backend, element, OUTPUTS, INPUTS)));
     }
-    let table = plain(&mut backend, Element::F32, 64, INPUTS);
+    let table = plain(&mut backend, FloatType::F32, 64, INPUTS);
     let mut group = criterion.benchmark_group("products");
     for (name, weight) in &weights {
         for count in [1, 4, 16, 64] {
-            let x = rows(&mut backend, &table, &spec, count);
+            let x = rows(&mut backend, &table, count);
             group.throughput(Throughput::Elements((count * OUTPUTS * INPUTS) as u64));
-            group.bench_function(BenchmarkId::new(name, count), |b| b.iter(|| black_box(backend.project(&x, &[weight]))));
+            group.bench_function(BenchmarkId::new(name, count), |b| b.iter(|| black_box::<[_; 1]>(backend.project(&x, weight))));
         }
     }
     group.finish();
@@ -105,15 +107,17 @@ fn products(criterion: &mut Criterion) {
 /// With the product of eight outputs, which is little beside it.
 fn quantize(criterion: &mut Criterion) {
     let spec = spec();
-    let mut backend = Cpu::new(&spec, 1, Activations::Int8).expect("a backend");
-    let data = Cow::Owned(bytes(8 * INPUTS / Block::Q4_1.weights() * Block::Q4_1.bytes()));
-    let weight = backend.matrix(&Matrix::Blocks { rows: 8, columns: INPUTS, block: Block::Q4_1, data }).expect("it packs");
-    let table = plain(&mut backend, Element::F32, 64, INPUTS);
+    let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
+    let data = Cow::Owned(bytes(8 * INPUTS / GgmlBlock::Q4_1.elements() * GgmlBlock::Q4_1.bytes()));
+    let weight = backend
+        .linear(vec![LinearPart { weight: Matrix::Blocks { rows: 8, columns: INPUTS, block: GgmlBlock::Q4_1, data }, bias: None }])
+        .expect("it packs");
+    let table = plain(&mut backend, FloatType::F32, 64, INPUTS);
     let mut group = criterion.benchmark_group("quantize");
     for count in [1, 64] {
-        let x = rows(&mut backend, &table, &spec, count);
+        let x = rows(&mut backend, &table, count);
         group.throughput(Throughput::Elements((count * INPUTS) as u64));
-        group.bench_function(BenchmarkId::from_parameter(count), |b| b.iter(|| black_box(backend.project(&x, &[&weight]))));
+        group.bench_function(BenchmarkId::from_parameter(count), |b| b.iter(|| black_box::<[_; 1]>(backend.project(&x, &weight))));
     }
     group.finish();
 }
@@ -124,13 +128,14 @@ fn attention(criterion: &mut Criterion) {
         [("14 heads of 64 on 2", 14, 2, 64), ("12 heads of 128 on 2", 12, 2, 128), ("9 heads of 64 on 3", 9, 3, 64)]
     {
         let mut spec = spec();
-        (spec.layers, spec.heads, spec.kv_heads, spec.head_dim) = (1, heads, kv_heads, head_size);
-        let mut backend = Cpu::new(&spec, 1, Activations::Int8).expect("a backend");
+        spec.layers = 1;
+        spec.attention = AttentionSpec { heads, kv_heads, head_dim: head_size, ..spec.attention };
+        let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
         let (queries, keys) = (heads * head_size, kv_heads * head_size);
-        let tables = [queries, keys, keys].map(|width| plain(&mut backend, Element::Bf16, 512, width));
+        let tables = [queries, keys, keys].map(|width| plain(&mut backend, FloatType::Bf16, 512, width));
         let mut group = criterion.benchmark_group(format!("attention, {name}"));
         for depth in [512, 4096] {
-            let mut cache = backend.cache(&spec);
+            let mut cache = backend.cache();
             for position in (0..depth).step_by(512) {
                 step(&mut backend, &spec, &tables, &mut cache, position, 512);
             }
@@ -149,11 +154,13 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
-fn step(backend: &mut Cpu, spec: &DecoderSpec, tables: &[Packed; 3], cache: &mut <Cpu as Backend>::Cache, position: usize, rows: usize) {
+fn step(backend: &mut Cpu, spec: &DecoderSpec, tables: &[Linear; 3], cache: &mut <Cpu as Backend>::Cache, position: usize, rows: usize) {
     let tokens: Vec<u32> = (0..rows as u32).collect();
-    let mut spans = [Span { tokens: &tokens, position, cache }];
+    let mut spans = [Span::ids(&tokens, position, cache)];
+    let begun = backend.begin(&mut spans);
     let qkv = tables.each_ref().map(|table| backend.embed(table, &spans));
-    black_box(backend.attend(qkv, 0, spec, &mut spans));
+    let attention = Attention { spec: spec.attention.clone(), q_norm: None, k_norm: None };
+    black_box(backend.attend(qkv, &attention, 0, &begun, &mut spans));
 }
 
 /// Over the vocabulary of Qwen2.5.

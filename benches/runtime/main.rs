@@ -12,7 +12,8 @@ mod table;
 
 use futures_util::future::join_all;
 use souffleur::actors::{ModelInfo, Reader, Request, Sampling};
-use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::CpuSettings;
+use souffleur::models::backend::{Backend, Native};
 use souffleur::models::tokenizer::Tokenizer;
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -38,7 +39,7 @@ async fn main() {
     let wanted: Vec<_> = NAMES.into_iter().filter(|name| arguments.iter().any(|argument| argument == name)).collect();
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown").trim_matches([':', ' ', '\t']);
-    let threads = Cpu::threads_for(0);
+    let threads = Native::describe(&CpuSettings::default()).expect("a known instruction set").threads;
     println!("{processor}, {threads} threads; souffleur {}; median (least to most of n)", env!("CARGO_PKG_VERSION"));
     for name in if wanted.is_empty() { NAMES.to_vec() } else { wanted } {
         println!("\n{name}");

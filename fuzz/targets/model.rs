@@ -3,11 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::backend::{Backend, cpu::Cpu};
 use souffleur::models::codec::TextCodec;
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::weights::{Files, Tensors};
-use souffleur::models::{Activations, Prompt, Result};
+use souffleur::models::{Activations, CpuSettings, Prompt, Result};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = load(bytes);
@@ -18,9 +18,9 @@ fn load(bytes: &[u8]) -> Result<()> {
     let spec = DecoderSpec::parse(&files)?;
     let tensors = Tensors::open(&files)?;
     tensors.expect(&spec.parameters())?;
-    let backend = Cpu::new(&spec, 1, Activations::Int8)?;
+    let backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 })?;
     Decoder::load(spec.clone(), &tensors, backend, &mut |_, _| {})?;
-    let language = TextCodec::open(&files, &spec)?;
-    language.encode(&Prompt::Text("while lo in (7, 8): é\r\n\tin".into()))?;
+    let codec = TextCodec::open(&files, &spec)?;
+    codec.encode(&Prompt::Text("while lo in (7, 8): é\r\n\tin".into()))?;
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! Who runs, who watches whom, and what happens when it dies. No JSON, no sockets, no tensors.
+//! Scheduling and supervision of the workers that run models. No JSON, no sockets, no tensors.
 //!
 //! ```text
-//! Runtime ─▶ Supervisor ─▶ ModelActor ─▶ life ═══ link ═══ worker (wire, prompter, decoder)
-//!    ▲                                    │
-//!    └───────── Reader ◀── transcript ◀───┘
+//! Runtime ─▶ Supervisor ─▶ ModelActor ─▶ session ═══ link ═══ worker (receiver, prompter, decoder)
+//!    ▲                                      │
+//!    └────────── Reader ◀── transcript ◀────┘
 //! ```
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,8 @@ pub mod worker;
 
 pub use crate::models::Error as ModelError;
 pub use crate::models::{
-    Activations, Embedded, File, FimOrder, FinishReason, Message, ModelInfo, ModelSource, Prompt, Role, Sampled, Sampling, Settings,
+    Activations, CpuSettings, Embedded, File, FimOrder, FinishReason, Message, ModelInfo, ModelSource, Prompt, Role, Sampled, Sampling,
+    Settings,
 };
 pub use error::{Error, Result};
 pub use front::{Completion, Reader, Runtime, Update};

@@ -3,7 +3,8 @@
 use super::{Log, Models, load, selftest};
 use clap::Args;
 use souffleur::actors::{FimOrder, ModelSource, Runtime};
-use souffleur::models::{backend::cpu::Cpu, weights::free_memory};
+use souffleur::models::CpuSettings;
+use souffleur::models::backend::{Backend, Native};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -87,7 +88,7 @@ fn machine() -> String {
     let mut report = format!("souffleur {}\nprocessor {}\n", super::VERSION, processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
     let _ = writeln!(report, "  features     {}", features());
     let _ = writeln!(report, "  processors   {threads} that this process may use");
-    if let Some(free) = free_memory() {
+    if let Some(free) = Native::free_memory() {
         let _ = writeln!(report, "memory         {:.1} GB free for this process", free as f64 / 1e9);
     }
     report
@@ -121,10 +122,14 @@ fn features() -> String {
 }
 
 fn wrong_with_machine() -> Vec<String> {
-    let why = match () {
-        () if !Cpu::is_reference() => return Vec::new(),
-        () if cfg!(target_arch = "x86_64") => "this processor lacks AVX2, FMA or F16C",
-        () => "there are no fast kernels for this processor yet",
+    // A wrong `SOUFFLEUR_ISA` is reported by the load of the model.
+    if !Native::describe(&CpuSettings::default()).is_ok_and(|backend| backend.is_reference) {
+        return Vec::new();
+    }
+    let why = if cfg!(target_arch = "x86_64") {
+        "this processor lacks AVX2, FMA or F16C"
+    } else {
+        "there are no fast kernels for this processor yet"
     };
     vec![format!("{why}, so the slow reference kernels run.")]
 }

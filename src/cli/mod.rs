@@ -9,7 +9,7 @@ pub(crate) mod stdio;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use souffleur::actors::{Activations, Error, ModelInfo, ModelSource, Runtime, Settings, worker};
+use souffleur::actors::{Activations, CpuSettings, Error, ModelInfo, ModelSource, Runtime, Settings, worker};
 use souffleur::config::{Config, Isolation, Limits, Model, RestartLimit};
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -158,7 +158,7 @@ impl Models {
         let (decoder_silence, prompter_time) = (seconds(self.stall_limit), seconds(self.prompt_limit));
         let isolation = Isolation::Process { program: program()?, arguments: log.arguments() };
         let config = Config::new(models, isolation)?
-            .with_settings(Settings { threads: self.threads, activations, cache_bytes: u64::from(self.cache) << 20 })
+            .with_settings(Settings { cpu: CpuSettings { threads: self.threads, activations }, cache_bytes: u64::from(self.cache) << 20 })
             .with_limits(Limits { decoder_silence, prompter_time, ..Limits::default() })?
             .with_restarts(RestartLimit { deaths: self.restarts, ..RestartLimit::default() })?
             .with_keep_alive((self.keep_alive > 0).then(|| Duration::from_secs(u64::from(self.keep_alive) * 60)))?;

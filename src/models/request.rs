@@ -135,17 +135,23 @@ pub enum Activations {
 /// How a worker runs its model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Threads of the decoder; 0 takes what the machine has.
-    pub threads: u32,
-    pub activations: Activations,
-    /// Bytes that caches of ended sequences may keep; 0 switches the prefix cache off.
+    pub cpu: CpuSettings,
+    /// Bytes that the prefix cache may hold; 0 switches it off.
     pub cache_bytes: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { threads: 0, activations: Activations::Int8, cache_bytes: 512 << 20 }
+        Self { cpu: CpuSettings::default(), cache_bytes: 512 << 20 }
     }
+}
+
+/// Settings of the CPU backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuSettings {
+    /// Threads that compute; 0 is one per core that this process may use.
+    pub threads: u32,
+    pub activations: Activations,
 }
 
 /// What there is to know of a model.

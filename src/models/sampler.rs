@@ -1,11 +1,11 @@
 //! From logits to one token: processors, temperature, the cuts, the draw.
 
 use super::logits::{Processor, processors};
-use super::{Sampled, Sampling};
+use super::{Error, Result, Sampled, Sampling};
 use crate::failpoints::{self, Point};
 
 /// Candidates that are sorted first when a cut needs an order; nearly always enough.
-const SORTED_FIRST: usize = 256;
+const PARTIAL_SORT_MIN: usize = 256;
 
 /// One sequence's choice of tokens. The draw depends on seed and position alone, so it is the same in any
 /// batch and after any restart.
@@ -26,7 +26,11 @@ impl Sampler {
     }
 
     /// `tokens`: the prompt's and the answer's so far; their number is the position that is drawn for.
-    pub fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Sampled {
+    ///
+    /// # Errors
+    /// `NonFiniteLogits` if a logit is infinite or not a number.
+    pub fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Result<Sampled> {
+        check_finite(logits)?;
         let logsum = self.logprobs.map(|_| logsumexp(logits));
         let top = self.logprobs.map_or(Vec::new(), |n| likeliest(logits, n as usize, logsum.unwrap_or(0.0)));
         let raw = logsum.map_or(Vec::new(), |_| logits.to_vec());
@@ -36,8 +40,21 @@ impl Sampler {
         }
         failpoints::at(Point::Sampler, Some(self.sampling.seed));
         let token = if self.sampling.temperature == 0.0 { argmax(logits) } else { draw(logits, &self.sampling, tokens.len()) };
-        Sampled { token: token as u32, logprob: logsum.map_or(0.0, |logsum| raw[token] - logsum), top }
+        Ok(Sampled { token: token as u32, logprob: logsum.map_or(0.0, |logsum| raw[token] - logsum), top })
     }
+}
+
+/// A finite number times zero is zero; infinity and NaN give NaN.
+fn check_finite(logits: &[f32]) -> Result<()> {
+    let (vectors, rest) = logits.as_chunks::<LANES>();
+    let mut zeros = [0f32; LANES];
+    for vector in vectors {
+        for (zero, x) in zeros.iter_mut().zip(vector) {
+            *zero += x * 0.0;
+        }
+    }
+    let finite = zeros.iter().all(|&zero| zero == 0.0) && rest.iter().all(|x| x.is_finite());
+    if finite { Ok(()) } else { Err(Error::NonFiniteLogits) }
 }
 
 /// Lanes in which a vocabulary is weighed: sixteen partial results let the compiler use vectors of any width.
@@ -64,13 +81,13 @@ fn logsumexp(logits: &[f32]) -> f32 {
 /// The `n` likeliest tokens and their log-probabilities.
 fn likeliest(logits: &[f32], n: usize, logsum: f32) -> Vec<(u32, f32)> {
     let mut all: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, x)| (i as u32, x - logsum)).collect();
-    sort_first(&mut all, n);
+    partial_sort(&mut all, n);
     all.truncate(n);
     all
 }
 
 /// Brings the `n` largest to the front, in order; among equals the smaller id comes first.
-fn sort_first(all: &mut [(u32, f32)], n: usize) {
+fn partial_sort(all: &mut [(u32, f32)], n: usize) {
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if n == 0 || all.is_empty() {
         return;
@@ -85,35 +102,35 @@ fn sort_first(all: &mut [(u32, f32)], n: usize) {
 /// Temperature, top-k, top-p, min-p, then the draw: over weights `e^((logit - largest) / temperature)`.
 fn draw(logits: &mut [f32], sampling: &Sampling, position: usize) -> usize {
     let likeliest = argmax(logits);
-    let (top, cold) = (logits[likeliest], 1.0 / sampling.temperature);
+    let (top, inverse_temperature) = (logits[likeliest], 1.0 / sampling.temperature);
     // The likeliest weighs 1, so min-p is a bound on weights.
     for x in logits.iter_mut() {
-        let weight = exp((*x - top) * cold);
+        let weight = exp((*x - top) * inverse_temperature);
         *x = if weight >= sampling.min_p { weight } else { 0.0 };
     }
     let weights = logits;
     let at = uniform(sampling.seed, position as u64);
     if sampling.top_k == 0 && sampling.top_p >= 1.0 {
-        return pick(weights, at).unwrap_or(likeliest);
+        return inverse_cdf(weights, at).unwrap_or(likeliest);
     }
-    let mut kept: Vec<(u32, f32)> = (0..).zip(weights.iter().copied()).filter(|(_, w)| *w > 0.0).collect();
+    let mut candidates: Vec<(u32, f32)> = (0..).zip(weights.iter().copied()).filter(|(_, w)| *w > 0.0).collect();
     let top_k = sampling.top_k as usize;
-    if top_k > 0 && top_k < kept.len() {
-        sort_first(&mut kept, top_k);
-        kept.truncate(top_k);
+    if top_k > 0 && top_k < candidates.len() {
+        partial_sort(&mut candidates, top_k);
+        candidates.truncate(top_k);
     }
     if sampling.top_p < 1.0 {
-        keep_mass(&mut kept, sampling.top_p);
+        top_p(&mut candidates, sampling.top_p);
     }
     // In the order of ids, so that sorting for a cut doesn't change the draw.
-    kept.sort_unstable_by_key(|(id, _)| *id);
-    let weights: Vec<f32> = kept.iter().map(|(_, w)| *w).collect();
-    pick(&weights, at).map_or(likeliest, |index| kept[index].0 as usize)
+    candidates.sort_unstable_by_key(|(id, _)| *id);
+    let weights: Vec<f32> = candidates.iter().map(|(_, w)| *w).collect();
+    inverse_cdf(&weights, at).map_or(likeliest, |index| candidates[index].0 as usize)
 }
 
 /// The index at which the sum of weights passes the part `at` (0..1) of the whole; none if no weight is positive.
 /// Summed in blocks, so that only the one that has it is walked through.
-fn pick(weights: &[f32], at: f64) -> Option<usize> {
+fn inverse_cdf(weights: &[f32], at: f64) -> Option<usize> {
     const BLOCK: usize = 16 * LANES;
     let sum = |block: &[f32]| {
         let (vectors, rest) = block.as_chunks::<LANES>();
@@ -158,20 +175,20 @@ fn exp(x: f32) -> f32 {
 }
 
 /// Keeps the likeliest that together reach `mass` of the whole; at least one.
-fn keep_mass(kept: &mut Vec<(u32, f32)>, mass: f32) {
-    let enough = kept.iter().map(|(_, w)| f64::from(*w)).sum::<f64>() * f64::from(mass);
-    let mut sorted = SORTED_FIRST.min(kept.len());
+fn top_p(candidates: &mut Vec<(u32, f32)>, mass: f32) {
+    let enough = candidates.iter().map(|(_, w)| f64::from(*w)).sum::<f64>() * f64::from(mass);
+    let mut sorted = PARTIAL_SORT_MIN.min(candidates.len());
     loop {
-        sort_first(kept, sorted);
+        partial_sort(candidates, sorted);
         let mut reached = 0.0;
-        let count = kept[..sorted].iter().position(|(_, w)| {
+        let count = candidates[..sorted].iter().position(|(_, w)| {
             reached += f64::from(*w);
             reached >= enough
         });
         match count {
-            Some(last) => return kept.truncate(last + 1),
-            None if sorted == kept.len() => return,
-            None => sorted = (sorted * 4).min(kept.len()),
+            Some(last) => return candidates.truncate(last + 1),
+            None if sorted == candidates.len() => return,
+            None => sorted = (sorted * 4).min(candidates.len()),
         }
     }
 }
@@ -198,7 +215,7 @@ mod tests {
         let mut counts = [0.0; 4];
         for position in 0..10_000 {
             let mut logits = [1f32, 2.0, 3.0, 4.0].map(f32::ln);
-            counts[sampler.sample(&mut logits, &vec![0; position]).token as usize] += 1e-4;
+            counts[sampler.sample(&mut logits, &vec![0; position]).unwrap().token as usize] += 1e-4;
         }
         counts
     }
@@ -237,9 +254,9 @@ mod tests {
     #[test]
     fn each_token_of_a_large_vocabulary_is_picked_for_its_part() {
         let weights: Vec<f32> = (0..1000).map(|i| if i % 3 == 0 { 0.0 } else { 1.0 }).collect();
-        let drawn: Vec<usize> = (0..666).map(|n| pick(&weights, (f64::from(n) + 0.5) / 666.0).unwrap()).collect();
+        let drawn: Vec<usize> = (0..666).map(|n| inverse_cdf(&weights, (f64::from(n) + 0.5) / 666.0).unwrap()).collect();
         assert!(drawn.iter().copied().eq((0..1000).filter(|i| i % 3 != 0)), "{drawn:?}");
-        assert_eq!(pick(&[0.0; 300], 0.5), None);
+        assert_eq!(inverse_cdf(&[0.0; 300], 0.5), None);
         assert_eq!(argmax(&[[0.0; 40], [7.0; 40]].concat()), 40);
     }
 
@@ -248,7 +265,7 @@ mod tests {
         let sampling = Sampling { temperature: 1.0, seed: 3, ..Sampling::default() };
         let at = |seed, position: usize| {
             let mut logits: Vec<f32> = (0..1000).map(|i| (i as f32).sin()).collect();
-            Sampler::new(Sampling { seed, ..sampling.clone() }, None).sample(&mut logits, &vec![1; position]).token
+            Sampler::new(Sampling { seed, ..sampling.clone() }, None).sample(&mut logits, &vec![1; position]).unwrap().token
         };
         assert_eq!(at(3, 10), at(3, 10));
         let tokens: std::collections::BTreeSet<_> =
@@ -259,7 +276,7 @@ mod tests {
     #[test]
     fn log_probabilities_are_the_models_own() {
         let mut sampler = Sampler::new(Sampling { logit_bias: vec![(0, 100.0)], ..Sampling::default() }, Some(2));
-        let sampled = sampler.sample(&mut [1f32, 2.0, 3.0, 4.0].map(f32::ln), &[]);
+        let sampled = sampler.sample(&mut [1f32, 2.0, 3.0, 4.0].map(f32::ln), &[]).unwrap();
         assert_eq!(sampled.token, 0);
         assert!((sampled.logprob - 0.1f32.ln()).abs() < 1e-6);
         assert_eq!(sampled.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [3, 2]);
@@ -267,8 +284,21 @@ mod tests {
 
     #[test]
     fn a_wide_top_p_looks_beyond_the_first_candidates() {
-        let mut kept: Vec<(u32, f32)> = (0..2000).map(|i| (i, 1.0)).collect();
-        keep_mass(&mut kept, 0.9);
-        assert_eq!(kept.len(), 1800);
+        let mut candidates: Vec<(u32, f32)> = (0..2000).map(|i| (i, 1.0)).collect();
+        top_p(&mut candidates, 0.9);
+        assert_eq!(candidates.len(), 1800);
+    }
+
+    #[test]
+    fn one_logit_that_is_not_a_finite_number_is_an_error_wherever_it_is() {
+        for count in [1, 16, 40] {
+            for (index, wrong) in (0..count).flat_map(|index| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(|wrong| (index, wrong))) {
+                let mut logits = vec![f32::MAX; count];
+                assert!(Sampler::new(Sampling::default(), None).sample(&mut logits, &[]).is_ok());
+                logits[index] = wrong;
+                let sampled = Sampler::new(Sampling::default(), None).sample(&mut logits, &[]);
+                assert_eq!(sampled, Err(Error::NonFiniteLogits), "{wrong} at {index} of {count}");
+            }
+        }
     }
 }

@@ -33,10 +33,11 @@ pub enum Kind {
     WeightsMismatch,
     OutOfMemory,
     Unsupported,
+    NonFiniteLogits,
 }
 
 impl Kind {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::ParseError,
         Self::InvalidRequest,
         Self::IdInFlight,
@@ -63,6 +64,7 @@ impl Kind {
         Self::WeightsMismatch,
         Self::OutOfMemory,
         Self::Unsupported,
+        Self::NonFiniteLogits,
     ];
 
     /// Code, name, and whether the same request may succeed later. -32050 to -32099 are ours: other protocols leave them free.
@@ -94,6 +96,7 @@ impl Kind {
             Self::WeightsMismatch => (-32072, "weights_mismatch", false),
             Self::OutOfMemory => (-32073, "out_of_memory", true),
             Self::Unsupported => (-32074, "unsupported", false),
+            Self::NonFiniteLogits => (-32075, "non_finite_logits", false),
         }
     }
 }
@@ -198,7 +201,7 @@ impl From<ModelError> for Fault {
             ModelError::Memory { needed, free } => Self::new(Kind::OutOfMemory, message).with("needed", needed).with("free", free),
             ModelError::Unsupported(_) => Self::new(Kind::Unsupported, message),
             ModelError::Parameter { name, reason } => Self::parameter(&camel_case(&name), reason),
-            ModelError::SamplerPanicked => Self::new(Kind::StagePanicked, message).with("stage", "sampler"),
+            ModelError::NonFiniteLogits => Self::new(Kind::NonFiniteLogits, message),
         }
     }
 }

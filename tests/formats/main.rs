@@ -9,11 +9,11 @@ mod seeds;
 mod tokenizers;
 mod types;
 
-use souffleur::models::Activations;
 use souffleur::models::backend::cpu::Cpu;
 use souffleur::models::backend::{Backend, Span};
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::weights::{Files, Tensors};
+use souffleur::models::{Activations, CpuSettings};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -51,12 +51,12 @@ fn largest_block(work: impl FnOnce()) -> usize {
 /// The logits behind each of some tokens, with f32 activations.
 fn logits(files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
     let spec = DecoderSpec::parse(files).expect("a spec");
-    let backend = Cpu::new(&spec, 1, Activations::F32).expect("a backend");
+    let backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::F32 }).expect("a backend");
     let mut decoder = Decoder::load(spec, &Tensors::open(files).expect("tensors"), backend, &mut |_, _| {}).expect("a network");
-    let mut cache = decoder.backend.cache(&decoder.spec.clone());
+    let mut cache = decoder.backend.cache();
     let rows: Vec<usize> = (0..tokens.len()).collect();
-    let tensor = decoder.step(&mut [Span { tokens, position: 0, cache: &mut cache }], &rows);
-    decoder.backend.read(&tensor)
+    let tensor = decoder.step(&mut [Span::ids(tokens, 0, &mut cache)], &rows);
+    decoder.backend.to_host(&tensor).expect("this backend does not fail")
 }
 
 /// xorshift64: numbers that are the same in every run.

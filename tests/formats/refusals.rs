@@ -2,11 +2,11 @@
 
 use crate::Random;
 use crate::file::{self, File, Tensor};
-use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::backend::{Backend, cpu::Cpu};
 use souffleur::models::codec::TextCodec;
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::weights::{Files, Gguf, Tensors};
-use souffleur::models::{Activations, Error};
+use souffleur::models::{Activations, CpuSettings, Error};
 
 /// Everything that is done with a file before its first token.
 pub(crate) fn load(bytes: Vec<u8>) -> Result<(), Error> {
@@ -15,7 +15,7 @@ pub(crate) fn load(bytes: Vec<u8>) -> Result<(), Error> {
     let tensors = Tensors::open(&files)?;
     TextCodec::open(&files, &spec)?;
     tensors.expect(&spec.parameters())?;
-    let backend = Cpu::new(&spec, 1, Activations::Int8)?;
+    let backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 })?;
     Decoder::load(spec, &tensors, backend, &mut |_, _| {}).map(drop)
 }
 
@@ -181,10 +181,10 @@ fn metadata_are_typed() {
     let bytes = file.bytes();
     let gguf = Gguf::parse("a.gguf", &bytes).expect("a file");
     use souffleur::models::weights::Value;
-    assert_eq!(gguf.get("i"), Some(Value::Whole(-1)));
-    assert_eq!(gguf.get("u"), Some(Value::Whole(u64::MAX.into())));
+    assert_eq!(gguf.get("i"), Some(Value::Int(-1)));
+    assert_eq!(gguf.get("u"), Some(Value::Int(u64::MAX.into())));
     assert_eq!(gguf.get("d"), Some(Value::Float(0.5)));
     assert_eq!((gguf.get("b"), gguf.get("x")), (Some(Value::Bool(true)), None));
-    assert_eq!((gguf.id("i"), gguf.id("x")), (Ok(None), Ok(None)));
-    assert!(["u", "d", "b"].iter().all(|key| gguf.id(key).is_err()));
+    assert_eq!((gguf.token_id("i"), gguf.token_id("x")), (Ok(None), Ok(None)));
+    assert!(["u", "d", "b"].iter().all(|key| gguf.token_id(key).is_err()));
 }

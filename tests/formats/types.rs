@@ -32,7 +32,7 @@ fn every_number_is_the_type_that_ggml_calls_so() {
         let whole = file(number, 2 * elements, 6 * bytes);
         let gguf = Gguf::parse("a.gguf", &whole).expect(name);
         let tensor = &gguf.tensors[0];
-        assert_eq!((tensor.stored.to_string().as_str(), tensor.data.len()), (name, 6 * bytes), "type {number}");
+        assert_eq!((tensor.tensor_type.to_string().as_str(), tensor.data.len()), (name, 6 * bytes), "type {number}");
         assert_eq!(tensor.shape, [3, 2 * elements], "{name}");
         assert!(Gguf::parse("a.gguf", &file(number, 2 * elements, 6 * bytes - 1)).is_err(), "{name} with a byte too few");
         if elements > 1 {

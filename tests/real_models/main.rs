@@ -17,7 +17,7 @@ use souffleur::models::backend::{Backend, Span};
 use souffleur::models::codec::TextCodec;
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::weights::{Files, Tensors};
-use souffleur::models::{Activations, ModelSource};
+use souffleur::models::{Activations, CpuSettings, ModelSource};
 use std::path::PathBuf;
 
 const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1";
@@ -33,27 +33,27 @@ fn gguf(model: &str) -> ModelSource {
 }
 
 struct Model {
-    language: TextCodec,
+    codec: TextCodec,
     decoder: Decoder<Cpu>,
 }
 
 fn load(source: &ModelSource, activations: Activations) -> Model {
     let files = Files::open(source, None).expect("files");
     let spec = DecoderSpec::parse(&files).expect("a spec");
-    let language = TextCodec::open(&files, &spec).expect("a language");
-    let backend = Cpu::new(&spec, 0, activations).expect("a backend");
+    let codec = TextCodec::open(&files, &spec).expect("a codec");
+    let backend = Cpu::open(&spec, &CpuSettings { threads: 0, activations }).expect("a backend");
     let decoder = Decoder::load(spec, &Tensors::open(&files).expect("tensors"), backend, &mut |_, _| {}).expect("a network");
-    Model { language, decoder }
+    Model { codec, decoder }
 }
 
 /// Tells the logits after each of the last `wanted` tokens, in turn: all of them may be gigabytes.
 fn each_logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize, tell: impl FnMut(Vec<f32>)) {
-    let mut cache = decoder.backend.cache(&decoder.spec.clone());
+    let mut cache = decoder.backend.cache();
     let (mut tell, mut position, first) = (tell, 0, tokens.len() - wanted);
     for part in tokens.chunks(128) {
         let rows: Vec<usize> = (0..part.len()).filter(|row| position + row >= first).collect();
-        let tensor = decoder.step(&mut [Span { tokens: part, position, cache: &mut cache }], &rows);
-        decoder.backend.read(&tensor).into_iter().for_each(&mut tell);
+        let tensor = decoder.step(&mut [Span::ids(part, position, &mut cache)], &rows);
+        decoder.backend.to_host(&tensor).expect("this backend does not fail").into_iter().for_each(&mut tell);
         position += part.len();
     }
 }

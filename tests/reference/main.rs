@@ -6,7 +6,7 @@ use souffleur::models::backend::{Backend, Span};
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::tokenizer::Tokenizer;
 use souffleur::models::weights::{Files, Tensors};
-use souffleur::models::{Activations, File, FimOrder, ModelSource, Prompt, family, prompt};
+use souffleur::models::{Activations, CpuSettings, File, FimOrder, ModelSource, Prompt, family, prompt};
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -64,24 +64,24 @@ fn files() -> Files {
     Files::open(&ModelSource::Folder(assets.into()), None).expect("the embedded model's files")
 }
 
-fn decoder(activations: Activations, threads: usize) -> Decoder<Cpu> {
+fn decoder(activations: Activations, threads: u32) -> Decoder<Cpu> {
     let files = files();
     let spec = DecoderSpec::parse(&files).expect("config.json");
-    let backend = Cpu::new(&spec, threads, activations).expect("a backend for it");
+    let backend = Cpu::open(&spec, &CpuSettings { threads, activations }).expect("a backend for it");
     Decoder::load(spec, &Tensors::open(&files).expect("weights"), backend, &mut |_, _| {}).expect("the whole network")
 }
 
 /// The logits after every one of the last `wanted` tokens, computed in chunks.
 fn logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize, chunk: usize) -> Vec<Vec<f32>> {
-    let mut cache = decoder.backend.cache(&decoder.spec.clone());
+    let mut cache = decoder.backend.cache();
     let mut all = Vec::new();
     let mut position = 0;
     for part in tokens.chunks(chunk) {
         let first = tokens.len() - wanted;
         let rows: Vec<usize> = (0..part.len()).filter(|row| position + row >= first).collect();
-        let mut spans = [Span { tokens: part, position, cache: &mut cache }];
+        let mut spans = [Span::ids(part, position, &mut cache)];
         let tensor = decoder.step(&mut spans, &rows);
-        all.extend(decoder.backend.read(&tensor));
+        all.extend(decoder.backend.to_host(&tensor).expect("this backend does not fail"));
         position += part.len();
     }
     all
@@ -190,8 +190,7 @@ fn logits_do_not_depend_on_chunks_threads_or_company() {
         assert_eq!(logits(&mut decoder(activations, 1), tokens, 8, 64), alone, "{activations:?} on one thread");
         assert_eq!(logits(&mut decoder(activations, 3), tokens, 8, 64), alone, "{activations:?} on three threads");
         // Beside twelve others of other lengths, one token at a time.
-        let spec = two.spec.clone();
-        let mut caches: Vec<_> = (0..13).map(|_| two.backend.cache(&spec)).collect();
+        let mut caches: Vec<_> = (0..13).map(|_| two.backend.cache()).collect();
         let mut last = Vec::new();
         for position in 0..tokens.len() {
             let mut spans: Vec<_> = caches
@@ -200,11 +199,11 @@ fn logits_do_not_depend_on_chunks_threads_or_company() {
                 .filter(|(i, _)| position % (i + 1) == 0)
                 .map(|(i, cache)| {
                     let at = position / (i + 1);
-                    Span { tokens: &tokens[at..=at], position: at, cache }
+                    Span::ids(&tokens[at..=at], at, cache)
                 })
                 .collect();
             let tensor = two.step(&mut spans, &[0]);
-            last = two.backend.read(&tensor);
+            last = two.backend.to_host(&tensor).expect("this backend does not fail");
         }
         assert_eq!(last[0], alone[7], "{activations:?} beside others");
     }
@@ -217,15 +216,14 @@ fn a_forked_or_truncated_cache_goes_on_as_a_cold_one() {
     let tokens = &golden.ids;
     let mut decoder = decoder(Activations::Int8, 0);
     let cold = logits(&mut decoder, tokens, 1, 64).remove(0);
-    let spec = decoder.spec.clone();
-    let mut origin = decoder.backend.cache(&spec);
+    let mut origin = decoder.backend.cache();
     let (keep, other) = (270, vec![42u32; 40]);
     let start: Vec<u32> = tokens[..keep].iter().chain(&other).copied().collect();
-    decoder.step(&mut [Span { tokens: &start, position: 0, cache: &mut origin }], &[]);
+    decoder.step(&mut [Span::ids(&start, 0, &mut origin)], &[]);
     let mut fork = decoder.backend.fork(&origin, keep);
     decoder.backend.truncate(&mut origin, keep);
     for cache in [&mut origin, &mut fork] {
-        let tensor = decoder.step(&mut [Span { tokens: &tokens[keep..], position: keep, cache }], &[tokens.len() - keep - 1]);
-        assert_eq!(decoder.backend.read(&tensor)[0], cold);
+        let tensor = decoder.step(&mut [Span::ids(&tokens[keep..], keep, cache)], &[tokens.len() - keep - 1]);
+        assert_eq!(decoder.backend.to_host(&tensor).expect("this backend does not fail")[0], cold);
     }
 }

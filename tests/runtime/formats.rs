@@ -5,7 +5,7 @@ use crate::support::{House, Told, ask, hole, text, within};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
-use souffleur::actors::{Activations, Prompt, Request, Settings};
+use souffleur::actors::{Activations, CpuSettings, Prompt, Request, Settings};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -113,7 +113,8 @@ fn plain_weights_say_what_quantized_ones_say() {
         folders.push((variant.name.to_owned(), folder));
     }
     within(async {
-        let house = House::start(Settings { activations: Activations::F32, ..Settings::default() }, folders);
+        let house =
+            House::start(Settings { cpu: CpuSettings { threads: 0, activations: Activations::F32 }, ..Settings::default() }, folders);
         let quantized = house.model_info().await;
         for variant in &VARIANTS {
             let card = house.runtime.load(variant.name, |_, _| {}).await.expect(variant.name);

@@ -4,10 +4,10 @@ use super::batch::Batch;
 use super::{ActivityProbe, Disconnected, Outbox, ToDecoder};
 use crate::actors::{Error, FromWorker, ModelInfo, ModelSource, Result, Settings};
 use crate::failpoints::{self, Point};
-use crate::models::backend::cpu::Cpu;
+use crate::models::backend::{Backend, Native};
 use crate::models::codec::TextCodec;
 use crate::models::network::{Decoder, DecoderSpec};
-use crate::models::weights::{Files, Tensors, check_memory, free_memory};
+use crate::models::weights::{Files, Tensors, check_memory};
 use crate::models::{Embedded, model_info};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -46,15 +46,15 @@ pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, watch: ActivityPro
 }
 
 /// Waits for work; with work in hand, takes what has arrived and computes the next step.
-fn serve(inbox: &Receiver<ToDecoder>, batch: &mut Batch<Cpu>) -> std::result::Result<(), Disconnected> {
+fn serve(inbox: &Receiver<ToDecoder>, batch: &mut Batch<Native>) -> std::result::Result<(), Disconnected> {
     loop {
         if batch.is_idle() {
             let Ok(message) = inbox.recv() else { return Ok(()) };
-            batch.take(message)?;
+            batch.receive(message)?;
         }
         loop {
             match inbox.try_recv() {
-                Ok(message) => batch.take(message)?,
+                Ok(message) => batch.receive(message)?,
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
@@ -79,17 +79,18 @@ fn load(
     settings: &Settings,
     watch: ActivityProbe,
     embedded: Option<Embedded>,
-) -> Result<(ModelInfo, Batch<Cpu>)> {
+) -> Result<(ModelInfo, Batch<Native>)> {
     failpoints::check(Point::LoadFiles, None).map_err(|fault| Error::Internal(fault.to_string()))?;
     let files = Files::open(source, embedded)?;
     let spec = DecoderSpec::parse(&files)?;
     let bytes = files.weight_bytes();
-    let beside = spec.cache_bytes(CACHE_TOKENS.min(spec.context_length), settings.activations) + WORKING_BYTES;
+    let kv_bytes_per_token = Native::kv_bytes_per_token(&spec, &settings.cpu);
+    let beside = CACHE_TOKENS.min(spec.context_length) as u64 * kv_bytes_per_token + WORKING_BYTES;
     // Nearly what the weights take, and known before anything in the files is believed.
-    check_memory(bytes + beside)?;
+    check_memory(bytes + beside, Native::free_memory())?;
     let tensors = Tensors::open(&files)?;
-    check_memory(Decoder::<Cpu>::weight_bytes(&spec, &tensors)? + beside)?;
-    let backend = Cpu::new(&spec, settings.threads as usize, settings.activations)?;
+    check_memory(Decoder::<Native>::weight_bytes(&spec, &tensors)? + beside, Native::free_memory())?;
+    let backend = Native::open(&spec, &settings.cpu)?;
     let mut told = Instant::now();
     let mut progress = |done: u64, total: u64| {
         if told.elapsed() >= PROGRESS_PERIOD {
@@ -112,7 +113,7 @@ fn load(
     };
     let model_info = model_info(&files, &tensors, &decoder.spec, &codec, settings)?;
     // What ended may keep its share, and what runs has the rest.
-    let free = free_memory().map_or(u64::MAX, |free| free.saturating_sub(settings.cache_bytes + WORKING_BYTES));
-    let room = free / decoder.spec.cache_bytes(1, settings.activations);
-    Ok((model_info, Batch::new(decoder, Arc::clone(&codec), settings.cache_bytes as usize, room, outbox.clone(), watch)))
+    let free = Native::free_memory().map_or(u64::MAX, |free| free.saturating_sub(settings.cache_bytes + WORKING_BYTES));
+    let kv_tokens_max = free / kv_bytes_per_token;
+    Ok((model_info, Batch::new(decoder, Arc::clone(&codec), settings.cache_bytes as usize, kv_tokens_max, outbox.clone(), watch)))
 }

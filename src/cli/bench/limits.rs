@@ -1,9 +1,7 @@
 //! What the machine could do at best: bytes read from memory, and products of weights that lie in the cache.
 
 use memmap2::MmapMut;
-use souffleur::models::backend::cpu::Cpu;
-use souffleur::models::backend::{Backend, Span};
-use souffleur::models::network::DecoderSpec;
+use souffleur::models::backend::{Backend, LinearPart, Native, Span};
 use souffleur::models::weights::{Matrix, Quantized};
 use std::borrow::Cow;
 use std::hint::black_box;
@@ -63,10 +61,10 @@ const TIMES: usize = 8;
 
 /// A model's weights by their forms: a small piece of each, and how many of a token's products have that form.
 #[derive(Default)]
-pub(super) struct Forms(Vec<(String, <Cpu as Backend>::Matrix, u64)>);
+pub(super) struct Forms(Vec<(String, <Native as Backend>::Linear, u64)>);
 
 impl Forms {
-    pub(super) fn add(&mut self, matrix: &Matrix<'_>, backend: &mut Cpu) -> souffleur::models::Result<()> {
+    pub(super) fn add(&mut self, matrix: &Matrix<'_>, backend: &mut Native) -> souffleur::models::Result<()> {
         let (rows, columns) = matrix.shape();
         let name = match matrix {
             Matrix::Plain { element, .. } => format!("{element:?}"),
@@ -77,22 +75,23 @@ impl Forms {
         if let Some((_, _, all)) = self.0.iter_mut().find(|(other, _, _)| *other == name) {
             *all += products;
         } else if let Some(piece) = piece(matrix) {
-            self.0.push((name, backend.matrix(&piece)?, products));
+            self.0.push((name, backend.linear(vec![LinearPart { weight: piece, bias: None }])?, products));
         }
         Ok(())
     }
 
     /// Multiplications a second of the kernel on weights and rows in the cache, forms in the model's proportion.
-    pub(super) fn multiply(&self, backend: &mut Cpu, spec: &DecoderSpec) -> f64 {
+    pub(super) fn multiply(&self, backend: &mut Native) -> f64 {
         let (mut products, mut seconds) = (0.0, 0.0);
         for (_, weight, share) in &self.0 {
-            let mut cache = backend.cache(spec);
+            let mut cache = backend.cache();
             let tokens: Vec<u32> = (0..ROWS as u32).map(|row| row % OUTPUTS as u32).collect();
-            let x = backend.embed(weight, &[Span { tokens: &tokens, position: 0, cache: &mut cache }]);
-            backend.project(&x, &[weight; TIMES]);
+            let x = backend.embed(weight, &[Span::ids(&tokens, 0, &mut cache)]);
+            let weights = weight.repeated(TIMES);
+            let _: [_; TIMES] = backend.project(&x, &weights);
             let (start, mut done) = (Instant::now(), 0);
             while start.elapsed() < TIME / self.0.len() as u32 {
-                black_box(backend.project(&x, &[weight; TIMES]));
+                black_box::<[_; TIMES]>(backend.project(&x, &weights));
                 done += TIMES * ROWS * OUTPUTS * INPUTS;
             }
             products += *share as f64;

@@ -20,9 +20,10 @@ use plan::{Entry, Part, Plan, Work};
 use process::Worker;
 use rig::Rig;
 use serde_json::json;
-use souffleur::actors::{Embedded, ModelSource, Settings};
+use souffleur::actors::{Embedded, ModelSource};
 use souffleur::config::Config;
-use souffleur::models::backend::cpu::Cpu;
+use souffleur::models::CpuSettings;
+use souffleur::models::backend::{Backend, Native};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -73,7 +74,7 @@ pub(crate) fn run(arguments: Bench, log: &Log, embedded: Embedded) -> anyhow::Re
     }
     let mut threads: Vec<usize> = arguments.threads.iter().map(|&threads| threads as usize).collect();
     if threads.is_empty() {
-        threads = vec![1, Cpu::threads_for(0)];
+        threads = vec![1, Native::describe(&CpuSettings::default())?.threads];
         threads.dedup();
     }
     let parts = if arguments.only.is_empty() { Part::value_variants() } else { &arguments.only };
@@ -136,12 +137,12 @@ impl<'a> Session<'a> {
             ModelSource::File(_) => Some(Peers::new(&arguments.peers, Path::new(model))),
             ModelSource::Embedded | ModelSource::Folder(_) => bail!("a peer reads .gguf files, and {model:?} is none"),
         };
-        let rig = Rig::load(&config.models()[0].source, embedded, config.settings().activations)?;
+        let rig = Rig::load(&config.models()[0].source, embedded, config.settings().cpu.activations)?;
         let head = format!(
             "{name}: {}, {}, {:?} activations; weights {:.1} MB, of which a step reads {:.1}",
             load::machine(),
-            Cpu::describe()?,
-            config.settings().activations,
+            Native::describe(&CpuSettings::default())?.name,
+            config.settings().cpu.activations,
             rig.size.weight_bytes as f64 / 1e6,
             rig.size.step_bytes as f64 / 1e6,
         );
@@ -188,14 +189,15 @@ impl<'a> Session<'a> {
     }
 
     fn worker(&mut self, threads: usize) -> anyhow::Result<Worker> {
-        let settings = Settings { threads: u32::try_from(threads)?, ..self.config.settings().clone() };
+        let mut settings = self.config.settings().clone();
+        settings.cpu.threads = u32::try_from(threads)?;
         self.config = self.config.clone().with_settings(settings);
         Worker::run(&self.config, &self.rig.size)
     }
 
     /// What another process is told, to run the same.
     fn options(&self, threads: usize) -> Vec<String> {
-        let activations = format!("{:?}", self.config.settings().activations).to_lowercase();
+        let activations = format!("{:?}", self.config.settings().cpu.activations).to_lowercase();
         ["-m", self.option, "--threads", &threads.to_string(), "--activations", &activations].map(String::from).into()
     }
 

@@ -2,9 +2,8 @@
 
 use super::limits::Forms;
 use super::table::median;
-use souffleur::actors::{Activations, Embedded, ModelSource};
-use souffleur::models::backend::cpu::{Cache, Cpu};
-use souffleur::models::backend::{Backend, SampleRequest, Span};
+use souffleur::actors::{Activations, CpuSettings, Embedded, ModelSource};
+use souffleur::models::backend::{Backend, Native, SampleRequest, Span};
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::sampler::Sampler;
 use souffleur::models::weights::{Files, Parameter, Tensors};
@@ -12,7 +11,7 @@ use souffleur::models::{Result, Sampling};
 use std::time::{Duration, Instant};
 
 pub(super) struct Rig {
-    decoder: Decoder<Cpu>,
+    decoder: Decoder<Native>,
     activations: Activations,
     threads: usize,
     forms: Forms,
@@ -39,7 +38,7 @@ pub(super) struct Size {
 struct Text {
     tokens: Vec<u32>,
     computed: usize,
-    cache: Cache,
+    cache: <Native as Backend>::Cache,
     sampler: Sampler,
 }
 
@@ -52,10 +51,11 @@ impl Rig {
     pub(super) fn load(source: &ModelSource, embedded: Embedded, activations: Activations) -> Result<Self> {
         let files = Files::open(source, Some(embedded))?;
         let (spec, tensors) = (DecoderSpec::parse(&files)?, Tensors::open(&files)?);
-        let threads = Cpu::threads_for(0);
-        let mut backend = Cpu::new(&spec, threads, activations)?;
-        let weight_bytes = Decoder::<Cpu>::weight_bytes(&spec, &tensors)?;
-        let position_bytes = spec.cache_bytes(1, activations);
+        let settings = CpuSettings { threads: 0, activations };
+        let threads = Native::describe(&settings)?.threads;
+        let mut backend = Native::open(&spec, &settings)?;
+        let weight_bytes = Decoder::<Native>::weight_bytes(&spec, &tensors)?;
+        let position_bytes = Native::kv_bytes_per_token(&spec, &settings);
         let context = spec.context_length;
         let mut size = Size { weight_bytes, step_bytes: weight_bytes, token_products: 0, head_products: 0, context, position_bytes };
         let (embedding, head) = (spec.names.embedding, if spec.tied { spec.names.embedding } else { spec.names.lm_head });
@@ -66,7 +66,7 @@ impl Rig {
             match () {
                 () if base == head => size.head_products = (rows * columns) as u64,
                 // Looked up, not multiplied by.
-                () if base == embedding => size.step_bytes -= Cpu::matrix_bytes(&matrix) as u64,
+                () if base == embedding => size.step_bytes -= Native::weight_bytes(&matrix) as u64,
                 () => {
                     size.token_products += (rows * columns) as u64;
                     forms.add(&matrix, &mut backend)?;
@@ -80,7 +80,8 @@ impl Rig {
     /// Computes on so many threads from now on.
     pub(super) fn compute_on(&mut self, threads: usize) -> Result<()> {
         if threads != self.threads {
-            self.decoder.backend = Cpu::new(&self.decoder.spec, threads, self.activations)?;
+            self.decoder.backend =
+                Native::open(&self.decoder.spec, &CpuSettings { threads: threads as u32, activations: self.activations })?;
             self.threads = threads;
         }
         Ok(())
@@ -88,7 +89,7 @@ impl Rig {
 
     /// Multiplications a second of the kernel alone.
     pub(super) fn multiply(&mut self) -> f64 {
-        self.forms.multiply(&mut self.decoder.backend, &self.decoder.spec)
+        self.forms.multiply(&mut self.decoder.backend)
     }
 
     fn text(&mut self, tokens: usize) -> Text {
@@ -96,7 +97,7 @@ impl Rig {
         Text {
             tokens: (0..tokens).map(|i| ((i * 7919 + 13) % vocabulary.min(10_000)) as u32).collect(),
             computed: 0,
-            cache: self.decoder.backend.cache(&self.decoder.spec),
+            cache: self.decoder.backend.cache(),
             sampler: Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, None),
         }
     }
@@ -107,21 +108,22 @@ impl Rig {
         let mut grown = Vec::new();
         for Text { tokens, computed, cache, sampler } in texts.iter_mut() {
             let end = tokens.len().min(*computed + chunk);
-            spans.push(Span { tokens: &tokens[*computed..end], position: *computed, cache });
+            spans.push(Span::ids(&tokens[*computed..end], *computed, cache));
             row += end - *computed;
             grown.push((end, end == tokens.len()));
             if end == tokens.len() {
                 rows.push(row - 1);
-                draws.push(SampleRequest { sampler, tokens });
+                draws.push(SampleRequest { sampler, tokens, unread: None });
             }
         }
         let logits = self.decoder.step(&mut spans, &rows);
         drop(spans);
-        let mut sampled = self.decoder.backend.sample(logits, &mut draws).into_iter();
+        let choices = self.decoder.backend.sample(logits, &mut draws);
+        let mut choices = self.decoder.backend.read(choices).expect("this backend does not fail").into_iter();
         for (text, (end, complete)) in texts.iter_mut().zip(grown) {
             text.computed = end;
             if complete {
-                text.tokens.push(sampled.next().expect("one for each complete text").expect("a greedy choice").token);
+                text.tokens.push(choices.next().expect("one for each complete text").expect("no panic").expect("finite logits").token);
             }
         }
     }

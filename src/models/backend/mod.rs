@@ -1,69 +1,190 @@
-//! What a decoder asks of the hardware: coarse operations over the rows of one step.
+//! What the decoder asks of a compute device: coarse operations over the rows of one step.
 //!
-//! A step's rows are the new tokens of its spans, in order. A row's result depends on nothing but its own
-//! sequence: not on the other rows, the chunking or the number of threads.
+//! A step's rows are the new tokens of its spans, in order. A row's result depends only on its own sequence: not on the other
+//! rows, on how a prompt is divided into chunks, or on the number of threads.
+//!
+//! A device may be lazy: an operation may only record what has to be computed. `read` and `to_host` are the only
+//! operations that wait for results.
 
 pub mod cpu;
+#[cfg(test)]
+pub(crate) mod script;
 
-use super::network::DecoderSpec;
+use super::network::{Activation, Attention, DecoderSpec, NormSpec};
 use super::weights::Matrix;
-use super::{Result, Sampled, sampler::Sampler};
+use super::{Result, Sampled, Sampling, sampler::Sampler};
 
-/// The new tokens of one sequence in one step: a prefill chunk, or one token to decode.
-pub struct Span<'a, C> {
-    pub tokens: &'a [u32],
-    /// Position of the first of them; the cache holds exactly what comes before.
+/// The backend that this build computes on.
+pub type Native = cpu::Cpu;
+
+/// The tokens that a span adds to its sequence.
+pub enum Input<'a, B: Backend> {
+    /// Ids in host memory: a chunk of a prompt, or a token that was read.
+    Ids(&'a [u32]),
+    /// One row of an earlier `sample`, which may still be on the device.
+    Sampled(&'a B::Tokens, usize),
+}
+
+/// The new tokens of one sequence in one step: a chunk of its prompt, or one token to decode.
+pub struct Span<'a, B: Backend> {
+    pub input: Input<'a, B>,
+    /// Position of the first new token. The cache holds exactly the positions before it.
     pub position: usize,
-    pub cache: &'a mut C,
+    pub cache: &'a mut B::Cache,
 }
 
-/// One choice of a next token: which row of the logits, by which sampler, after which tokens.
-pub struct SampleRequest<'a> {
-    pub sampler: &'a mut Sampler,
+impl<'a, B: Backend> Span<'a, B> {
+    pub fn ids(ids: &'a [u32], position: usize, cache: &'a mut B::Cache) -> Self {
+        Self { input: Input::Ids(ids), position, cache }
+    }
+
+    /// Number of new tokens: the rows of this span.
+    pub fn rows(&self) -> usize {
+        match &self.input {
+            Input::Ids(ids) => ids.len(),
+            Input::Sampled(..) => 1,
+        }
+    }
+
+    /// The position after the last new token.
+    pub fn end(&self) -> usize {
+        self.position + self.rows()
+    }
+}
+
+/// What became of one row of `sample`: a token, the reason why there is none, or the payload of a sampler's panic.
+pub type Choice = std::thread::Result<Result<Sampled>>;
+
+/// Chooses one token from one row of logits.
+///
+/// A backend that samples on the host calls `sample`, from any of its threads. A panic must not leave `sample`: it returns
+/// the payload, so that one sequence's sampler cannot end another's step.
+pub trait RowSampler: Send {
+    /// The parameters, for a backend that samples on its device.
+    fn sampling(&self) -> &Sampling;
+    /// `logits`: `[vocab_size]`, overwritten. `tokens`: the prompt and the completion so far.
+    fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Choice;
+}
+
+impl RowSampler for Sampler {
+    fn sampling(&self) -> &Sampling {
+        Sampler::sampling(self)
+    }
+
+    fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Choice {
+        Ok(Sampler::sample(self, logits, tokens))
+    }
+}
+
+/// One choice of a next token.
+pub struct SampleRequest<'a, B: Backend> {
+    pub sampler: &'a mut dyn RowSampler,
+    /// The prompt and the completion as far as it was read.
     pub tokens: &'a [u32],
+    /// The token after `tokens`, if it was sampled but not read yet.
+    pub unread: Option<(&'a B::Tokens, usize)>,
 }
 
-pub struct Norm<B: Backend> {
-    pub weight: B::Vector,
-    pub epsilon: f32,
+/// One weight matrix of a `Linear`, with its bias.
+pub struct LinearPart<'a> {
+    pub weight: Matrix<'a>,
+    /// One value per output.
+    pub bias: Option<Vec<f32>>,
 }
 
-/// Nothing here is `Send`: made, used and dropped on the decoder's thread.
+/// A backend in a few facts, known without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// Backend and instruction set, such as "cpu (avx2)".
+    pub name: String,
+    pub threads: usize,
+    /// The slow reference kernels run: there are none for this processor's instruction set.
+    pub is_reference: bool,
+}
+
+/// A compute device with its memory.
+///
+/// No associated type is `Send`: all values are made, used and dropped on the decoder's thread.
+///
+/// # Panics
+/// Every operation checks the shapes of its arguments once, and panics if they do not fit together. Shapes come from the
+/// spec and from weights that were checked at load, so a panic is a defect of the caller.
 pub trait Backend: Sized {
-    type Matrix;
-    type Vector;
-    /// Rows of activations.
+    type Settings;
+    /// One or several weight matrices over the same input.
+    type Linear;
+    type Norm;
+    /// Activations, `[rows, width]`.
     type Tensor;
     /// Keys and values of one sequence in every layer.
     type Cache;
+    /// The tokens that one `sample` chose, one per row.
+    type Tokens;
+    /// What one step computes once for all layers: positions, masks, writable pages of the caches.
+    type Step;
 
-    fn matrix(&mut self, from: &Matrix<'_>) -> Result<Self::Matrix>;
-    /// Bytes that `matrix` would take.
-    fn matrix_bytes(from: &Matrix<'_>) -> usize;
-    fn vector(&mut self, from: Vec<f32>) -> Result<Self::Vector>;
+    /// # Errors
+    /// `Unsupported` if the spec has something that this backend lacks.
+    fn open(spec: &DecoderSpec, settings: &Self::Settings) -> Result<Self>;
+    /// What `open` would give.
+    fn describe(settings: &Self::Settings) -> Result<BackendInfo>;
+    /// Bytes that may still be allocated for weights and caches; `None` if the system does not report it.
+    fn free_memory() -> Option<u64>;
+    /// Bytes of keys and values that one token takes in all layers.
+    fn kv_bytes_per_token(spec: &DecoderSpec, settings: &Self::Settings) -> u64;
+    /// Bytes that a weight takes in a `Linear`.
+    fn weight_bytes(weight: &Matrix<'_>) -> usize;
+    /// Whether the next step should be submitted before the choices of the last one are read. A lazy device then never waits
+    /// for the host; the price is one wasted row per completion, because its end is seen one step late.
+    fn runs_ahead(&self) -> bool;
 
-    fn cache(&mut self, spec: &DecoderSpec) -> Self::Cache;
-    /// A second cache with the first `length` positions: shared or copied, the caller can't tell.
+    /// # Errors
+    /// `Unsupported` if the backend has no layout for one of the weights.
+    fn linear(&mut self, parts: Vec<LinearPart<'_>>) -> Result<Self::Linear>;
+    /// # Errors
+    /// `Unsupported` if the backend lacks this kind of norm.
+    fn norm_weight(&mut self, weight: Vec<f32>, spec: NormSpec) -> Result<Self::Norm>;
+
+    /// An empty cache for one sequence.
+    fn cache(&mut self) -> Self::Cache;
+    /// A second cache with the first `length` positions. Whether memory is shared or copied cannot be observed.
     fn fork(&mut self, cache: &Self::Cache, length: usize) -> Self::Cache;
+    /// Keeps the first `length` positions.
     fn truncate(&mut self, cache: &mut Self::Cache, length: usize);
     fn cache_bytes(&self, cache: &Self::Cache) -> usize;
 
-    /// `[rows, width]`: the table's rows of every token of every span.
-    fn embed(&mut self, table: &Self::Matrix, spans: &[Span<'_, Self::Cache>]) -> Self::Tensor;
-    fn norm(&mut self, x: &Self::Tensor, norm: &Norm<Self>) -> Self::Tensor;
-    /// Several projections of one input (q k v; gate up): its activations are quantized once, per row.
-    fn project(&mut self, x: &Self::Tensor, by: &[&Self::Matrix]) -> Vec<Self::Tensor>;
-    /// Adds one vector to every row.
-    fn bias(&mut self, x: Self::Tensor, by: &Self::Vector) -> Self::Tensor;
-    /// Rotates q and k, appends k and v to each span's cache, attends: `[rows, heads * head_size]`.
-    fn attend(&mut self, qkv: [Self::Tensor; 3], layer: usize, spec: &DecoderSpec, spans: &mut [Span<'_, Self::Cache>]) -> Self::Tensor;
+    /// Makes room for the spans' new tokens in their caches. The first operation of a step.
+    fn begin(&mut self, spans: &mut [Span<'_, Self>]) -> Self::Step;
+    /// The rows of `table` for every token of every span: `[rows, hidden_size]`.
+    fn embed(&mut self, table: &Self::Linear, spans: &[Span<'_, Self>]) -> Self::Tensor;
+    fn norm(&mut self, x: &Self::Tensor, norm: &Self::Norm) -> Self::Tensor;
+    /// `x * weight^T + bias` for each of the `N` parts of `by`.
+    fn project<const N: usize>(&mut self, x: &Self::Tensor, by: &Self::Linear) -> [Self::Tensor; N];
+    /// Normalizes and rotates q and k, appends k and v to the caches, attends: `[rows, heads * head_dim]`.
+    fn attend(
+        &mut self,
+        qkv: [Self::Tensor; 3],
+        attention: &Attention<Self::Norm>,
+        layer: usize,
+        step: &Self::Step,
+        spans: &mut [Span<'_, Self>],
+    ) -> Self::Tensor;
     /// `activation(gate) * up`.
-    fn gate(&mut self, gate: Self::Tensor, up: Self::Tensor) -> Self::Tensor;
+    fn gate(&mut self, gate: Self::Tensor, up: Self::Tensor, activation: Activation) -> Self::Tensor;
     fn add(&mut self, x: Self::Tensor, y: Self::Tensor) -> Self::Tensor;
-    /// The chosen rows of `x`.
+    /// The given rows of `x`.
     fn select(&mut self, x: Self::Tensor, rows: &[usize]) -> Self::Tensor;
-    /// One token for each row of `logits`. A sampler that panics fails its own row only.
-    fn sample(&mut self, logits: Self::Tensor, draws: &mut [SampleRequest<'_>]) -> Vec<Result<Sampled>>;
-    /// Rows of a tensor, for tests and tools.
-    fn read(&mut self, x: &Self::Tensor) -> Vec<Vec<f32>>;
+    /// Chooses one token per row of `logits`, without waiting for the device.
+    fn sample(&mut self, logits: Self::Tensor, requests: &mut [SampleRequest<'_, Self>]) -> Self::Tokens;
+
+    /// Waits for the choices of one `sample`, and for all that they depend on.
+    ///
+    /// # Errors
+    /// The first error of the device since the last `read`. The caches of the step are then unusable.
+    fn read(&mut self, tokens: Self::Tokens) -> Result<Vec<Choice>>;
+    /// Waits for a tensor and copies its rows to the host, for tests and tools.
+    ///
+    /// # Errors
+    /// As `read`.
+    fn to_host(&mut self, x: &Self::Tensor) -> Result<Vec<Vec<f32>>>;
 }

@@ -2,8 +2,8 @@
 //! SmolLM2 and many more have this shape. Scaled rotations, as of Llama 3.1 and DeepSeek-Coder, are refused.
 
 use super::{
-    CONTEXT_LENGTH_MAX, Config, DecoderSpec, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX,
-    WeightNames, check_heads, gguf,
+    Activation, CONTEXT_LENGTH_MAX, Config, DecoderSpec, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX,
+    MlpSpec, NormSpec, VOCAB_SIZE_MAX, WeightNames, attention, gguf,
 };
 use crate::models::Result;
 use crate::models::weights::Gguf;
@@ -28,7 +28,8 @@ pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
     let heads = config.size("num_attention_heads", HEADS_MAX)?;
     let kv_heads = config.size_or("num_key_value_heads", HEADS_MAX, heads)?;
     let head_dim = config.size_or("head_dim", HEAD_DIM_MAX, hidden_size / heads)?;
-    check_heads(heads, kv_heads, head_dim).map_err(|reason| config.error("num_key_value_heads", reason))?;
+    let attention =
+        attention(heads, kv_heads, head_dim, config.rope_theta()?).map_err(|reason| config.error("num_key_value_heads", reason))?;
     config.must_be("hidden_act", "silu".into())?;
     config.must_be("attention_bias", false.into())?;
     config.must_be("mlp_bias", false.into())?;
@@ -37,16 +38,12 @@ pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
         architecture: "llama".into(),
         layers: config.size("num_hidden_layers", LAYERS_MAX)?,
         hidden_size,
-        intermediate_size: config.size("intermediate_size", INTERMEDIATE_SIZE_MAX)?,
-        heads,
-        kv_heads,
-        head_dim,
         vocab_size: config.size("vocab_size", VOCAB_SIZE_MAX)?,
         context_length: config.size_or("max_position_embeddings", CONTEXT_LENGTH_MAX, 2048)?,
-        norm_epsilon: config.number_or("rms_norm_eps", 1e-6)?,
-        rope_theta: config.rope_theta()?,
+        norm: NormSpec { epsilon: config.number_or("rms_norm_eps", 1e-6)? },
+        attention,
+        mlp: MlpSpec { intermediate_size: config.size("intermediate_size", INTERMEDIATE_SIZE_MAX)?, activation: Activation::Silu },
         tied: config.flag_or("tie_word_embeddings", false)?,
-        eos: config.eos(),
         names: NAMES,
         rope_interleaved: false,
         quantization,

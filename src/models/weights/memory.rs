@@ -4,9 +4,10 @@ use crate::models::{Error, Result};
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 
-/// Fails with both numbers when `needed` bytes are more than `free_memory`. Where that is not known, it is not checked.
-pub fn check_memory(needed: u64) -> Result<()> {
-    match free_memory() {
+/// # Errors
+/// `Memory` if `needed` bytes are more than `free`. If that is not known, it is not checked.
+pub fn check_memory(needed: u64, free: Option<u64>) -> Result<()> {
+    match free {
         Some(free) if needed > free => Err(Error::Memory { needed, free }),
         _ => Ok(()),
     }

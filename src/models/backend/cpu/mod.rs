@@ -1,52 +1,42 @@
 //! The processor as a backend: packed weights, SIMD kernels, a fixed thread pool.
 
-mod attend;
-mod attention;
-#[cfg(test)]
-mod block_tests;
 mod buffer;
-mod cache;
-mod chunk;
-mod forms;
-mod headers;
 mod isa;
 mod kernels;
-mod matmul;
-mod pack;
+mod kv_cache;
+mod ops;
 mod pool;
-mod product;
-mod quants;
 mod rope;
-mod rows;
 mod tensor;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod weights;
 
-pub use cache::Cache;
-pub use pack::Packed;
+pub use kv_cache::Cache;
+pub use ops::linear::Linear;
 pub use tensor::Tensor;
 
-use super::{Backend, Norm, SampleRequest, Span};
-use crate::models::network::DecoderSpec;
-use crate::models::weights::Matrix;
-use crate::models::{Activations, Error, Result, Sampled};
-use attend::Chunks;
-use buffer::Arena;
-use cache::Shape;
-use kernels::Kernels;
-use quants::Quants;
-
+use super::{Backend, BackendInfo, Choice, Input, LinearPart, SampleRequest, Span};
+use crate::models::network::{Activation, Attention, AttentionSpec, DecoderSpec, NormSpec};
+use crate::models::weights::{Matrix, free_memory};
+use crate::models::{Activations, CpuSettings, Error, Result};
+use buffer::{Arena, Buffer};
+use isa::LANES;
+use kernels::quantize::QuantizedActivations;
+use kernels::{Kernels, attention};
+use kv_cache::KvShape;
 use pool::Pool;
 use rope::Rope;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, PoisonError};
 use tensor::TensorAllocator;
+use weights::pack::Packed;
 
-/// Rows from which the work between two products is worth sharing among threads.
+/// Rows from which elementwise work is divided among threads.
 const ROWS_SHARED: usize = 8;
 
-/// A thread's own memory: what attention needs, and the results of a piece.
+/// Memory of one thread: what attention needs, and the results of a task.
 #[derive(Default)]
 struct Scratch {
     attention: attention::Scratch,
@@ -57,91 +47,140 @@ pub struct Cpu {
     kernels: &'static Kernels,
     pool: Pool<Scratch>,
     activations: Activations,
-    rope: Rope,
+    /// One for each rotary embedding of the network.
+    ropes: Vec<Rope>,
+    kv_shape: KvShape,
     weights: Arena,
     tensors: TensorAllocator,
-    /// Activations in eight bits, kept for the next product's.
-    quants: Vec<Arc<Quants>>,
-    /// The caches of the step in hand.
-    step: Option<Arc<Chunks>>,
+    /// Buffers of quantized activations, kept for the next projection.
+    quantized: Vec<Arc<QuantizedActivations>>,
+}
+
+/// The weight of an RMS norm.
+pub struct Norm {
+    weight: Vec<f32>,
+    epsilon: f32,
+}
+
+/// The KV pages of every span's cache.
+pub struct Step(Arc<Vec<Vec<Arc<Buffer>>>>);
+
+/// The choices of one step, made when `sample` was called.
+pub struct Tokens(Vec<Choice>);
+
+impl Tokens {
+    /// A row without a token gives token 0: what is computed from it is discarded with its sequence.
+    fn id(&self, row: usize) -> u32 {
+        match &self.0[row] {
+            Ok(Ok(sampled)) => sampled.token,
+            Ok(Err(_)) | Err(_) => 0,
+        }
+    }
 }
 
 impl Cpu {
-    /// `threads: 0` takes one for each core that this process may use.
-    pub fn new(spec: &DecoderSpec, threads: usize, activations: Activations) -> Result<Self> {
-        Self::with_kernels(spec, threads, activations, Kernels::choose()?)
-    }
-
-    fn with_kernels(spec: &DecoderSpec, threads: usize, activations: Activations, kernels: &'static Kernels) -> Result<Self> {
-        let group = spec.heads / spec.kv_heads;
-        if !spec.head_dim.is_multiple_of(16) || spec.head_dim > attention::HEAD_MAX || group > attention::GROUP_MAX {
-            let reason = format!(
-                "heads of {} in groups of {group}; supported are multiples of 16 up to {}, in groups up to {}",
-                spec.head_dim,
-                attention::HEAD_MAX,
-                attention::GROUP_MAX
-            );
-            return Err(Error::Unsupported(reason));
-        }
-        let threads = Self::threads_for(threads);
+    fn with_kernels(spec: &DecoderSpec, settings: &CpuSettings, kernels: &'static Kernels) -> Result<Self> {
+        supported(&spec.attention, spec.mlp.activation).map_err(Error::Unsupported)?;
         Ok(Self {
             kernels,
-            pool: Pool::new(threads),
-            activations,
-            rope: Rope::new(spec.rope_theta, spec.head_dim),
+            pool: Pool::new(thread_count(settings)),
+            activations: settings.activations,
+            ropes: vec![Rope::new(spec.attention.rope, spec.attention.head_dim)],
+            kv_shape: kv_shape(spec, settings),
             weights: Arena::default(),
             tensors: TensorAllocator::default(),
-            quants: Vec::new(),
-            step: None,
+            quantized: Vec::new(),
         })
-    }
-
-    /// 0 is one for each core that this process may use.
-    pub fn threads_for(wanted: usize) -> usize {
-        if wanted == 0 { threads::cores() } else { wanted }
-    }
-
-    /// What `doctor` and `status` call this backend, without making one.
-    pub fn describe() -> Result<String> {
-        Ok(format!("cpu ({})", Kernels::choose()?.name))
-    }
-
-    /// Whether the slow reference kernels run.
-    pub fn is_reference() -> bool {
-        Kernels::choose().is_ok_and(Kernels::is_reference)
     }
 }
 
-/// Calls `work` for every row, on all threads when there are many.
+/// Whether the kernels can compute these.
+fn supported(attention: &AttentionSpec, activation: Activation) -> std::result::Result<(), String> {
+    let AttentionSpec { heads, kv_heads, head_dim, window, softcap, .. } = attention;
+    let group = heads / kv_heads;
+    if !head_dim.is_multiple_of(16) || *head_dim > attention::HEAD_DIM_MAX || group > attention::GROUP_MAX {
+        let (head_max, group_max) = (attention::HEAD_DIM_MAX, attention::GROUP_MAX);
+        return Err(format!(
+            "heads of {head_dim} dimensions in groups of {group}; supported are multiples of 16 up to {head_max}, in groups up to {group_max}"
+        ));
+    }
+    if let Some(window) = window {
+        return Err(format!("a sliding window of {window} positions; the cpu backend attends to all positions"));
+    }
+    if let Some(softcap) = softcap {
+        return Err(format!("attention scores capped at {softcap}; the cpu backend does not cap them"));
+    }
+    if activation != Activation::Silu {
+        return Err(format!("activation {activation:?}; the cpu backend has SiLU only"));
+    }
+    Ok(())
+}
+
+fn thread_count(settings: &CpuSettings) -> usize {
+    if settings.threads == 0 { threads::cores() } else { settings.threads as usize }
+}
+
+/// Keys and values are f16 beside int8 activations, f32 beside f32 ones.
+fn kv_shape(spec: &DecoderSpec, settings: &CpuSettings) -> KvShape {
+    let AttentionSpec { kv_heads, head_dim, .. } = spec.attention;
+    KvShape { layers: spec.layers, kv_heads, head_dim, half: settings.activations == Activations::Int8 }
+}
+
+/// Calls `work` for every row, on all threads if there are many.
 fn each_row(pool: &mut Pool<Scratch>, rows: usize, work: &(dyn Fn(usize) + Sync)) {
     if rows < ROWS_SHARED {
         (0..rows).for_each(work);
     } else {
-        pool.run(rows.div_ceil(4), &|piece, _| (piece * 4..rows.min(piece * 4 + 4)).for_each(work));
+        pool.run(rows.div_ceil(4), &|task, _| (task * 4..rows.min(task * 4 + 4)).for_each(work));
     }
 }
 
 impl Backend for Cpu {
-    type Matrix = Arc<Packed>;
-    type Vector = Vec<f32>;
+    type Settings = CpuSettings;
+    type Linear = Linear;
+    type Norm = Norm;
     type Tensor = Tensor;
     type Cache = Cache;
+    type Tokens = Tokens;
+    type Step = Step;
 
-    fn matrix(&mut self, from: &Matrix<'_>) -> Result<Arc<Packed>> {
-        Packed::new(from, &mut self.weights, &mut self.pool).map(Arc::new)
+    fn open(spec: &DecoderSpec, settings: &CpuSettings) -> Result<Self> {
+        Self::with_kernels(spec, settings, Kernels::choose()?)
     }
 
-    fn matrix_bytes(from: &Matrix<'_>) -> usize {
-        Packed::bytes(from)
+    fn describe(settings: &CpuSettings) -> Result<BackendInfo> {
+        let kernels = Kernels::choose()?;
+        let name = format!("cpu ({})", kernels.name);
+        Ok(BackendInfo { name, threads: thread_count(settings), is_reference: kernels.is_reference() })
     }
 
-    fn vector(&mut self, from: Vec<f32>) -> Result<Vec<f32>> {
-        Ok(from)
+    fn free_memory() -> Option<u64> {
+        free_memory()
     }
 
-    fn cache(&mut self, spec: &DecoderSpec) -> Cache {
-        let half = self.activations == Activations::Int8;
-        Cache::new(Shape { layers: spec.layers, kv_heads: spec.kv_heads, head_size: spec.head_dim, half })
+    fn kv_bytes_per_token(spec: &DecoderSpec, settings: &CpuSettings) -> u64 {
+        kv_shape(spec, settings).token_bytes() as u64
+    }
+
+    fn weight_bytes(weight: &Matrix<'_>) -> usize {
+        Packed::bytes(weight)
+    }
+
+    fn runs_ahead(&self) -> bool {
+        // Every operation computes before it returns, so nothing is gained by submitting a step early.
+        false
+    }
+
+    fn linear(&mut self, parts: Vec<LinearPart<'_>>) -> Result<Linear> {
+        Linear::new(parts, &mut self.weights, &mut self.pool)
+    }
+
+    fn norm_weight(&mut self, weight: Vec<f32>, NormSpec { epsilon }: NormSpec) -> Result<Norm> {
+        Ok(Norm { weight, epsilon })
+    }
+
+    fn cache(&mut self) -> Cache {
+        Cache::new(self.kv_shape)
     }
 
     fn fork(&mut self, cache: &Cache, length: usize) -> Cache {
@@ -156,58 +195,76 @@ impl Backend for Cpu {
         cache.bytes()
     }
 
-    fn embed(&mut self, table: &Arc<Packed>, spans: &[Span<'_, Cache>]) -> Tensor {
-        let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
-        let mut x = self.tensors.alloc(tokens.len(), table.columns);
+    fn begin(&mut self, spans: &mut [Span<'_, Self>]) -> Step {
+        for span in spans.iter_mut() {
+            assert_eq!(span.cache.shape, self.kv_shape, "the cache is of another network or of other settings");
+            let rows = span.rows();
+            span.cache.reserve(span.position, rows);
+        }
+        let end = spans.iter().map(Span::end).max().unwrap_or(0);
+        self.ropes.iter_mut().for_each(|rope| rope.extend_to(end));
+        Step(Arc::new(spans.iter().map(|span| span.cache.pages()).collect()))
+    }
+
+    fn embed(&mut self, table: &Linear, spans: &[Span<'_, Self>]) -> Tensor {
+        let table = table.single();
+        let mut ids = Vec::new();
+        for span in spans {
+            match &span.input {
+                Input::Ids(list) => ids.extend_from_slice(list),
+                Input::Sampled(tokens, row) => ids.push(tokens.id(*row)),
+            }
+        }
+        assert!(ids.iter().all(|id| (*id as usize) < table.rows), "a token id is outside of the embedding table");
+        let mut x = self.tensors.alloc(ids.len(), table.columns);
         let (kernels, out) = (self.kernels, x.writer());
-        each_row(&mut self.pool, tokens.len(), &|row| {
-            // SAFETY: each row is written once.
-            unsafe { (kernels.row)(table, tokens[row] as usize, out.slice(row * table.columns, table.columns)) };
+        each_row(&mut self.pool, ids.len(), &|row| {
+            // SAFETY: every id is a row of the table, and each row of `x` is written once.
+            unsafe { (kernels.row)(table, ids[row] as usize, out.slice(row * table.columns, table.columns)) };
         });
         x
     }
 
-    fn norm(&mut self, x: &Tensor, norm: &Norm<Self>) -> Tensor {
+    fn norm(&mut self, x: &Tensor, norm: &Norm) -> Tensor {
+        assert_eq!(x.width, norm.weight.len(), "the norm's weight is as long as a row");
+        assert_whole_vectors(x.width);
         let mut y = self.tensors.alloc(x.rows, x.width);
         let out = y.writer();
         let kernels = self.kernels;
         each_row(&mut self.pool, x.rows, &|row| {
-            // SAFETY: each row is written once; widths are multiples of 32, checked when the weights were packed.
+            // SAFETY: row, weight and result have one length, a multiple of 8; each row is written once.
             unsafe { (kernels.norm)(x.row(row), &norm.weight, norm.epsilon, out.slice(row * x.width, x.width)) }
         });
         y
     }
 
-    fn project(&mut self, x: &Tensor, by: &[&Arc<Packed>]) -> Vec<Tensor> {
-        self.products(x, by)
+    fn project<const N: usize>(&mut self, x: &Tensor, by: &Linear) -> [Tensor; N] {
+        let tensors = self.project_all(x, by);
+        tensors.try_into().unwrap_or_else(|tensors: Vec<Tensor>| panic!("{} parts are projected to {N} tensors", tensors.len()))
     }
 
-    fn attend(&mut self, qkv: [Tensor; 3], layer: usize, spec: &DecoderSpec, spans: &mut [Span<'_, Cache>]) -> Tensor {
-        self.attention(qkv, layer, spec, spans)
+    fn attend(&mut self, qkv: [Tensor; 3], attention: &Attention<Norm>, layer: usize, step: &Step, spans: &mut [Span<'_, Self>]) -> Tensor {
+        self.attention(qkv, attention, layer, step, spans)
     }
 
-    fn gate(&mut self, mut gate: Tensor, up: Tensor) -> Tensor {
+    fn gate(&mut self, mut gate: Tensor, up: Tensor, activation: Activation) -> Tensor {
+        assert_eq!(activation, Activation::Silu, "`open` accepts no other");
+        assert_eq!((gate.rows, gate.width), (up.rows, up.width), "gate and up have one shape");
+        assert_whole_vectors(gate.width);
         let (kernels, width, out) = (self.kernels, gate.width, gate.writer());
         each_row(&mut self.pool, up.rows, &|row| {
-            // SAFETY: each row is written once; widths are multiples of 32.
+            // SAFETY: both rows have one length, a multiple of 8; each row is written once.
             unsafe { (kernels.gate_silu)(out.slice(row * width, width), up.row(row)) }
         });
         gate
     }
 
-    fn bias(&mut self, mut x: Tensor, by: &Vec<f32>) -> Tensor {
-        let (kernels, width, rows, out) = (self.kernels, x.width, x.rows, x.writer());
-        each_row(&mut self.pool, rows, &|row| {
-            // SAFETY: each row is written once; a bias is as long as its weight has rows, whole heads of 16.
-            unsafe { (kernels.add)(out.slice(row * width, width), by) }
-        });
-        x
-    }
-
     fn add(&mut self, mut x: Tensor, y: Tensor) -> Tensor {
+        assert_eq!((x.rows, x.width), (y.rows, y.width), "both summands have one shape");
+        assert_whole_vectors(x.width);
         let (kernels, width, out) = (self.kernels, x.width, x.writer());
         each_row(&mut self.pool, y.rows, &|row| {
-            // SAFETY: each row is written once; widths are multiples of 32.
+            // SAFETY: both rows have one length, a multiple of 8; each row is written once.
             unsafe { (kernels.add)(out.slice(row * width, width), y.row(row)) }
         });
         x
@@ -215,26 +272,51 @@ impl Backend for Cpu {
 
     fn select(&mut self, x: Tensor, rows: &[usize]) -> Tensor {
         let mut y = self.tensors.alloc(rows.len(), x.width);
-        Arc::make_mut(&mut y.data).chunks_exact_mut(x.width).zip(rows).for_each(|(to, &row)| to.copy_from_slice(x.row(row)));
+        if x.width > 0 {
+            Arc::make_mut(&mut y.data).chunks_exact_mut(x.width).zip(rows).for_each(|(to, &row)| to.copy_from_slice(x.row(row)));
+        }
         y
     }
 
-    fn sample(&mut self, mut logits: Tensor, draws: &mut [SampleRequest<'_>]) -> Vec<Result<Sampled>> {
+    fn sample(&mut self, mut logits: Tensor, requests: &mut [SampleRequest<'_, Self>]) -> Tokens {
+        assert_eq!(logits.rows, requests.len(), "one request for each row of logits");
         let rows = Arc::make_mut(&mut logits.data).chunks_exact_mut(logits.width.max(1));
-        // Each is taken by the one thread that has its row.
-        let choices: Vec<_> = draws.iter_mut().zip(rows).map(|(draw, row)| Mutex::new((draw, row, None))).collect();
+        // Each is locked by the one task of its row.
+        let choices: Vec<_> = requests
+            .iter_mut()
+            .zip(rows)
+            .map(|(request, row)| {
+                let unread = request.unread.map(|(tokens, row)| tokens.id(row));
+                Mutex::new((&mut *request.sampler, history(request.tokens, unread), row, None))
+            })
+            .collect();
         self.pool.run(choices.len(), &|index, _| {
-            let mut choice = choices[index].lock().expect("the wall below is inside");
-            let (draw, row, sampled) = &mut *choice;
-            // The wall around one request's processors and sampler: what panics here ends that request alone.
-            let wall = catch_unwind(AssertUnwindSafe(|| draw.sampler.sample(row, draw.tokens)));
-            *sampled = Some(wall.map_err(|_| Error::SamplerPanicked));
+            let mut choice = choices[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let (sampler, tokens, row, chosen) = &mut *choice;
+            *chosen = Some(sampler.sample(row, tokens));
         });
-        let sampled = |choice: Mutex<(_, _, Option<Result<Sampled>>)>| choice.into_inner().expect("as above").2;
-        choices.into_iter().map(|choice| sampled(choice).expect("every piece was run")).collect()
+        let chosen = choices.into_iter().map(|choice| choice.into_inner().unwrap_or_else(PoisonError::into_inner).3);
+        Tokens(chosen.map(|choice| choice.expect("the task of every row has run")).collect())
     }
 
-    fn read(&mut self, x: &Tensor) -> Vec<Vec<f32>> {
-        (0..x.rows).map(|row| x.row(row).to_vec()).collect()
+    fn read(&mut self, tokens: Tokens) -> Result<Vec<Choice>> {
+        Ok(tokens.0)
     }
+
+    fn to_host(&mut self, x: &Tensor) -> Result<Vec<Vec<f32>>> {
+        Ok((0..x.rows).map(|row| x.row(row).to_vec()).collect())
+    }
+}
+
+/// The tokens that a sampler looks back at.
+fn history(tokens: &[u32], unread: Option<u32>) -> Cow<'_, [u32]> {
+    match unread {
+        None => tokens.into(),
+        Some(id) => [tokens, &[id]].concat().into(),
+    }
+}
+
+/// The elementwise kernels work in whole vectors.
+fn assert_whole_vectors(width: usize) {
+    assert!(width.is_multiple_of(LANES), "rows of {width} are not whole vectors of {LANES}");
 }
