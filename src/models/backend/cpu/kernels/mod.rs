@@ -12,7 +12,8 @@ pub(super) mod quantize;
 
 use super::isa::{self, Isa};
 use super::kv_cache::KvShape;
-use super::weights::layout::{ActivationQuant, Bf16, BlockLayout, F16, F32, FloatLayout, I8, LayoutKind, U4, U5, U6, with_layout};
+use super::weights::ints::{I8, U4, U5, U6};
+use super::weights::layout::{ActivationQuant, Bf16, BlockLayout, F16, F32, FloatLayout, LayoutKind, with_layout};
 use super::weights::pack::Packed;
 use super::weights::scales::{KQuantScale, KQuantScaleMin, ScaleBias, ScaleOnly};
 use crate::models::weights::FloatType;
