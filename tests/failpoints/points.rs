@@ -59,7 +59,7 @@ fn inject_all(wire: Wire, first: usize, which: impl Fn(Action) -> bool, argument
     let undisturbed: Vec<_> = (0..4).map(|seed| stand.undisturbed(seed, TOKENS)).collect();
     let (descriptors, processes) = (stand.descriptors(), stand.processes());
     assert_eq!(processes, 1, "a worker");
-    let all = Point::ALL.iter().flat_map(|&point| point.row().1.actions().iter().map(move |&action| (point, action)));
+    let all = Point::ALL.iter().flat_map(|&point| point.spec().1.actions().iter().map(move |&action| (point, action)));
     for (point, action) in all.filter(|(_, action)| which(*action)).skip(first).step_by(2) {
         let mut happened = false;
         for &moment in moments(point) {
@@ -98,13 +98,13 @@ fn one(stand: &mut Stand, point: Point, action: Action, moment: Moment, undistur
     kinds.dedup();
     let happened = stand.disarm(point);
     let lost = told.iter().filter(|told| told.kind().is_some()).count();
-    let expected = match (happened, point.row().1, action) {
+    let expected = match (happened, point.spec().1, action) {
         (true, Site::Stage | Site::StageStep, Action::Panic) => lost == 1 && kinds == [Some("stage_panicked")],
         (true, Site::Stage, Action::Error) => lost == 1 && kinds == [Some("unsupported")],
         // It is known which request a prompter was at.
         (true, Site::Stage, Action::Stall) if point != Point::Stopper => lost == 1 && kinds == [Some("worker_lost")],
         // A model that says it can't be loaded is believed.
-        (true, Site::Worker, Action::Error) if point.row().0.starts_with("load.") => lost == 3 && kinds.len() == 1,
+        (true, Site::Worker, Action::Error) if point.spec().0.starts_with("load.") => lost == 3 && kinds.len() == 1,
         // A defect of the front: what its life held is lost.
         (true, Site::Front | Site::FrontWrite, Action::Panic) => kinds.is_empty() || kinds == [Some("worker_lost")],
         _ => kinds.is_empty(),

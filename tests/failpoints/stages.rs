@@ -46,7 +46,7 @@ fn stage(point: Point) -> &'static str {
     match point {
         // They are one stage.
         Point::Processor => "sampler",
-        other => other.row().0,
+        other => other.spec().0,
     }
 }
 
@@ -55,7 +55,7 @@ fn a_panic_in_any_stage_is_one_typed_answer_to_any_message() {
     let mut stand = Stand::new(Wire::Lines, &["--restarts", "1000"]);
     stand.undisturbed(1, 8);
     let worker = stand.model()["workerPid"].clone();
-    let stages = Point::ALL.iter().filter(|point| matches!(point.row().1, Site::Stage | Site::StageStep));
+    let stages = Point::ALL.iter().filter(|point| matches!(point.spec().1, Site::Stage | Site::StageStep));
     let mut times = Vec::new();
     for &point in stages {
         for (method, params, completion) in calls() {
@@ -101,7 +101,7 @@ fn a_panic_in_any_stage_is_one_typed_answer_to_any_message() {
 fn a_panic_for_one_member_of_a_batch_is_of_that_member() {
     let mut stand = Stand::new(Wire::Socket, &["--restarts", "1000"]);
     let undisturbed = stand.batch(&[("complete", completion(1, 8)), ("complete", completion(2, 8))]);
-    for &point in Point::ALL.iter().filter(|point| matches!(point.row().1, Site::Stage | Site::StageStep)) {
+    for &point in Point::ALL.iter().filter(|point| matches!(point.spec().1, Site::Stage | Site::StageStep)) {
         stand.arm(point, Action::Panic, "seed=2");
         let answers = stand.batch(&[("complete", completion(1, 8)), ("complete", completion(2, 8))]);
         assert!(stand.disarm(point));

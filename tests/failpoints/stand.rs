@@ -70,7 +70,7 @@ impl Stand {
     }
 
     fn fault(&self, point: Point) -> PathBuf {
-        self.folder.path().join(point.row().0)
+        self.folder.path().join(point.spec().0)
     }
 
     pub(crate) fn send(&mut self, method: &str, params: Value) -> u64 {

@@ -59,7 +59,7 @@ fn a_text_begins_as_the_file_says() {
 #[test]
 fn what_a_prompt_lacks_is_looked_for_in_the_file_itself() {
     let files = Files::of_gguf("a.gguf", small().bytes());
-    let language = TextCodec::open(&files, &DecoderSpec::parse(&files).expect("a network")).expect("a language");
+    let codec = TextCodec::open(&files, &DecoderSpec::parse(&files).expect("a network")).expect("a codec");
     let infill = Prompt::Infill {
         prefix: "in".into(),
         suffix: String::new(),
@@ -69,6 +69,6 @@ fn what_a_prompt_lacks_is_looked_for_in_the_file_itself() {
         order: None,
     };
     // The vocabulary has the three markers of a hole, and none of a file.
-    let Err(Error::ModelFile { file, field, .. }) = language.encode(&infill) else { panic!("it has no such marker") };
+    let Err(Error::ModelFile { file, field, .. }) = codec.encode(&infill) else { panic!("it has no such marker") };
     assert_eq!((file.as_str(), field.as_str()), ("a.gguf", "<|file_sep|>"));
 }

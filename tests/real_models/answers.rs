@@ -78,7 +78,7 @@ fn compare(model: &str, goldens: &str) {
     let (mut equal, mut all_ours, mut all_theirs) = (0, Vec::new(), Vec::new());
     for golden in &goldens.prompts {
         let name = format!("{model} {}", golden.name);
-        assert_eq!(int8.language.encode(&golden.prompt()).expect("tokens"), golden.ids, "{name}");
+        assert_eq!(int8.codec.encode(&golden.prompt()).expect("tokens"), golden.ids, "{name}");
         // Up to its first difference the free-running text reads exactly these tokens.
         let tokens: Vec<u32> = golden.ids.iter().chain(&golden.tokens[..golden.tokens.len() - 1]).copied().collect();
         let logits_int8 = logits(&mut int8.decoder, &tokens, golden.tokens.len());
@@ -124,20 +124,20 @@ fn coder_15_answers_as_llama_cpp_does() {
 
 /// The greedy answer and whether the model ended it.
 fn answer(model: &mut Model, prompt: &Prompt, tokens_max: usize) -> (String, bool) {
-    let Model { language, decoder } = model;
+    let Model { codec, decoder } = model;
     let mut cache = decoder.backend.cache();
-    let (mut new, mut position, mut tokens) = (language.encode(prompt).expect("tokens"), 0, Vec::new());
+    let (mut new, mut position, mut tokens) = (codec.encode(prompt).expect("tokens"), 0, Vec::new());
     while tokens.len() < tokens_max {
         let tensor = decoder.step(&mut [Span::ids(&new, position, &mut cache)], &[new.len() - 1]);
         position += new.len();
         let token = likeliest(&decoder.backend.to_host(&tensor).expect("this backend does not fail")[0], &[]);
-        if language.ends(prompt).contains(&token) {
-            return (language.tokenizer.decode(&tokens).expect("text"), true);
+        if codec.eos_ids(prompt).contains(&token) {
+            return (codec.tokenizer.decode(&tokens).expect("text"), true);
         }
         tokens.push(token);
         new = vec![token];
     }
-    (language.tokenizer.decode(&tokens).expect("text"), false)
+    (codec.tokenizer.decode(&tokens).expect("text"), false)
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn coder_15_fills_a_binary_search_and_stops() {
     let suffix = "\n        if a[mid] == x:\n            return mid\n        elif a[mid] < x:\n            lo = mid + 1\n        \
                   else:\n            hi = mid - 1\n    return -1\n";
     let mut model = load(&gguf(CODER_15), Activations::Int8);
-    assert_eq!(model.language.family.name, "qwen");
+    assert_eq!(model.codec.family.name, "qwen");
     assert_eq!(answer(&mut model, &infill(prefix, suffix), 24), (" (lo + hi) // 2".to_owned(), true));
     // With the space typed the model wavers between this and `lo + (hi - lo) // 2`: both are right, and both end.
     let (text, ended) = answer(&mut model, &infill(&format!("{prefix} "), suffix), 24);

@@ -33,17 +33,17 @@ fn gguf(model: &str) -> ModelSource {
 }
 
 struct Model {
-    language: TextCodec,
+    codec: TextCodec,
     decoder: Decoder<Cpu>,
 }
 
 fn load(source: &ModelSource, activations: Activations) -> Model {
     let files = Files::open(source, None).expect("files");
     let spec = DecoderSpec::parse(&files).expect("a spec");
-    let language = TextCodec::open(&files, &spec).expect("a language");
+    let codec = TextCodec::open(&files, &spec).expect("a codec");
     let backend = Cpu::open(&spec, &CpuSettings { threads: 0, activations }).expect("a backend");
     let decoder = Decoder::load(spec, &Tensors::open(&files).expect("tensors"), backend, &mut |_, _| {}).expect("a network");
-    Model { language, decoder }
+    Model { codec, decoder }
 }
 
 /// Tells the logits after each of the last `wanted` tokens, in turn: all of them may be gigabytes.

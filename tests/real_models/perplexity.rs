@@ -8,9 +8,9 @@ const TOKENS: usize = 4096;
 
 /// The perplexity of a text: e to the mean of the negative log-probabilities of its tokens.
 fn perplexity(name: &str, activations: Activations) -> f64 {
-    let Model { language, mut decoder } = load(&gguf(name), activations);
+    let Model { codec, mut decoder } = load(&gguf(name), activations);
     // Code that stays as it is, or figures of different days could not be compared.
-    let mut tokens = language.encode(&Prompt::Text(include_str!("perplexity.txt").to_owned())).expect("tokens");
+    let mut tokens = codec.encode(&Prompt::Text(include_str!("perplexity.txt").to_owned())).expect("tokens");
     tokens.truncate(TOKENS);
     assert_eq!(tokens.len(), TOKENS, "the text is too short");
     let (mut surprise, mut next) = (0.0, tokens[1..].iter());

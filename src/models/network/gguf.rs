@@ -77,10 +77,6 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
             return Err(gguf.error(&key(name), format!("is not supported; only {head_dim} is, the size of a head")));
         }
     }
-    let mut eos = Vec::new();
-    for end in ["eos", "eot", "eom"] {
-        eos.extend(gguf.token_id(&format!("tokenizer.ggml.{end}_token_id"))?);
-    }
     Ok(DecoderSpec {
         architecture: architecture.into(),
         layers: size("block_count", LAYERS_MAX)?,
@@ -91,7 +87,6 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
         attention,
         mlp: MlpSpec { intermediate_size: size("feed_forward_length", INTERMEDIATE_SIZE_MAX)?, activation: Activation::Silu },
         tied: gguf.tensors.iter().all(|tensor| tensor.name != "output.weight"),
-        eos,
         names: NAMES,
         rope_interleaved: false,
         quantization: None,

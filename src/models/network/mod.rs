@@ -10,7 +10,6 @@ mod qwen2;
 mod spec;
 
 pub use block::{Attention, Block, Weights};
-pub use config::eos_ids;
 pub use decoder::Decoder;
 pub use spec::{Activation, AttentionSpec, DecoderSpec, MlpSpec, NormSpec, RopeSpec, WeightNames};
 

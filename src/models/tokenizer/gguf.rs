@@ -1,6 +1,6 @@
 //! A tokenizer from GGUF's metadata: byte-level BPE with the file's vocabulary, merges and kinds of tokens.
 
-use super::{Tokenizer, check_added, split};
+use super::{Tokenizer, check_added, pre_tokenizer};
 use crate::models::Result;
 use crate::models::weights::Gguf;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,16 +26,17 @@ impl Tokenizer {
             other => return Err(gguf.error(MODEL, format!("{other:?} is not supported; only \"gpt2\" is, byte-level BPE"))),
         }
         let name = gguf.string_opt(PRE)?.unwrap_or("default");
-        let reading =
-            split::named(name).ok_or_else(|| gguf.error(PRE, format!("{name:?} is not supported; supported are {}", split::names())))?;
+        let pre_tokenizer = pre_tokenizer::by_name(name)
+            .ok_or_else(|| gguf.error(PRE, format!("{name:?} is not supported; supported are {}", pre_tokenizer::names())))?;
 
         let tokens = tokens(gguf)?;
         let (control, ordinary) = added(gguf, &tokens)?;
-        let bpe = BPE::builder().vocab_and_merges(vocabulary(gguf, &tokens)?, merges(gguf, &tokens)?).ignore_merges(reading.words_first);
+        let bpe =
+            BPE::builder().vocab_and_merges(vocabulary(gguf, &tokens)?, merges(gguf, &tokens)?).ignore_merges(pre_tokenizer.ignore_merges);
         let fail = |e: tokenizers::Error| gguf.error(MERGES, e);
         let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(fail)?);
-        inner.with_pre_tokenizer(Some(reading.splitter().map_err(fail)?)).with_decoder(Some(ByteLevel::default()));
-        if reading.composes {
+        inner.with_pre_tokenizer(Some(pre_tokenizer.build().map_err(fail)?)).with_decoder(Some(ByteLevel::default()));
+        if pre_tokenizer.nfc {
             inner.with_normalizer(Some(NFC)).map_err(fail)?;
         }
         let special = |special| move |text: &str| AddedToken::from(text, special).normalized(false);
@@ -44,13 +45,13 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
 
         let control_ids = control.values().copied().collect();
-        let begins = gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(reading.begins);
+        let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(pre_tokenizer.add_bos);
         let bos = gguf.token_id(BOS)?;
         if let Some(id) = bos.filter(|&id| id as usize >= tokens.len()) {
             return Err(gguf.error(BOS, format!("{id} is beyond the {} tokens", tokens.len())));
         }
-        let bos = bos.filter(|_| begins);
-        Ok(Self { inner, file: gguf.file.into(), control, control_ids, eos: BTreeSet::new(), bos })
+        let bos = bos.filter(|_| add_bos);
+        Ok(Self { inner, file: gguf.file.into(), control, control_ids, eos_ids: BTreeSet::new(), bos })
     }
 }
 
