@@ -1,8 +1,8 @@
-//! The kernels one by one, on one thread: `cargo bench --bench kernels -- products` (or attention, quantize, sampler).
+//! Benchmarks of single kernels, on one thread: `cargo bench --bench kernels -- matmul` (or attention, quantize, sampler).
 //!
-//! Elements a second are multiplications (products, attention), inputs (quantize) and tokens of the vocabulary (sampler).
+//! Elements per second are multiplications (matmul, attention), inputs (quantize) or tokens of the vocabulary (sampler).
 
-#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
 use souffleur::models::backend::cpu::Cpu;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 type Linear = <Cpu as Backend>::Linear;
 
-/// Weights that stay in a second-level cache, so that the kernel is measured and not the memory.
+/// Small enough for the weights to stay in a second-level cache, so that the kernel is measured and not the memory.
 const OUTPUTS: usize = 128;
 const INPUTS: usize = 1024;
 
@@ -25,14 +25,14 @@ fn main() {
     println!("{}", Cpu::describe(&CpuSettings::default()).expect("a known instruction set").name);
     let (measured, warm) = (Duration::from_millis(600), Duration::from_millis(200));
     let mut criterion = Criterion::default().sample_size(20).measurement_time(measured).warm_up_time(warm).configure_from_args();
-    products(&mut criterion);
+    matmul(&mut criterion);
     quantize(&mut criterion);
     attention(&mut criterion);
     sampler(&mut criterion);
     criterion.final_summary();
 }
 
-/// Any network: only its shape is asked for, and each bench sets what it needs.
+/// Any network. A benchmark uses only its sizes, and sets those that matter.
 fn spec() -> DecoderSpec {
     let embedded = Embedded {
         name: "souffleur-46m",
@@ -44,7 +44,7 @@ fn spec() -> DecoderSpec {
     DecoderSpec::parse(&Files::open(&ModelSource::Embedded, Some(embedded)).expect("files")).expect("a network")
 }
 
-/// As scales, none of these is a denormal, which would be slow, or not a number.
+/// Pseudorandom bytes. As scales they are neither denormal, which would be slow, nor NaN.
 fn bytes(count: usize) -> Vec<u8> {
     let mut state = 1u32;
     let mut next = || {
@@ -54,9 +54,11 @@ fn bytes(count: usize) -> Vec<u8> {
     (0..count).map(|_| next()).collect()
 }
 
-fn plain(backend: &mut Cpu, element: FloatType, rows: usize, columns: usize) -> Linear {
+fn float(backend: &mut Cpu, element: FloatType, rows: usize, columns: usize) -> Linear {
     let data = Cow::Owned(bytes(rows * columns * element.bytes()));
-    backend.linear(vec![LinearPart { weight: Matrix::Plain { rows, columns, element, data }, bias: None }]).expect("it packs")
+    backend
+        .linear(vec![LinearPart { weight: Matrix::Plain { rows, columns, element, data }, bias: None }])
+        .expect("the weight has a packed layout")
 }
 
 fn affine(backend: &mut Cpu, bits: usize, group: usize) -> Linear {
@@ -65,17 +67,17 @@ fn affine(backend: &mut Cpu, bits: usize, group: usize) -> Linear {
     let quantization = Quantization { bits, group };
     let (rows, columns, element) = (OUTPUTS, INPUTS, FloatType::Bf16);
     let quantized = Quantized { rows, columns, quantization, words: &words, element, scales: &scales, biases: &scales };
-    backend.linear(vec![LinearPart { weight: Matrix::Quantized(quantized), bias: None }]).expect("it packs")
+    backend.linear(vec![LinearPart { weight: Matrix::Quantized(quantized), bias: None }]).expect("the weight has a packed layout")
 }
 
-/// Rows of a table as activations.
+/// The first rows of a table, as activations.
 fn rows(backend: &mut Cpu, table: &Linear, rows: usize) -> <Cpu as Backend>::Tensor {
     let tokens: Vec<u32> = (0..rows as u32).collect();
     let mut cache = backend.cache();
     backend.embed(table, &[Span::ids(&tokens, 0, &mut cache)])
 }
 
-fn products(criterion: &mut Criterion) {
+fn matmul(criterion: &mut Criterion) {
     let spec = spec();
     let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
     let mut weights: Vec<(String, Linear)> = Vec::new();
@@ -83,17 +85,17 @@ fn products(criterion: &mut Criterion) {
         let data = Cow::Owned(bytes(OUTPUTS * INPUTS / block.elements() * block.bytes()));
         let weight = backend
             .linear(vec![LinearPart { weight: Matrix::Blocks { rows: OUTPUTS, columns: INPUTS, block, data }, bias: None }])
-            .expect("it packs");
+            .expect("the weight has a packed layout");
         weights.push((format!("{block:?}"), weight));
     }
     for (bits, group) in [(4, 32), (4, 64), (6, 64), (8, 64)] {
         weights.push((format!("mlx {bits}-bit, groups of {group}"), affine(&mut backend, bits, group)));
     }
     for element in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
-        weights.push((format!("{element:?}"), plain(&mut backend, element, OUTPUTS, INPUTS)));
+        weights.push((format!("{element:?}"), float(&mut backend, element, OUTPUTS, INPUTS)));
     }
-    let table = plain(&mut backend, FloatType::F32, 64, INPUTS);
-    let mut group = criterion.benchmark_group("products");
+    let table = float(&mut backend, FloatType::F32, 64, INPUTS);
+    let mut group = criterion.benchmark_group("matmul");
     for (name, weight) in &weights {
         for count in [1, 4, 16, 64] {
             let x = rows(&mut backend, &table, count);
@@ -104,15 +106,15 @@ fn products(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// With the product of eight outputs, which is little beside it.
+/// Includes a product with eight outputs, which takes little time in comparison.
 fn quantize(criterion: &mut Criterion) {
     let spec = spec();
     let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
     let data = Cow::Owned(bytes(8 * INPUTS / GgmlBlock::Q4_1.elements() * GgmlBlock::Q4_1.bytes()));
     let weight = backend
         .linear(vec![LinearPart { weight: Matrix::Blocks { rows: 8, columns: INPUTS, block: GgmlBlock::Q4_1, data }, bias: None }])
-        .expect("it packs");
-    let table = plain(&mut backend, FloatType::F32, 64, INPUTS);
+        .expect("the weight has a packed layout");
+    let table = float(&mut backend, FloatType::F32, 64, INPUTS);
     let mut group = criterion.benchmark_group("quantize");
     for count in [1, 64] {
         let x = rows(&mut backend, &table, count);
@@ -122,17 +124,17 @@ fn quantize(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One layer of Coder-0.5B, Coder-1.5B and SmolLM2-135M, for one row and for many, behind so many positions.
+/// The attention of one layer of Qwen2.5-Coder-0.5B, Qwen2.5-Coder-1.5B and SmolLM2-135M, after 512 or 4096 positions.
 fn attention(criterion: &mut Criterion) {
-    for (name, heads, kv_heads, head_size) in
-        [("14 heads of 64 on 2", 14, 2, 64), ("12 heads of 128 on 2", 12, 2, 128), ("9 heads of 64 on 3", 9, 3, 64)]
+    for (name, heads, kv_heads, head_dim) in
+        [("14 heads, 2 KV heads of 64", 14, 2, 64), ("12 heads, 2 KV heads of 128", 12, 2, 128), ("9 heads, 3 KV heads of 64", 9, 3, 64)]
     {
         let mut spec = spec();
         spec.layers = 1;
-        spec.attention = AttentionSpec { heads, kv_heads, head_dim: head_size, ..spec.attention };
+        spec.attention = AttentionSpec { heads, kv_heads, head_dim, ..spec.attention };
         let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
-        let (queries, keys) = (heads * head_size, kv_heads * head_size);
-        let tables = [queries, keys, keys].map(|width| plain(&mut backend, FloatType::Bf16, 512, width));
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let tables = [queries, keys, keys].map(|width| float(&mut backend, FloatType::Bf16, 512, width));
         let mut group = criterion.benchmark_group(format!("attention, {name}"));
         for depth in [512, 4096] {
             let mut cache = backend.cache();
@@ -147,7 +149,7 @@ fn attention(criterion: &mut Criterion) {
                         backend.truncate(&mut cache, depth);
                     });
                 };
-                group.bench_function(BenchmarkId::new(format!("behind {depth}"), count), work);
+                group.bench_function(BenchmarkId::new(format!("after {depth}"), count), work);
             }
         }
         group.finish();
@@ -157,23 +159,23 @@ fn attention(criterion: &mut Criterion) {
 fn step(backend: &mut Cpu, spec: &DecoderSpec, tables: &[Linear; 3], cache: &mut <Cpu as Backend>::Cache, position: usize, rows: usize) {
     let tokens: Vec<u32> = (0..rows as u32).collect();
     let mut spans = [Span::ids(&tokens, position, cache)];
-    let begun = backend.begin(&mut spans);
+    let step = backend.begin(&mut spans);
     let qkv = tables.each_ref().map(|table| backend.embed(table, &spans));
     let attention = Attention { spec: spec.attention.clone(), q_norm: None, k_norm: None };
-    black_box(backend.attend(qkv, &attention, 0, &begun, &mut spans));
+    black_box(backend.attend(qkv, &attention, 0, &step, &mut spans));
 }
 
-/// Over the vocabulary of Qwen2.5.
+/// One choice from the vocabulary of Qwen2.5.
 fn sampler(criterion: &mut Criterion) {
     let logits: Vec<f32> = bytes(151_936).into_iter().zip(0..).map(|(byte, i)| f32::from(byte) / 4.0 + (i % 97) as f32 / 50.0).collect();
     let mut group = criterion.benchmark_group("sampler");
     group.throughput(Throughput::Elements(logits.len() as u64));
-    let ways = [
+    let settings = [
         ("greedy", Sampling::default()),
         ("temperature 0.8", Sampling { temperature: 0.8, ..Sampling::default() }),
         ("temperature 0.8, top-k 40, top-p 0.9", Sampling { temperature: 0.8, top_k: 40, top_p: 0.9, ..Sampling::default() }),
     ];
-    for (name, sampling) in ways {
+    for (name, sampling) in settings {
         let mut sampler = Sampler::new(sampling, None);
         let sample =
             |b: &mut Bencher| b.iter_batched_ref(|| logits.clone(), |logits| sampler.sample(logits, &[1, 2, 3]), BatchSize::LargeInput);
