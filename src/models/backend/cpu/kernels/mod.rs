@@ -137,8 +137,8 @@ macro_rules! table {
             table!(@fn $($feature)?, gate_silu(gate: &mut [f32], up: &[f32]) = elementwise::gate_silu::<$isa>);
             table!(@fn $($feature)?, add(x: &mut [f32], y: &[f32]) = elementwise::add::<$isa>);
             table!(@fn $($feature)?, rotate(head: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) = elementwise::rotate::<$isa>);
-            table!(@fn $($feature)?, append(page: *mut u8, shape: KvShape, layer: usize, head: usize, position: usize, key: &[f32], value: &[f32])
-                = kv_page::append::<$isa>);
+            table!(@fn $($feature)?, append(page: *mut u8, shape: KvShape, layer: usize, head: usize, position: usize,
+                key: &[f32], value: &[f32]) = kv_page::append::<$isa>);
             table!(@fn $($feature)?, attend(tile: &QueryTile<'_>, scratch: &mut Scratch, out: *mut f32, stride: usize)
                 = attention::attend::<$isa>);
             table!(@fn $($feature)?, attend_page(tile: &QueryTile<'_>, page: usize, scratch: &mut Scratch, partials: &mut [f32])

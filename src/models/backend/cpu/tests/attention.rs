@@ -61,7 +61,7 @@ fn attention_matches_the_definition_on_every_instruction_set() {
                     cache.reserve(0, length);
                     let pages = cache.pages();
                     for t in 0..length {
-                        // SAFETY: the kernels run on this processor; the position was reserved above, and no other thread accesses the page.
+                        // SAFETY: the kernels run on this processor; the position was reserved, and this is the only thread.
                         unsafe { (kernels.append)(cache.page_ptr(t / PAGE_TOKENS), shape, 1, 1, t, &keys[t], &values[t]) };
                     }
                     let mut out = vec![0.0; q.len()];

@@ -104,7 +104,7 @@ impl LayoutKind {
             }
             Matrix::Blocks { block, .. } => match block {
                 GgmlBlock::Q4_0 => Self::Q4_0,
-                GgmlBlock::Q4_1 => Self::Q4_1,
+                GgmlBlock::Q4_1 => Self::Affine { bits: 4, group: 32, f32_scales: false },
                 GgmlBlock::Q5_0 => Self::Q5_0,
                 GgmlBlock::Q5_1 => Self::Q5_1,
                 GgmlBlock::Q8_0 | GgmlBlock::IQ4_NL => Self::Q8_0,
