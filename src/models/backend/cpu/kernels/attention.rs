@@ -30,7 +30,7 @@ impl Default for AttentionScratch {
 }
 
 impl QueryTile<'_> {
-    /// Panics unless a `AttentionScratch` has room for the tile, and the tile's slices have all that the kernels read of them.
+    /// Panics unless an `AttentionScratch` has room for the tile, and the tile's slices have all that the kernels read of them.
     fn check_for_scratch(&self) {
         self.check();
         assert!(self.queries() <= QUERIES_MAX && self.shape.head_dim <= HEAD_DIM_MAX, "the tile is too large");
