@@ -115,9 +115,13 @@ impl<B: Backend> Batch<B> {
         Ok(None)
     }
 
-    /// Submits one step over all running sequences. `last` has the choices that were not read yet.
-    pub(super) fn submit(&mut self, last: Option<&Submitted<B>>) -> Submitted<B> {
+    /// Submits one step over all running sequences, if any of them has something to compute. `last` has the choices that
+    /// were not read yet.
+    pub(super) fn submit(&mut self, last: Option<&Submitted<B>>) -> Option<Submitted<B>> {
         let prompt_tokens = self.divide_chunks();
+        if self.running.iter().all(|running| running.chunk == 0) {
+            return None;
+        }
         failpoints::at(if prompt_tokens > 0 { Point::Prefill } else { Point::Decode }, None);
         let start = Instant::now();
         let (mut rows, mut row, mut ids) = (Vec::new(), 0, Vec::new());
@@ -155,7 +159,7 @@ impl<B: Backend> Batch<B> {
         self.status.rows += row as u64;
         self.status.step_sequences = sequences;
         self.status.step_sequences_max = self.status.step_sequences_max.max(sequences);
-        Submitted { choices, ids, prompt_tokens, start }
+        Some(Submitted { choices, ids, prompt_tokens, start })
     }
 
     /// Sets how many tokens of each sequence the next step computes. Returns how many of them are prompt tokens.

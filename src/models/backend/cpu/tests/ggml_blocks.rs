@@ -1,11 +1,11 @@
-//! Every GGUF block type, packed, against the format's definition: written here from ggml's loops, value by value,
-//! and not from `GgmlBlock::integers` and `GgmlBlock::affine`.
+//! Packing and products of every ggml block type, against the definition: ggml's own dequantization loops, value by value,
+//! independent of `GgmlBlock::integers` and `GgmlBlock::affine`.
 
-use super::buffer::Arena;
-use super::kernels::Kernels;
-use super::pack::Packed;
-use super::pool::Pool;
-use super::tests::{Input, Random, product, quantize};
+use super::super::buffer::Arena;
+use super::super::kernels::Kernels;
+use super::super::pool::Pool;
+use super::super::weights::pack::Packed;
+use super::{Input, Random, product, quantize};
 use crate::models::weights::{GgmlBlock, Matrix};
 use half::f16;
 
@@ -18,7 +18,7 @@ fn scale_min(j: usize, q: &[u8]) -> (u8, u8) {
     if j < 4 { (q[j] & 63, q[j + 4] & 63) } else { ((q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4)) }
 }
 
-/// One block as ggml dequantizes it, in its order of operations.
+/// Dequantizes one block as ggml's `dequantize_row_*` does, in its order of operations.
 fn definition(block: GgmlBlock, b: &[u8]) -> Vec<f32> {
     const NONLINEAR: [f32; 16] = [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
     let mut y = vec![0f32; block.elements()];
@@ -143,7 +143,7 @@ fn definition(block: GgmlBlock, b: &[u8]) -> Vec<f32> {
     y
 }
 
-/// Where a block has f16 numbers.
+/// Offsets of the f16 fields of a block.
 fn halves(block: GgmlBlock) -> &'static [usize] {
     match block {
         GgmlBlock::Q4_0 | GgmlBlock::Q5_0 | GgmlBlock::Q8_0 | GgmlBlock::IQ4_NL => &[0],
@@ -154,13 +154,13 @@ fn halves(block: GgmlBlock) -> &'static [usize] {
     }
 }
 
-/// Blocks of random bytes whose f16 fields are numbers, and of bytes that are all one.
+/// Blocks of random bytes, and blocks that repeat one byte. All f16 fields are finite.
 fn blocks(random: &mut Random, block: GgmlBlock, count: usize) -> Vec<u8> {
     let mut data = Vec::new();
     for index in 0..count {
         let fill = [0, 0xff, 0x80, 0x7f].get(index).copied();
         let mut b: Vec<u8> = (0..block.bytes()).map(|_| fill.unwrap_or(random.next() as u8)).collect();
-        // Any finite f16: also the largest, the smallest denormal, zeros of both signs.
+        // Any finite f16: also the max_lane, the smallest denormal, zeros of both signs.
         for &at in halves(block) {
             let bits = match index % 16 {
                 0 => 0x7bff,
@@ -187,7 +187,7 @@ fn packed(block: GgmlBlock, rows: usize, columns: usize, data: &[u8]) -> Packed 
 }
 
 #[test]
-fn a_packed_block_is_its_definition_to_the_bit() {
+fn a_packed_block_matches_ggml_to_the_bit() {
     let mut random = Random(11);
     for block in GgmlBlock::ALL {
         let (rows, columns) = (61, 512);
@@ -195,11 +195,11 @@ fn a_packed_block_is_its_definition_to_the_bit() {
         let packed = packed(block, rows, columns, &data);
         let mut row = vec![0f32; columns];
         for (r, data) in data.chunks_exact(data.len() / rows).enumerate() {
-            // SAFETY: made for this processor.
+            // SAFETY: the kernels run on this processor.
             unsafe { (Kernels::all()[0].row)(&packed, r, &mut row) };
             let want = data.chunks_exact(block.bytes()).flat_map(|b| definition(block, b));
             for (i, (got, want)) in row.iter().zip(want).enumerate() {
-                // Adding 0 makes one zero of both: `q * scale + bias` has no minus zero, ggml's products have.
+                // Adding 0 makes -0 equal to 0: ggml's products can be -0, `q * scale + bias` cannot.
                 assert_eq!((got + 0.0).to_bits(), (want + 0.0).to_bits(), "{block:?} row {r} input {i}: {got} is not {want}");
             }
         }
@@ -207,12 +207,12 @@ fn a_packed_block_is_its_definition_to_the_bit() {
 }
 
 #[test]
-fn products_of_blocks_are_the_definitions_and_the_same_on_every_instruction_set() {
+fn block_products_match_the_definition_on_every_instruction_set() {
     let mut random = Random(12);
     for block in GgmlBlock::ALL {
         let (rows, columns) = (19, 512);
         let mut data = blocks(&mut random, block, rows * columns / block.elements());
-        // Scales of one size, so that a tolerance means something.
+        // Scales of one magnitude, so that one tolerance fits all.
         for b in data.chunks_exact_mut(block.bytes()) {
             halves(block).iter().for_each(|&at| b[at..at + 2].copy_from_slice(&f16::from_f32(0.001 * random.float()).to_le_bytes()));
         }
@@ -223,9 +223,9 @@ fn products_of_blocks_are_the_definitions_and_the_same_on_every_instruction_set(
         for x_rows in [131, 1, 2, 3, 4, 5, 7] {
             let x = &all[..x_rows * columns];
             let results = Kernels::all().into_iter().map(|kernels| {
-                let quants = quantize(kernels, x, x_rows, weight.kind.grouping().expect("integers"));
+                let quantized = quantize(kernels, x, x_rows, weight.kind.activation_quant().expect("integers"));
                 let exact = product(kernels, &weight, Input::F32(x), x_rows);
-                (exact, product(kernels, &weight, Input::Int8(&quants), x_rows))
+                (exact, product(kernels, &weight, Input::Int8(&quantized), x_rows))
             });
             let results: Vec<_> = results.collect();
             assert!(results.iter().all(|result| result == &results[0]), "{block:?}: instruction sets differ");
@@ -237,7 +237,7 @@ fn products_of_blocks_are_the_definitions_and_the_same_on_every_instruction_set(
                 let want: f64 = pairs().map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
                 let size: f64 = pairs().map(|(_, w)| f64::from(w.abs())).sum();
                 assert!((f64::from(*exact) - want).abs() <= 1e-5 * size, "{block:?} rows {x_rows}: {exact} is not {want}");
-                // Half a step of 127 for each activation, were all errors to one side.
+                // Half a quantization step per activation, if all errors had the same sign.
                 assert!((f64::from(*int8) - want).abs() <= size / 254.0, "{block:?} rows {x_rows}: {int8} is not {want}");
             }
         }
