@@ -70,9 +70,9 @@ fn the_head_is_checked() {
     assert_eq!(with(4, &[1, 0, 0, 0]), "version at byte 4: 1; supported are 2 and 3");
     assert_eq!(with(4, &[0, 0, 0, 3]), "version at byte 4: big-endian files are not supported");
     let largest = u64::MAX.to_le_bytes();
-    assert_eq!(with(8, &largest), "tensor count at byte 8: 18446744073709551615 is more than the 65536 that are supported");
-    assert_eq!(with(16, &largest), "metadata count at byte 16: 18446744073709551615 is more than the 65536 that are supported");
-    assert_eq!(with(24, &largest), "key 0 at byte 24: 18446744073709551615 bytes, more than the 65536 that are supported");
+    assert_eq!(with(8, &largest), "tensor count at byte 8: 18446744073709551615 is more than the supported 65536");
+    assert_eq!(with(16, &largest), "metadata count at byte 16: 18446744073709551615 is more than the supported 65536");
+    assert_eq!(with(24, &largest), "key 0 at byte 24: 18446744073709551615 bytes, more than the supported 65536");
 }
 
 #[test]
@@ -86,12 +86,18 @@ fn values_are_checked() {
     says(changed(|file| _ = file.value("x", 7, &[2])), &["x at byte", "2 is neither true nor false"]);
     says(changed(|file| _ = file.value("x", 8, &huge)), &["x at byte", "9223372036854775807 bytes, but the file ends after"]);
     says(changed(|file| _ = file.value("x", 8, &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff])), &["x at byte", "utf-8"]);
-    says(changed(|file| _ = file.value("x", 9, &list(5, &huge))), &["x at byte", "a list of 9223372036854775807, but the file ends after"]);
-    says(changed(|file| _ = file.value("x", 9, &list(8, &huge))), &["x at byte", "a list of 9223372036854775807, but the file ends after"]);
-    says(changed(|file| _ = file.value("x", 9, &list(9, &huge))), &["x at byte", "a list of value type 9; supported are"]);
-    says(changed(|file| file.values.push(file.values[0].clone())), &["llama.block_count at byte", "this key is there twice"]);
+    says(
+        changed(|file| _ = file.value("x", 9, &list(5, &huge))),
+        &["x at byte", "an array of 9223372036854775807, but the file ends after"],
+    );
+    says(
+        changed(|file| _ = file.value("x", 9, &list(8, &huge))),
+        &["x at byte", "an array of 9223372036854775807, but the file ends after"],
+    );
+    says(changed(|file| _ = file.value("x", 9, &list(9, &huge))), &["x at byte", "an array of value type 9; supported are"]);
+    says(changed(|file| file.values.push(file.values[0].clone())), &["llama.block_count at byte", "duplicate key"]);
     says(changed(|file| _ = file.u32("general.alignment", 48)), &["general.alignment at byte", "48 is not a power of two"]);
-    says(changed(|file| _ = file.u32("general.alignment", 0)), &["general.alignment at byte", "not a whole number from 1 to 65536"]);
+    says(changed(|file| _ = file.u32("general.alignment", 0)), &["general.alignment at byte", "not an integer from 1 to 65536"]);
 }
 
 #[test]
@@ -108,12 +114,12 @@ fn tensors_are_checked() {
     says(tensor(0, &|t| t.2 = 23), "ggml type 23; supported are F32, F16, BF16, Q4_0");
     says(tensor(0, &|t| t.1 = vec![]), "0 dimensions; supported are 1 to 4");
     says(tensor(0, &|t| t.1 = vec![1; 5]), "5 dimensions; supported are 1 to 4");
-    says(tensor(0, &|t| t.1 = vec![1 << 40, 1 << 40]), "has no size");
-    says(tensor(0, &|t| t.1 = vec![0, 7]), "has no size");
-    says(tensor(0, &|t| (t.1, t.2) = (vec![33, 1], 8)), "rows of 33 are not whole blocks of 32");
+    says(tensor(0, &|t| t.1 = vec![1 << 40, 1 << 40]), "is empty or too large");
+    says(tensor(0, &|t| t.1 = vec![0, 7]), "is empty or too large");
+    says(tensor(0, &|t| (t.1, t.2) = (vec![33, 1], 8)), "rows of 33 elements are not a multiple of the block size 32");
     says(tensor(0, &|t| t.1 = vec![64, 1 << 30]), "bytes at offset 0 of the data, but the file has");
-    says(tensor(0, &|t| t.1 = vec![64, 264]), "its bytes are also those of token_embd.weight");
-    says(changed(|file| _ = file.tensor("output_norm.weight", &[1], 0, vec![0; 4])), "this tensor is there twice");
+    says(tensor(0, &|t| t.1 = vec![64, 264]), "its data overlap those of token_embd.weight");
+    says(changed(|file| _ = file.tensor("output_norm.weight", &[1], 0, vec![0; 4])), "duplicate tensor name");
     let mut bytes = small().bytes();
     let at = bytes.windows(18).position(|window| window == b"output_norm.weight").expect("a name") + 18 + 4 + 8 + 4;
     bytes[at] += 4;
@@ -139,8 +145,11 @@ fn what_a_network_does_not_know_is_refused_by_name() {
     says(changed(|file| _ = file.u32("llama.expert_count", 8)), "llama.expert_count");
     says(changed(|file| _ = file.u32("llama.rope.dimension_count", 8)), "is not supported; only 16 is, the size of a head");
     says(changed(|file| _ = file.u32("llama.attention.head_count", 3)), "3 heads can't share 2 evenly");
-    says(changed(|file| _ = file.u32("llama.attention.head_count", 0)), "is not a whole number from 1 to 1024");
-    says(changed(|file| _ = file.i32s("llama.attention.head_count_kv", &[2, 2])), "is a list; supported is one number for all layers");
+    says(changed(|file| _ = file.u32("llama.attention.head_count", 0)), "is not an integer from 1 to 1024");
+    says(
+        changed(|file| _ = file.i32s("llama.attention.head_count_kv", &[2, 2])),
+        "is an array; only one number for all layers is supported",
+    );
     says(changed(|file| _ = file.f32("llama.rope.freq_base", f32::NAN)), "is not a positive number");
     says(changed(|file| _ = file.u32("split.count", 3)), "split over several files");
     says(changed(|file| _ = file.text("tokenizer.ggml.model", "llama")), "only \"gpt2\" is, byte-level BPE");
@@ -152,8 +161,8 @@ fn what_a_network_does_not_know_is_refused_by_name() {
     says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "Token `li` out of vocabulary");
     says(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 kinds of 263 tokens");
     says(changed(|file| _ = file.text("tokenizer.ggml.eos_token_id", "259")), "tokenizer.ggml.eos_token_id at byte");
-    says(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token's id");
-    says(changed(|file| _ = file.f32("tokenizer.ggml.bos_token_id", 1.0)), "is not a token's id");
+    says(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token id");
+    says(changed(|file| _ = file.f32("tokenizer.ggml.bos_token_id", 1.0)), "is not a token id");
     says(changed(|file| _ = file.u32("tokenizer.ggml.bos_token_id", 263)), "263 is beyond the 263 tokens");
     says(
         changed(|file| {
