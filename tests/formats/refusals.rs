@@ -152,14 +152,14 @@ fn what_a_network_does_not_know_is_refused_by_name() {
     );
     says(changed(|file| _ = file.f32("llama.rope.freq_base", f32::NAN)), "is not a positive number");
     says(changed(|file| _ = file.u32("split.count", 3)), "split over several files");
-    says(changed(|file| _ = file.text("tokenizer.ggml.model", "llama")), "only \"gpt2\" is, byte-level BPE");
+    says(changed(|file| _ = file.text("tokenizer.ggml.model", "llama")), "only \"gpt2\" (byte-level BPE) is");
     says(changed(|file| _ = file.text("tokenizer.ggml.pre", "klingon")), "\"klingon\" is not supported; supported are gpt-2");
     says(
         changed(|file| _ = file.texts("tokenizer.ggml.merges", &["<|endoftext|> <|fim_prefix|>".into()])),
-        "merge 0 is not two tokens that make a third",
+        "merge 0 is not two tokens that form a third",
     );
     says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "Token `li` out of vocabulary");
-    says(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 kinds of 263 tokens");
+    says(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 token types for 263 tokens");
     says(changed(|file| _ = file.text("tokenizer.ggml.eos_token_id", "259")), "tokenizer.ggml.eos_token_id at byte");
     says(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token id");
     says(changed(|file| _ = file.f32("tokenizer.ggml.bos_token_id", 1.0)), "is not a token id");
@@ -171,7 +171,7 @@ fn what_a_network_does_not_know_is_refused_by_name() {
         }),
         "262 tokens where token_embd.weight has 263 rows",
     );
-    says(changed(|file| control_token_of(file, 257)), "token 262 has 257 bytes, more than the 256 that are supported of a control token");
+    says(changed(|file| control_token_of(file, 257)), "token 262 has 257 bytes, more than the supported 256 of an added token");
     says(changed(|file| _ = file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32])), "rotary frequencies of a model's own");
     let mut file = small();
     control_token_of(&mut file, 256);

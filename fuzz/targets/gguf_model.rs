@@ -1,4 +1,4 @@
-//! A whole GGUF model: its tokenizer reads, its weights are packed.
+//! Loads a whole GGUF model: packs its weights and tokenizes a prompt.
 
 #![no_main]
 
