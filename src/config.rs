@@ -171,8 +171,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Bounds the channels and the semaphore that are created with a place for each request.
-    pub const REQUESTS_IN_FLIGHT_MAX: usize = 65_536;
+    /// The largest `requests_in_flight`. Mailboxes, channels and worker inboxes have a place for each request.
+    pub const REQUESTS_IN_FLIGHT_MAX: usize = 512;
 
     fn check(&self) -> Result<(), ConfigError> {
         // All fields are named here, so that a new one can't be forgotten.
@@ -306,8 +306,8 @@ mod tests {
     }
 
     #[test]
-    fn more_requests_than_a_semaphore_holds_are_refused() {
-        let limits = Limits { requests_in_flight: usize::MAX, ..Limits::default() };
+    fn more_requests_than_the_inboxes_hold_are_refused() {
+        let limits = Limits { requests_in_flight: 513, ..Limits::default() };
         let too_large = ConfigError::TooLarge { field: "requests_in_flight", max: Limits::REQUESTS_IN_FLIGHT_MAX };
         assert_eq!(config().with_limits(limits).err(), Some(too_large));
     }

@@ -62,7 +62,7 @@ macro_rules! points {
         impl Point {
             pub const ALL: &[Self] = &[$(Self::$point,)*];
 
-            pub const fn row(self) -> (&'static str, Site) {
+            pub const fn spec(self) -> (&'static str, Site) {
                 match self {
                     $(Self::$point => ($name, Site::$place),)*
                 }

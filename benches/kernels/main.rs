@@ -11,7 +11,7 @@ use souffleur::models::backend::cpu::Cpu;
 use souffleur::models::backend::{Backend, LinearPart, Span};
 use souffleur::models::network::{Attention, AttentionSpec, DecoderSpec};
 use souffleur::models::sampler::Sampler;
-use souffleur::models::weights::{Block, Element, Files, Matrix, Quantization, Quantized};
+use souffleur::models::weights::{Files, FloatType, GgmlBlock, Matrix, Quantization, Quantized};
 use souffleur::models::{Activations, CpuSettings, Embedded, ModelSource, Sampling};
 use std::borrow::Cow;
 use std::hint::black_box;
@@ -54,7 +54,7 @@ fn bytes(count: usize) -> Vec<u8> {
     (0..count).map(|_| next()).collect()
 }
 
-fn plain(backend: &mut Cpu, element: Element, rows: usize, columns: usize) -> Linear {
+fn plain(backend: &mut Cpu, element: FloatType, rows: usize, columns: usize) -> Linear {
     let data = Cow::Owned(bytes(rows * columns * element.bytes()));
     backend.linear(vec![LinearPart { weight: Matrix::Plain { rows, columns, element, data }, bias: None }]).expect("it packs")
 }
@@ -63,7 +63,7 @@ fn affine(backend: &mut Cpu, bits: usize, group: usize) -> Linear {
     let words = bytes(OUTPUTS * INPUTS * bits / 8);
     let scales = bytes(OUTPUTS * INPUTS / group * 2);
     let quantization = Quantization { bits, group };
-    let (rows, columns, element) = (OUTPUTS, INPUTS, Element::Bf16);
+    let (rows, columns, element) = (OUTPUTS, INPUTS, FloatType::Bf16);
     let quantized = Quantized { rows, columns, quantization, words: &words, element, scales: &scales, biases: &scales };
     backend.linear(vec![LinearPart { weight: Matrix::Quantized(quantized), bias: None }]).expect("it packs")
 }
@@ -79,8 +79,8 @@ fn products(timing: &Timing) {
     let spec = spec();
     let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
     let mut weights: Vec<(String, Linear)> = Vec::new();
-    for block in Block::ALL {
-        let data = Cow::Owned(bytes(OUTPUTS * INPUTS / block.weights() * block.bytes()));
+    for block in GgmlBlock::ALL {
+        let data = Cow::Owned(bytes(OUTPUTS * INPUTS / block.elements() * block.bytes()));
         let weight = backend
             .linear(vec![LinearPart { weight: Matrix::Blocks { rows: OUTPUTS, columns: INPUTS, block, data }, bias: None }])
             .expect("it packs");
@@ -89,10 +89,10 @@ fn products(timing: &Timing) {
     for (bits, group) in [(4, 32), (4, 64), (6, 64), (8, 64)] {
         weights.push((format!("mlx {bits}-bit, groups of {group}"), affine(&mut backend, bits, group)));
     }
-    for element in [Element::F32, Element::F16, Element::Bf16] {
+    for element in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
         weights.push((format!("{element:?}"), plain(&mut backend, element, OUTPUTS, INPUTS)));
     }
-    let table = plain(&mut backend, Element::F32, 64, INPUTS);
+    let table = plain(&mut backend, FloatType::F32, 64, INPUTS);
     for (name, weight) in &weights {
         for count in [1, 4, 16, 64] {
             let x = rows(&mut backend, &table, count);
@@ -107,11 +107,11 @@ fn products(timing: &Timing) {
 fn quantize(timing: &Timing) {
     let spec = spec();
     let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
-    let data = Cow::Owned(bytes(8 * INPUTS / Block::Q4_1.weights() * Block::Q4_1.bytes()));
+    let data = Cow::Owned(bytes(8 * INPUTS / GgmlBlock::Q4_1.elements() * GgmlBlock::Q4_1.bytes()));
     let weight = backend
-        .linear(vec![LinearPart { weight: Matrix::Blocks { rows: 8, columns: INPUTS, block: Block::Q4_1, data }, bias: None }])
+        .linear(vec![LinearPart { weight: Matrix::Blocks { rows: 8, columns: INPUTS, block: GgmlBlock::Q4_1, data }, bias: None }])
         .expect("it packs");
-    let table = plain(&mut backend, Element::F32, 64, INPUTS);
+    let table = plain(&mut backend, FloatType::F32, 64, INPUTS);
     for count in [1, 64] {
         let x = rows(&mut backend, &table, count);
         timing.measure(&format!("quantize, {count} rows"), count * INPUTS, || {
@@ -128,7 +128,7 @@ fn attention(timing: &Timing) {
         spec.attention = AttentionSpec { heads, kv_heads, head_dim, ..spec.attention };
         let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-        let tables = [queries, keys, keys].map(|width| plain(&mut backend, Element::Bf16, 512, width));
+        let tables = [queries, keys, keys].map(|width| plain(&mut backend, FloatType::Bf16, 512, width));
         for depth in [512, 4096] {
             let mut cache = backend.cache();
             for position in (0..depth).step_by(512) {

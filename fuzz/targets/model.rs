@@ -20,7 +20,7 @@ fn load(bytes: &[u8]) -> Result<()> {
     tensors.expect(&spec.parameters())?;
     let backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 })?;
     Decoder::load(spec.clone(), &tensors, backend, &mut |_, _| {})?;
-    let language = TextCodec::open(&files, &spec)?;
-    language.encode(&Prompt::Text("while lo in (7, 8): é\r\n\tin".into()))?;
+    let codec = TextCodec::open(&files, &spec)?;
+    codec.encode(&Prompt::Text("while lo in (7, 8): é\r\n\tin".into()))?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What can end a request besides its own text.
+//! The errors that can end a request.
 
 use crate::models;
 use serde::{Deserialize, Serialize};
@@ -9,24 +9,24 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     #[error(transparent)]
     Model(#[from] models::Error),
-    #[error("unknown model {name:?}; known are {}", known.join(", "))]
+    #[error("unknown model {name:?}; known models: {}", known.join(", "))]
     UnknownModel { name: String, known: Vec<String> },
-    #[error("{limit} requests are in hand already; try again when one has ended")]
+    #[error("{limit} requests are already in flight; try again when one has ended")]
     Overloaded { limit: usize },
-    /// What panicked for this request alone.
+    /// A stage of the worker panicked on this request. The worker and its other requests continue.
     #[error("{stage} panicked: {cause}")]
     StagePanicked { stage: String, cause: String },
-    /// The process that computed this request is gone.
+    /// The worker that computed this request ended before the request did.
     #[error("the worker of model {model:?} was lost: {cause}")]
     WorkerLost { model: String, cause: String },
-    /// The restart limit is reached; an explicit load tries again.
+    /// The restart limit was reached. An explicit load retries.
     #[error("model {model:?} has failed: {cause}; load it again to retry")]
     ModelFailed { model: String, cause: String },
     #[error("model {model:?} is being unloaded")]
     Unloading { model: String },
     #[error("shutting down")]
     ShuttingDown,
-    /// A defect of ours; the log has its cause.
+    /// A bug in Souffleur; the log has the cause.
     #[error("internal error: {0}")]
     Internal(String),
 }

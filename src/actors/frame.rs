@@ -1,65 +1,65 @@
-//! What a pipe between front and worker carries: a length, then that many bytes of postcard.
+//! Frames on the pipe between front and worker: a length in bytes, then that many bytes of postcard.
 
 use bytes::{Buf, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{self, Read};
 
-/// The largest frame: a request brings at most a few MiB of text, its replay at most 16,384 tokens with 20 alternatives each
-/// (under 4 MiB), and a tokenized text of 2 MiB comes back as at most 10. A length beyond this is not a length.
+/// The largest frame. A request has at most a few MiB of text, its replay at most 16,384 tokens with 20 alternatives each
+/// (under 4 MiB), and the tokens of a 2 MiB text take at most 10 MiB. A greater length means a corrupt stream.
 pub(super) const FRAME_BYTES: usize = 32 << 20;
 
-/// The length that every frame starts with: a `u32`, little-endian.
-const HEAD: usize = size_of::<u32>();
+/// Size of the length prefix: a `u32`, little-endian.
+const PREFIX_BYTES: usize = size_of::<u32>();
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("a frame of {bytes} bytes exceeds the limit of {FRAME_BYTES}")]
+    #[error("frame of {bytes} bytes exceeds the limit of {FRAME_BYTES}")]
     TooLong { bytes: u64 },
-    #[error("a frame that does not parse: {0}")]
+    #[error("frame can't be decoded: {0}")]
     Malformed(#[from] postcard::Error),
-    #[error("{0} bytes after the end of a message")]
+    #[error("frame has {0} bytes after its message")]
     Trailing(usize),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// One frame, ready to be written whole.
+/// Encodes one frame.
 pub(super) fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
-    let mut frame = postcard::to_extend(message, vec![0; HEAD])?;
-    let bytes = frame.len() - HEAD;
+    let mut frame = postcard::to_extend(message, vec![0; PREFIX_BYTES])?;
+    let bytes = frame.len() - PREFIX_BYTES;
     if bytes > FRAME_BYTES {
         return Err(Error::TooLong { bytes: bytes as u64 });
     }
-    frame[..HEAD].copy_from_slice(&(bytes as u32).to_le_bytes());
+    frame[..PREFIX_BYTES].copy_from_slice(&(bytes as u32).to_le_bytes());
     Ok(frame)
 }
 
-/// Takes the first frame off a buffer that fills as bytes arrive; nothing is reserved for bytes that were only announced.
+/// Removes the first frame from a buffer; `None` while it is incomplete. Reserves no memory for the announced length.
 pub(super) fn split<T: DeserializeOwned>(buffer: &mut BytesMut) -> Result<Option<T>, Error> {
-    let Some(head) = buffer.first_chunk::<HEAD>() else { return Ok(None) };
-    let bytes = length(*head)?;
-    if buffer.len() < HEAD + bytes {
+    let Some(prefix) = buffer.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
+    let bytes = length(*prefix)?;
+    if buffer.len() < PREFIX_BYTES + bytes {
         return Ok(None);
     }
-    buffer.advance(HEAD);
+    buffer.advance(PREFIX_BYTES);
     decode(&buffer.split_to(bytes)).map(Some)
 }
 
-/// Waits for one frame; `None` at the end of the input, also in the middle of a frame: its writer is gone.
+/// Reads one frame; `None` at the end of the input, also in the middle of a frame, because its writer has ended then.
 pub(super) fn read<T: DeserializeOwned>(input: &mut impl Read) -> Result<Option<T>, Error> {
-    let mut head = [0; HEAD];
-    if !filled(input.read_exact(&mut head))? {
+    let mut prefix = [0; PREFIX_BYTES];
+    if !is_complete(input.read_exact(&mut prefix))? {
         return Ok(None);
     }
-    let mut body = vec![0; length(head)?];
-    if !filled(input.read_exact(&mut body))? {
+    let mut body = vec![0; length(prefix)?];
+    if !is_complete(input.read_exact(&mut body))? {
         return Ok(None);
     }
     decode(&body).map(Some)
 }
 
-fn length(head: [u8; HEAD]) -> Result<usize, Error> {
-    let bytes = u32::from_le_bytes(head);
+fn length(prefix: [u8; PREFIX_BYTES]) -> Result<usize, Error> {
+    let bytes = u32::from_le_bytes(prefix);
     if bytes as usize > FRAME_BYTES { Err(Error::TooLong { bytes: bytes.into() }) } else { Ok(bytes as usize) }
 }
 
@@ -68,7 +68,7 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     if rest.is_empty() { Ok(message) } else { Err(Error::Trailing(rest.len())) }
 }
 
-fn filled(read: io::Result<()>) -> io::Result<bool> {
+fn is_complete(read: io::Result<()>) -> io::Result<bool> {
     match read {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_to_a_worker_survives_the_pipe() {
+    fn every_message_to_a_worker_survives_a_round_trip() {
         let questions = [
             Question::Tokenize("a".into()),
             Question::Detokenize(vec![1, 2]),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_from_a_worker_survives_the_pipe() {
+    fn every_message_from_a_worker_survives_a_round_trip() {
         let prompter = Some(PrompterActivity { id: 7, elapsed: std::time::Duration::from_millis(8) });
         let rendered = Rendered { text: "a".into(), tokens: vec![1], control: vec![0] };
         let done =
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_may_arrive_byte_by_byte_and_ends_with_its_writer() {
+    fn a_frame_may_arrive_in_parts_and_a_partial_frame_is_the_end() {
         let frame = encode(&ToWorker::Cancel { id: 300 }).unwrap();
         let mut buffer = BytesMut::new();
         for byte in &frame[..frame.len() - 1] {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beyond_the_limit_and_bytes_beyond_the_message_are_refused() {
+    fn oversized_frames_and_trailing_bytes_are_refused() {
         let mut huge = BytesMut::from(&u32::MAX.to_le_bytes()[..]);
         assert!(matches!(split::<ToWorker>(&mut huge), Err(Error::TooLong { bytes }) if bytes == u64::from(u32::MAX)));
         assert!(matches!(read::<ToWorker>(&mut &u32::MAX.to_le_bytes()[..]), Err(Error::TooLong { .. })));

@@ -1,9 +1,9 @@
-//! Who runs, who watches whom, and what happens when it dies. No JSON, no sockets, no tensors.
+//! Scheduling and supervision of the workers that run models. No JSON, no sockets, no tensors.
 //!
 //! ```text
-//! Runtime ─▶ Supervisor ─▶ ModelActor ─▶ life ═══ link ═══ worker (wire, prompter, decoder)
-//!    ▲                                    │
-//!    └───────── Reader ◀── transcript ◀───┘
+//! Runtime ─▶ Supervisor ─▶ ModelActor ─▶ session ═══ link ═══ worker (receiver, prompter, decoder)
+//!    ▲                                      │
+//!    └────────── Reader ◀── transcript ◀────┘
 //! ```
 #![forbid(unsafe_code)]
 

@@ -1,32 +1,32 @@
-//! What is reported: models, their workers, and their decode loops.
+//! What is reported: the state of models, workers and decode loops.
 
 use crate::models::{ModelInfo, ModelSource};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The decode loop, told by itself between two steps.
+/// State of a decode loop between two steps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DecoderStatus {
     pub steps: u64,
     pub running: u32,
     pub waiting: u32,
-    /// Sequences of the last step, and of the largest one.
+    /// Sequences in the last step.
     pub step_sequences: u32,
+    /// Sequences in the largest step.
     pub step_sequences_max: u32,
-    /// Rows (tokens) computed since the start: what a cancel is measured by.
+    /// Rows (tokens) computed since the start. Tests use it to measure how fast a cancel takes effect.
     pub rows: u64,
     pub cache_entries: u32,
     pub cache_bytes: u64,
     pub cache_budget_bytes: u64,
-    /// Keys and values of the running sequences.
+    /// Bytes of the running sequences' KV caches.
     pub running_bytes: u64,
-    /// Since the last step ended; `None` before the first.
+    /// Time since the last step ended; `None` before the first.
     pub last_step_us: Option<u64>,
-    /// What the prompter is at, if anything.
     pub prompter: Option<PrompterActivity>,
 }
 
-/// The request or question that a prompter is at, and for how long.
+/// The request or question that the prompter works on, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrompterActivity {
     pub id: u64,
@@ -38,14 +38,14 @@ pub enum ModelState {
     Unloaded,
     Loading,
     Ready,
-    /// Its worker died, and the next one is not ready yet.
+    /// The worker died, and the next one is not ready yet.
     Restarting,
-    /// Loaded, and its decode loop does not answer. Told by who asks it, as `status` does.
+    /// Loaded, but the decode loop did not reply to `status` in time.
     Stalled,
     Failed,
 }
 
-/// A death of a model's worker.
+/// An unplanned end of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Death {
     pub cause: String,
@@ -59,14 +59,15 @@ pub struct ModelStatus {
     pub state: ModelState,
     pub worker_pid: Option<u32>,
     pub in_flight: usize,
-    /// Deaths of this model's workers since the start, and the last of them, newest last.
+    /// Worker deaths since the start.
     pub restarts: u32,
+    /// The most recent deaths, newest last.
     pub deaths: Vec<Death>,
-    /// Since its decode loop was last heard; `None` when not loaded.
+    /// Time since the decode loop's last message; `None` if the model is not loaded.
     pub last_activity: Option<Duration>,
-    /// What is known since it was first loaded.
+    /// Known once the model was loaded.
     pub info: Option<ModelInfo>,
-    /// `None` when not loaded, or when the decode loop did not answer in time.
+    /// `None` if the model is not loaded, or if the decode loop did not reply in time.
     pub decoder: Option<DecoderStatus>,
 }
 
@@ -76,6 +77,7 @@ impl ModelStatus {
     }
 }
 
+/// State of a runtime and its models.
 #[derive(Clone, Debug)]
 pub struct Status {
     pub uptime: Duration,

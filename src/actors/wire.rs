@@ -1,10 +1,10 @@
-//! The messages between front and worker.
+//! The messages between front and worker, encoded with postcard.
 
 use super::{Answer, DecoderStatus, End, Question, Replay, Request, Result, Step};
 use crate::models::{ModelInfo, ModelSource, Settings};
 use serde::{Deserialize, Serialize};
 
-/// The version of the two enums below; the first frame of a worker says it, and another is refused.
+/// Version of the two enums below. A worker sends it in its first frame, and the front refuses any other.
 pub const WIRE_VERSION: u32 = 2;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -13,7 +13,7 @@ pub enum ToWorker {
         source: ModelSource,
         settings: Settings,
     },
-    /// Asks for a model's facts without loading its weights; the answer is `Loaded`.
+    /// Requests a model's facts without loading its weights. Answered with `Loaded`.
     Inspect {
         source: ModelSource,
         settings: Settings,
@@ -63,7 +63,7 @@ pub enum FromWorker {
         id: u64,
         status: DecoderStatus,
     },
-    /// The last words of a worker that can't go on, because one of its threads panicked.
+    /// The last message of a worker after one of its threads panicked.
     Broken {
         cause: String,
     },

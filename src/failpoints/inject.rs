@@ -13,14 +13,14 @@ use std::{
 /// A point where nothing can return an error. `seed` is that of the request, where there is one.
 pub(crate) fn at(point: Point, seed: Option<u64>) {
     if let Err(error) = check(point, seed) {
-        panic!("{} can't return {error}", point.row().0);
+        panic!("{} can't return {error}", point.spec().0);
     }
 }
 
 /// A point that may return an error.
 pub(crate) fn check(point: Point, seed: Option<u64>) -> io::Result<()> {
     let Some(action) = waiting(point, seed) else { return Ok(()) };
-    tracing::warn!(point = point.row().0, action = action.name(), "a fault on purpose");
+    tracing::warn!(point = point.spec().0, action = action.name(), "a fault on purpose");
     match action {
         Action::Panic => panic!("a fault on purpose"),
         Action::Abort => process::abort(),
@@ -46,7 +46,7 @@ pub(crate) fn write(point: Point, output: &mut impl Write, frame: &[u8]) -> io::
 fn waiting(point: Point, seed: Option<u64>) -> Option<Action> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| env::var_os("SOUFFLEUR_FAILPOINTS").map(PathBuf::from)).as_ref()?;
-    let file = folder.join(point.row().0);
+    let file = folder.join(point.spec().0);
     let text = fs::read_to_string(&file).ok()?;
     let mut words = text.split_whitespace();
     let action = words.next()?;

@@ -23,8 +23,8 @@ impl<C> PrefixCache<C> {
     }
 
     /// The entry that shares the most first tokens with the prompt, and how many.
-    pub fn longest(&self, prompt: &[u32]) -> Option<(usize, usize)> {
-        let shared = self.kept.iter().enumerate().map(|(index, kept)| (index, common(&kept.tokens, prompt)));
+    pub fn longest_prefix(&self, prompt: &[u32]) -> Option<(usize, usize)> {
+        let shared = self.kept.iter().enumerate().map(|(index, kept)| (index, common_prefix_len(&kept.tokens, prompt)));
         shared.filter(|(_, shared)| *shared > 0).max_by_key(|(_, shared)| *shared)
     }
 
@@ -33,13 +33,13 @@ impl<C> PrefixCache<C> {
     }
 
     pub fn take(&mut self, index: usize) -> CacheEntry<C> {
-        let kept = self.kept.remove(index).expect("an index that `longest` gave");
+        let kept = self.kept.remove(index).expect("an index that `longest_prefix` gave");
         self.bytes -= kept.bytes;
         kept
     }
 
     /// Keeps the cache, in place of those it goes on from, and drops the oldest beyond the budget.
-    pub fn keep(&mut self, new: CacheEntry<C>) {
+    pub fn insert(&mut self, new: CacheEntry<C>) {
         if new.bytes > self.budget || new.tokens.is_empty() {
             return;
         }
@@ -65,7 +65,7 @@ impl<C> PrefixCache<C> {
 }
 
 /// Length of the common beginning.
-pub fn common(a: &[u32], b: &[u32]) -> usize {
+pub fn common_prefix_len(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
@@ -75,22 +75,22 @@ mod tests {
 
     fn cache(budget: usize, entries: &[&[u32]]) -> PrefixCache<()> {
         let mut cache = PrefixCache::new(budget);
-        entries.iter().for_each(|tokens| cache.keep(CacheEntry { tokens: tokens.to_vec(), cache: (), bytes: 10 }));
+        entries.iter().for_each(|tokens| cache.insert(CacheEntry { tokens: tokens.to_vec(), cache: (), bytes: 10 }));
         cache
     }
 
     #[test]
     fn finds_the_longest_common_beginning() {
         let cache = cache(100, &[&[1, 2, 9], &[1, 2, 3, 4], &[7]]);
-        assert_eq!(cache.longest(&[1, 2, 3, 5]), Some((1, 3)));
-        assert_eq!(cache.longest(&[8]), None);
+        assert_eq!(cache.longest_prefix(&[1, 2, 3, 5]), Some((1, 3)));
+        assert_eq!(cache.longest_prefix(&[8]), None);
     }
 
     #[test]
     fn the_oldest_goes_first() {
         let cache = cache(20, &[&[1], &[2], &[3]]);
         assert_eq!((cache.len(), cache.bytes()), (2, 20));
-        assert_eq!(cache.longest(&[1]), None);
+        assert_eq!(cache.longest_prefix(&[1]), None);
     }
 
     #[test]

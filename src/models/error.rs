@@ -28,33 +28,37 @@ pub enum Error {
 }
 
 /// Bytes of what is told of a file's own words: they may be as long as the file.
-const TOLD_BYTES: usize = 1024;
+const REASON_BYTES_MAX: usize = 1024;
 /// Names of a list that are told.
-const TOLD_NAMES: usize = 20;
+const NAMES_MAX: usize = 20;
 
 impl Error {
     pub(crate) fn file(file: impl Into<String>, field: impl Into<String>, reason: impl ToString) -> Self {
-        Self::ModelFile { file: file.into(), field: told(field.into()), reason: told(reason.to_string()) }
+        Self::ModelFile { file: file.into(), field: truncated(field.into()), reason: truncated(reason.to_string()) }
     }
 
     /// The byte stays when a name that is as long as the file is cut.
     pub(crate) fn file_at(file: impl Into<String>, field: &str, at: usize, reason: impl ToString) -> Self {
-        Self::ModelFile { file: file.into(), field: format!("{} at byte {at}", told(field.into())), reason: told(reason.to_string()) }
+        Self::ModelFile {
+            file: file.into(),
+            field: format!("{} at byte {at}", truncated(field.into())),
+            reason: truncated(reason.to_string()),
+        }
     }
 
     pub(crate) fn weights(missing: Vec<String>, unexpected: Vec<String>) -> Self {
         let some = |names: Vec<String>| {
-            let more = names.len().saturating_sub(TOLD_NAMES);
+            let more = names.len().saturating_sub(NAMES_MAX);
             let more = (more > 0).then(|| format!("and {more} more"));
-            names.into_iter().take(TOLD_NAMES).map(told).chain(more).collect()
+            names.into_iter().take(NAMES_MAX).map(truncated).chain(more).collect()
         };
         Self::Weights { missing: some(missing), unexpected: some(unexpected) }
     }
 }
 
-fn told(mut text: String) -> String {
-    if text.len() > TOLD_BYTES {
-        let end = (0..=TOLD_BYTES).rev().find(|&end| text.is_char_boundary(end));
+fn truncated(mut text: String) -> String {
+    if text.len() > REASON_BYTES_MAX {
+        let end = (0..=REASON_BYTES_MAX).rev().find(|&end| text.is_char_boundary(end));
         text.truncate(end.unwrap_or(0));
         text.push('…');
     }

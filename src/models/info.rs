@@ -7,18 +7,12 @@ use super::weights::{Files, Tensors};
 use super::{ModelInfo, Result, Settings};
 
 /// What is known of a model without packing its weights.
-pub fn model_info(
-    files: &Files,
-    tensors: &Tensors<'_>,
-    spec: &DecoderSpec,
-    language: &TextCodec,
-    settings: &Settings,
-) -> Result<ModelInfo> {
-    let text = |id: &u32| (*id, language.tokenizer.token_text(*id).unwrap_or_default());
+pub fn model_info(files: &Files, tensors: &Tensors<'_>, spec: &DecoderSpec, codec: &TextCodec, settings: &Settings) -> Result<ModelInfo> {
+    let text = |id: &u32| (*id, codec.tokenizer.token_text(*id).unwrap_or_default());
     let backend = Native::describe(&settings.cpu)?;
     Ok(ModelInfo {
         architecture: spec.architecture.clone(),
-        family: language.family.name.into(),
+        family: codec.family.name.into(),
         quantization: files.gguf_name().or_else(|| spec.quantization_name()).unwrap_or_else(|| tensors.element_name()),
         parameters: spec.parameter_count(),
         weight_bytes: files.weight_bytes(),
@@ -26,8 +20,8 @@ pub fn model_info(
         hidden_size: spec.hidden_size as u32,
         vocab_size: spec.vocab_size as u32,
         context_length: spec.context_length as u32,
-        eos: language.tokenizer.eos().iter().map(text).collect(),
-        fim: language.family.fim.as_ref().map(|fim| fim.order),
+        eos: codec.tokenizer.eos_ids().iter().map(text).collect(),
+        fim: codec.family.fim.as_ref().map(|fim| fim.order),
         backend: backend.name,
         threads: backend.threads as u32,
     })

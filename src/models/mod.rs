@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod cache;
 pub mod codec;
+pub mod detokenizer;
 mod error;
 pub mod family;
 mod info;
@@ -12,7 +13,7 @@ pub mod prompt;
 mod request;
 pub mod sampler;
 pub mod sequence;
-pub mod stop;
+mod special_tokens;
 pub mod tokenizer;
 pub mod weights;
 
@@ -24,7 +25,7 @@ pub use request::{
 };
 
 /// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a message".into())
 }

@@ -5,7 +5,7 @@ use super::{Error, Result, Sampled, Sampling};
 use crate::failpoints::{self, Point};
 
 /// Candidates that are sorted first when a cut needs an order; nearly always enough.
-const SORTED_FIRST: usize = 256;
+const PARTIAL_SORT_MIN: usize = 256;
 
 /// One sequence's choice of tokens. The draw depends on seed and position alone, so it is the same in any
 /// batch and after any restart.
@@ -81,13 +81,13 @@ fn logsumexp(logits: &[f32]) -> f32 {
 /// The `n` likeliest tokens and their log-probabilities.
 fn likeliest(logits: &[f32], n: usize, logsum: f32) -> Vec<(u32, f32)> {
     let mut all: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, x)| (i as u32, x - logsum)).collect();
-    sort_first(&mut all, n);
+    partial_sort(&mut all, n);
     all.truncate(n);
     all
 }
 
 /// Brings the `n` largest to the front, in order; among equals the smaller id comes first.
-fn sort_first(all: &mut [(u32, f32)], n: usize) {
+fn partial_sort(all: &mut [(u32, f32)], n: usize) {
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if n == 0 || all.is_empty() {
         return;
@@ -102,35 +102,35 @@ fn sort_first(all: &mut [(u32, f32)], n: usize) {
 /// Temperature, top-k, top-p, min-p, then the draw: over weights `e^((logit - largest) / temperature)`.
 fn draw(logits: &mut [f32], sampling: &Sampling, position: usize) -> usize {
     let likeliest = argmax(logits);
-    let (top, cold) = (logits[likeliest], 1.0 / sampling.temperature);
+    let (top, inverse_temperature) = (logits[likeliest], 1.0 / sampling.temperature);
     // The likeliest weighs 1, so min-p is a bound on weights.
     for x in logits.iter_mut() {
-        let weight = exp((*x - top) * cold);
+        let weight = exp((*x - top) * inverse_temperature);
         *x = if weight >= sampling.min_p { weight } else { 0.0 };
     }
     let weights = logits;
     let at = uniform(sampling.seed, position as u64);
     if sampling.top_k == 0 && sampling.top_p >= 1.0 {
-        return pick(weights, at).unwrap_or(likeliest);
+        return inverse_cdf(weights, at).unwrap_or(likeliest);
     }
-    let mut kept: Vec<(u32, f32)> = (0..).zip(weights.iter().copied()).filter(|(_, w)| *w > 0.0).collect();
+    let mut candidates: Vec<(u32, f32)> = (0..).zip(weights.iter().copied()).filter(|(_, w)| *w > 0.0).collect();
     let top_k = sampling.top_k as usize;
-    if top_k > 0 && top_k < kept.len() {
-        sort_first(&mut kept, top_k);
-        kept.truncate(top_k);
+    if top_k > 0 && top_k < candidates.len() {
+        partial_sort(&mut candidates, top_k);
+        candidates.truncate(top_k);
     }
     if sampling.top_p < 1.0 {
-        keep_mass(&mut kept, sampling.top_p);
+        top_p(&mut candidates, sampling.top_p);
     }
     // In the order of ids, so that sorting for a cut doesn't change the draw.
-    kept.sort_unstable_by_key(|(id, _)| *id);
-    let weights: Vec<f32> = kept.iter().map(|(_, w)| *w).collect();
-    pick(&weights, at).map_or(likeliest, |index| kept[index].0 as usize)
+    candidates.sort_unstable_by_key(|(id, _)| *id);
+    let weights: Vec<f32> = candidates.iter().map(|(_, w)| *w).collect();
+    inverse_cdf(&weights, at).map_or(likeliest, |index| candidates[index].0 as usize)
 }
 
 /// The index at which the sum of weights passes the part `at` (0..1) of the whole; none if no weight is positive.
 /// Summed in blocks, so that only the one that has it is walked through.
-fn pick(weights: &[f32], at: f64) -> Option<usize> {
+fn inverse_cdf(weights: &[f32], at: f64) -> Option<usize> {
     const BLOCK: usize = 16 * LANES;
     let sum = |block: &[f32]| {
         let (vectors, rest) = block.as_chunks::<LANES>();
@@ -175,20 +175,20 @@ fn exp(x: f32) -> f32 {
 }
 
 /// Keeps the likeliest that together reach `mass` of the whole; at least one.
-fn keep_mass(kept: &mut Vec<(u32, f32)>, mass: f32) {
-    let enough = kept.iter().map(|(_, w)| f64::from(*w)).sum::<f64>() * f64::from(mass);
-    let mut sorted = SORTED_FIRST.min(kept.len());
+fn top_p(candidates: &mut Vec<(u32, f32)>, mass: f32) {
+    let enough = candidates.iter().map(|(_, w)| f64::from(*w)).sum::<f64>() * f64::from(mass);
+    let mut sorted = PARTIAL_SORT_MIN.min(candidates.len());
     loop {
-        sort_first(kept, sorted);
+        partial_sort(candidates, sorted);
         let mut reached = 0.0;
-        let count = kept[..sorted].iter().position(|(_, w)| {
+        let count = candidates[..sorted].iter().position(|(_, w)| {
             reached += f64::from(*w);
             reached >= enough
         });
         match count {
-            Some(last) => return kept.truncate(last + 1),
-            None if sorted == kept.len() => return,
-            None => sorted = (sorted * 4).min(kept.len()),
+            Some(last) => return candidates.truncate(last + 1),
+            None if sorted == candidates.len() => return,
+            None => sorted = (sorted * 4).min(candidates.len()),
         }
     }
 }
@@ -254,9 +254,9 @@ mod tests {
     #[test]
     fn each_token_of_a_large_vocabulary_is_picked_for_its_part() {
         let weights: Vec<f32> = (0..1000).map(|i| if i % 3 == 0 { 0.0 } else { 1.0 }).collect();
-        let drawn: Vec<usize> = (0..666).map(|n| pick(&weights, (f64::from(n) + 0.5) / 666.0).unwrap()).collect();
+        let drawn: Vec<usize> = (0..666).map(|n| inverse_cdf(&weights, (f64::from(n) + 0.5) / 666.0).unwrap()).collect();
         assert!(drawn.iter().copied().eq((0..1000).filter(|i| i % 3 != 0)), "{drawn:?}");
-        assert_eq!(pick(&[0.0; 300], 0.5), None);
+        assert_eq!(inverse_cdf(&[0.0; 300], 0.5), None);
         assert_eq!(argmax(&[[0.0; 40], [7.0; 40]].concat()), 40);
     }
 
@@ -284,9 +284,9 @@ mod tests {
 
     #[test]
     fn a_wide_top_p_looks_beyond_the_first_candidates() {
-        let mut kept: Vec<(u32, f32)> = (0..2000).map(|i| (i, 1.0)).collect();
-        keep_mass(&mut kept, 0.9);
-        assert_eq!(kept.len(), 1800);
+        let mut candidates: Vec<(u32, f32)> = (0..2000).map(|i| (i, 1.0)).collect();
+        top_p(&mut candidates, 0.9);
+        assert_eq!(candidates.len(), 1800);
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! One text in the making: its tokens, how far its cache has them, and when it ends.
+//! One sequence that is being generated: its tokens, its KV cache and the conditions that end it.
 
 use super::codec::TextCodec;
-use super::stop::{Piece, Stopper};
+use super::detokenizer::{Detokenizer, TextDelta};
 use super::{FinishReason, Result};
+use std::collections::BTreeSet;
 
 pub struct Sequence<C> {
-    /// The prompt's and the answer's.
+    /// Prompt and completion.
     pub tokens: Vec<u32>,
     pub prompt_tokens: usize,
     /// Choices that were submitted but not read: tokens that follow `tokens`.
@@ -13,14 +14,17 @@ pub struct Sequence<C> {
     /// Tokens whose keys and values are in the cache, unread ones included.
     pub computed: usize,
     pub cache: C,
-    pub stopper: Stopper,
+    pub detokenizer: Detokenizer,
+    /// Limit of the completion's length.
     pub tokens_max: usize,
 }
 
-/// What one more token brought.
+/// The result of appending one token.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Appended {
+    /// New text for the reader; may be empty.
     pub text: String,
+    /// Why the sequence ended, if it did.
     pub end: Option<FinishReason>,
 }
 
@@ -45,19 +49,22 @@ impl<C> Sequence<C> {
         self.tokens.len() - self.prompt_tokens
     }
 
-    /// Takes a chosen token. `ends` are the tokens that end this text.
-    pub fn grow(&mut self, token: u32, language: &TextCodec, ends: &std::collections::BTreeSet<u32>) -> Result<Appended> {
+    /// Appends a sampled token. A token of `eos_ids` ends the sequence.
+    ///
+    /// # Errors
+    /// `ModelFile` if the tokenizer's decoder fails.
+    pub fn push_token(&mut self, token: u32, codec: &TextCodec, eos_ids: &BTreeSet<u32>) -> Result<Appended> {
         self.tokens.push(token);
-        if ends.contains(&token) {
-            return Ok(Appended { text: self.stopper.finish(), end: Some(FinishReason::Eos) });
+        if eos_ids.contains(&token) {
+            return Ok(Appended { text: self.detokenizer.finish(), end: Some(FinishReason::Eos) });
         }
-        let text = match self.stopper.push(&language.tokenizer, token)? {
-            Piece::Stop(text) => return Ok(Appended { text, end: Some(FinishReason::Stop) }),
-            Piece::Text(text) => text,
+        let text = match self.detokenizer.push(&codec.tokenizer, token)? {
+            TextDelta::Stop(text) => return Ok(Appended { text, end: Some(FinishReason::Stop) }),
+            TextDelta::Text(text) => text,
         };
-        let full = self.completion_tokens() >= self.tokens_max || self.tokens.len() >= language.context();
+        let full = self.completion_tokens() >= self.tokens_max || self.tokens.len() >= codec.context_length();
         if full {
-            return Ok(Appended { text: text + &self.stopper.finish(), end: Some(FinishReason::Length) });
+            return Ok(Appended { text: text + &self.detokenizer.finish(), end: Some(FinishReason::Length) });
         }
         Ok(Appended { text, end: None })
     }

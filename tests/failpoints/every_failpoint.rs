@@ -60,7 +60,7 @@ fn inject_all(transport: Transport, first: usize, selected: impl Fn(Action) -> b
     let reference: Vec<_> = (0..4).map(|seed| harness.reference_text(seed, TOKENS)).collect();
     let (descriptors, processes) = (harness.descriptors(), harness.processes());
     assert_eq!(processes, 1, "a worker");
-    let cases = Point::ALL.iter().flat_map(|&point| point.row().1.actions().iter().map(move |&action| (point, action)));
+    let cases = Point::ALL.iter().flat_map(|&point| point.spec().1.actions().iter().map(move |&action| (point, action)));
     for (point, action) in cases.filter(|(_, action)| selected(*action)).skip(first).step_by(2) {
         let mut triggered = false;
         for &when in times_to_arm(point) {
@@ -99,13 +99,13 @@ fn inject(harness: &mut Harness, point: Point, action: Action, when: When, refer
     kinds.dedup();
     let triggered = harness.disarm(point);
     let lost = outcomes.iter().filter(|outcome| outcome.kind().is_some()).count();
-    let expected = match (triggered, point.row().1, action) {
+    let expected = match (triggered, point.spec().1, action) {
         (true, Site::Stage | Site::StageStep, Action::Panic) => lost == 1 && kinds == [Some("stage_panicked")],
         (true, Site::Stage, Action::Error) => lost == 1 && kinds == [Some("unsupported")],
         // Only the request that stalls the prompter is lost.
         (true, Site::Stage, Action::Stall) if point != Point::Stopper => lost == 1 && kinds == [Some("worker_lost")],
         // A load error fails every request, all with the same kind of error.
-        (true, Site::Worker, Action::Error) if point.row().0.starts_with("load.") => lost == 3 && kinds.len() == 1,
+        (true, Site::Worker, Action::Error) if point.spec().0.starts_with("load.") => lost == 3 && kinds.len() == 1,
         // A panic in the front: the requests of that worker session are lost.
         (true, Site::Front | Site::FrontWrite, Action::Panic) => kinds.is_empty() || kinds == [Some("worker_lost")],
         _ => kinds.is_empty(),

@@ -71,7 +71,7 @@ impl Harness {
     }
 
     fn file(&self, point: Point) -> PathBuf {
-        self.folder.path().join(point.row().0)
+        self.folder.path().join(point.spec().0)
     }
 
     pub(crate) fn send(&mut self, method: &str, params: Value) -> u64 {
@@ -85,7 +85,7 @@ impl Harness {
     pub(crate) fn batch(&mut self, calls: &[(&str, Value)]) -> Value {
         let member =
             |(at, (method, params)): (usize, &(&str, Value))| json!({"jsonrpc": "2.0", "id": at, "method": method, "params": params});
-        self.client.ask(Value::from_iter(calls.iter().enumerate().map(member)))
+        self.client.request(Value::from_iter(calls.iter().enumerate().map(member)))
     }
 
     /// Starts a streaming request. Even seeds sample greedily; every seed has its own prompt.

@@ -46,7 +46,7 @@ fn stage(point: Point) -> &'static str {
     match point {
         // Logits processors run in the sampler stage.
         Point::Processor => "sampler",
-        other => other.row().0,
+        other => other.spec().0,
     }
 }
 
@@ -55,7 +55,7 @@ fn a_panic_in_any_stage_gives_one_typed_error_for_every_method() {
     let mut harness = Harness::new(Transport::Lines, &["--restarts", "1000"]);
     harness.reference_text(1, 8);
     let worker = harness.model()["workerPid"].clone();
-    let stages = Point::ALL.iter().filter(|point| matches!(point.row().1, Site::Stage | Site::StageStep));
+    let stages = Point::ALL.iter().filter(|point| matches!(point.spec().1, Site::Stage | Site::StageStep));
     let mut times = Vec::new();
     for &point in stages {
         for (method, params, completion) in calls() {
@@ -101,7 +101,7 @@ fn a_panic_in_any_stage_gives_one_typed_error_for_every_method() {
 fn a_panic_in_one_batch_member_fails_only_that_member() {
     let mut harness = Harness::new(Transport::WebSocket, &["--restarts", "1000"]);
     let reference = harness.batch(&[("complete", completion(1, 8)), ("complete", completion(2, 8))]);
-    for &point in Point::ALL.iter().filter(|point| matches!(point.row().1, Site::Stage | Site::StageStep)) {
+    for &point in Point::ALL.iter().filter(|point| matches!(point.spec().1, Site::Stage | Site::StageStep)) {
         harness.arm(point, Action::Panic, "seed=2");
         let responses = harness.batch(&[("complete", completion(1, 8)), ("complete", completion(2, 8))]);
         assert!(harness.disarm(point));

@@ -1,4 +1,4 @@
-//! The program from outside: the real binary, its worker a process of its own.
+//! The protocol and the command line: the real binary with its worker process.
 
 mod architecture;
 mod bad_input;

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! # a comment
-//! > {…}         is sent as it stands
+//! > {…}         is sent verbatim
 //! < {…}         must come next; "..." stands for any value, and a member "..." allows further members
-//! * {…}         comes any number of times, also never
+//! * {…}         comes any number of times, or never
 //! & {…}         lines of these in a row come in any order
 //! close 1000    the peer closes, a WebSocket with this code
-//! exit 0        the program ends, where it serves nobody else
+//! exit 0        the program exits with this code; checked over stdio only
 //! ```
 
 use crate::support::{Client, Received, TRANSPORTS, Transport};
@@ -28,7 +28,7 @@ macro_rules! transcripts {
 transcripts! { batches cancel chat complete errors hello ids infill lsp models stream tokens }
 
 #[test]
-fn every_file_is_played() {
+fn every_transcript_has_a_test() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
@@ -40,20 +40,20 @@ fn play(name: &str, transport: Transport) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/transcripts/{name}.txt"));
     let text = fs::read_to_string(file).unwrap();
     let mut client = Client::new(transport);
-    // What was read to see that a repetition had ended.
-    let mut ahead = None;
+    // The message that ended a repetition; it belongs to the next line.
+    let mut peeked = None;
     let mut lines = text.lines().enumerate().peekable();
     while let Some((index, line)) = lines.next() {
         let here = format!("{name}.txt:{} over {transport:?}", index + 1);
         let (mark, rest) = line.split_at(line.len().min(2));
-        let mut next = |client: &mut Client| ahead.take().unwrap_or_else(|| client.receive());
+        let mut next = |client: &mut Client| peeked.take().unwrap_or_else(|| client.receive());
         match mark {
             "" | "# " | "#" => {}
             "> " => client.send(rest),
             "< " => expect(&pattern(rest, &here), &next(&mut client), &here),
             "* " => {
                 let pattern = pattern(rest, &here);
-                ahead = loop {
+                peeked = loop {
                     match next(&mut client) {
                         Received::Message(message) if matches(&pattern, &message) => {}
                         other => break Some(other),
@@ -83,7 +83,7 @@ fn play(name: &str, transport: Transport) {
                     assert_eq!(status.code(), Some(code), "{here}");
                 }
             }
-            _ => panic!("{here}: what is {line:?}?"),
+            _ => panic!("{here}: unknown line {line:?}"),
         }
     }
 }

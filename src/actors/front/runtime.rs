@@ -112,12 +112,16 @@ impl Runtime {
         match self.inner.supervisor.try_send(Complete { id: self.inner.next_id(), request, writer }) {
             Ok(()) => Ok(reader),
             Err(SendError::Full(_)) => Err(self.inner.context.overloaded()),
-            Err(SendError::Closed(_)) => Err(self.inner.supervisor_gone()),
+            Err(SendError::Closed(_)) => Err(self.inner.supervisor_error()),
         }
     }
 
     /// Tokenizes, detokenizes or renders a prompt with a model's tokenizer and template. Counts as a request in flight and
     /// loads the model, as `complete` does.
+    ///
+    /// # Errors
+    ///
+    /// As `complete`, and the errors of the load, the tokenizer and the template.
     pub async fn ask(&self, model: &str, question: Question) -> Result<Answer> {
         let actor = self.inner.find(model).await?;
         let (sender, answer) = oneshot::channel();
@@ -125,15 +129,19 @@ impl Runtime {
         let reply = Reply { caller: caller.clone(), sender, permit: self.inner.permit()? };
         let _cancel_on_drop = caller.drop_guard();
         let sent = actor.send(Ask { id: self.inner.next_id(), question, reply }).await;
-        sent.map_err(|error| self.inner.actor_gone(model, error))?;
-        answer.await.unwrap_or_else(|_| Err(self.inner.actor_gone(model, MailboxError::Closed)))
+        sent.map_err(|error| self.inner.actor_error(model, error))?;
+        answer.await.unwrap_or_else(|_| Err(self.inner.actor_error(model, MailboxError::Closed)))
     }
 
     /// Loads a model and waits for it; a failed model is retried. Concurrent loads of one model share one worker.
     /// `progress` receives the bytes of weights loaded so far and in total.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownModel`, `Model` if the files can't be loaded, `ModelFailed` after repeated deaths of the worker.
     pub async fn load(&self, model: &str, mut progress: impl FnMut(u64, u64) + Send) -> Result<ModelInfo> {
         let actor = self.inner.find(model).await?;
-        let loading = actor.send(Load).await.map_err(|error| self.inner.actor_gone(model, error))?;
+        let loading = actor.send(Load).await.map_err(|error| self.inner.actor_error(model, error))?;
         let Loading { progress: mut bytes, mut outcome } = loading;
         loop {
             tokio::select! {
@@ -142,26 +150,34 @@ impl Runtime {
                     let (done, total) = *bytes.borrow_and_update();
                     progress(done, total);
                 }
-                outcome = &mut outcome => return outcome.unwrap_or_else(|_| Err(self.inner.actor_gone(model, MailboxError::Closed))),
+                outcome = &mut outcome => return outcome.unwrap_or_else(|_| Err(self.inner.actor_error(model, MailboxError::Closed))),
             }
         }
     }
 
     /// Ends a model's worker and fails its requests with `Unloading`. Returns when the worker's memory is free.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownModel`, `ShuttingDown`.
     pub async fn unload(&self, model: &str) -> Result<()> {
         let actor = self.inner.find(model).await?;
         let done =
-            actor.send(Unload(Error::Unloading { model: model.to_owned() })).await.map_err(|error| self.inner.actor_gone(model, error))?;
+            actor.send(Unload(Error::Unloading { model: model.to_owned() })).await.map_err(|error| self.inner.actor_error(model, error))?;
         // The sender is dropped when the worker has ended; it never sends.
         let _ = done.await;
         Ok(())
     }
 
-    /// Reads a model's facts from its files if it is not loaded.
+    /// Describes a model. One that is not loaded is read from its files' headers by a short-lived worker.
+    ///
+    /// # Errors
+    ///
+    /// `UnknownModel`, `Model` if the files are invalid, `WorkerLost` if the worker does not answer in time.
     pub async fn show(&self, model: &str) -> Result<ModelInfo> {
         let actor = self.inner.find(model).await?;
-        let shown = actor.send(Show).await.map_err(|error| self.inner.actor_gone(model, error))?;
-        shown.await.unwrap_or_else(|_| Err(self.inner.actor_gone(model, MailboxError::Closed)))
+        let shown = actor.send(Show).await.map_err(|error| self.inner.actor_error(model, error))?;
+        shown.await.unwrap_or_else(|_| Err(self.inner.actor_error(model, MailboxError::Closed)))
     }
 
     /// State of all models. Queries each decode loop, and waits at most one second for its reply.
@@ -235,7 +251,7 @@ impl Inner {
         if self.closing.load(Ordering::SeqCst) {
             return Err(Error::ShuttingDown);
         }
-        let found = self.supervisor.send(Find(model.to_owned())).await.map_err(|_| self.supervisor_gone())?;
+        let found = self.supervisor.send(Find(model.to_owned())).await.map_err(|_| self.supervisor_error())?;
         found.ok_or(Error::ShuttingDown)
     }
 
@@ -243,12 +259,12 @@ impl Inner {
         self.supervisor.send(GetAllStatus { decoder }).await.unwrap_or_default()
     }
 
-    fn actor_gone(&self, model: &str, error: MailboxError) -> Error {
+    fn actor_error(&self, model: &str, error: MailboxError) -> Error {
         let lost = || Error::WorkerLost { model: model.to_owned(), cause: format!("its actor did not answer: {error}") };
         if self.closing.load(Ordering::SeqCst) { Error::ShuttingDown } else { lost() }
     }
 
-    fn supervisor_gone(&self) -> Error {
+    fn supervisor_error(&self) -> Error {
         if self.closing.load(Ordering::SeqCst) { Error::ShuttingDown } else { Error::Internal("the supervisor has ended".into()) }
     }
 }

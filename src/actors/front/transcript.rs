@@ -147,7 +147,9 @@ pub struct Update {
     /// Number of the first decode step in this update, counted from 0.
     pub seq: u64,
     pub text: String,
+    /// The sampled tokens, including those whose text is still held back.
     pub tokens: Vec<Sampled>,
+    /// Set in the last update.
     pub end: Option<End>,
 }
 
@@ -173,7 +175,7 @@ impl Reader {
         }
     }
 
-    /// Drops this reader and returns a future of the request's end. The request is cancelled if this was its last reader.
+    /// Drops this reader, which cancels the request if it was the last, and returns a handle to the request's end.
     pub fn abandon(self) -> Completion {
         Completion { log: self.log.clone() }
     }

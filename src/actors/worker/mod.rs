@@ -1,7 +1,7 @@
-//! The worker's half: three threads, `wire`, `prompter` and `decoder`. No actix, no tokio.
+//! A worker: the three threads that run one model. No actix, no tokio.
 //!
-//! `wire` reads the link and ends the process at its EOF. `prompter` renders and encodes. `decoder`
-//! loads the model and owns everything that computes.
+//! `receiver` reads the link and ends the process at its EOF. `prompter` renders and tokenizes prompts. `decoder` loads the
+//! model and owns everything that computes.
 
 mod batch;
 mod decoder;
@@ -13,6 +13,7 @@ mod receiver;
 pub use pipe::{log_panics_without_payload, over_pipe};
 
 use super::{FromWorker, ModelSource, Question, Replay, Request, Settings, ToWorker};
+use crate::config::Limits;
 use crate::models::{Embedded, codec::TextCodec};
 use probe::ActivityProbe;
 use std::{
@@ -27,15 +28,15 @@ use std::{
     time::Instant,
 };
 
-/// Messages that prompter and decoder may have waiting: all requests a front has in hand and their questions, with room;
-/// `wire` refuses what is more, because it must never wait while the link may end.
-const INBOX: usize = 1024;
+/// Messages waiting for the prompter or the decoder: all requests in flight and as many more. `receiver` refuses further ones
+/// instead of waiting, because a waiting thread would not see the end of the link.
+const INBOX: usize = 2 * Limits::REQUESTS_IN_FLIGHT_MAX;
 
-/// The other end of the link is gone: nobody wants what this worker computes.
+/// The other end of the link is closed, so the worker's results are not needed any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disconnected;
 
-/// Where a worker's messages go; a pipe stands behind it, or nothing does.
+/// Sends a worker's messages to a pipe or a channel.
 #[derive(Clone)]
 pub struct Outbox(Arc<dyn Fn(FromWorker) -> Result<(), Disconnected> + Send + Sync>);
 
@@ -54,14 +55,14 @@ pub(crate) struct Job {
     pub(crate) id: u64,
     pub(crate) request: Request,
     pub(crate) replay: Replay,
-    /// Set by `wire`, also while the request is still at the prompter. Whoever holds the job looks before its next piece of work,
-    /// and answers a cancelled one with its `End`.
+    /// Set by `receiver` at any stage. Each stage checks it before its next unit of work, and ends a cancelled job with an
+    /// `End` message.
     pub(crate) cancelled: Arc<AtomicBool>,
     pub(crate) arrived: Instant,
 }
 
 pub(crate) enum ToPrompter {
-    /// Comes first, once, at the same time as the decoder's: both read the model's files.
+    /// The first message, sent once. The decoder gets its `Load` at the same time, and both read the model's files.
     Load {
         source: ModelSource,
     },
@@ -73,17 +74,17 @@ pub(crate) enum ToPrompter {
 }
 
 pub(crate) enum ToDecoder {
-    /// Comes first, once. Answered with `Loaded`.
+    /// The first message, sent once. Answered with `Loaded`.
     Load {
         source: ModelSource,
         settings: Settings,
     },
-    /// Instead of `Load`: answered with `Loaded`, without the weights.
+    /// Sent instead of `Load`. Answered with `Loaded`, without loading the weights.
     Inspect {
         source: ModelSource,
         settings: Settings,
     },
-    /// Comes once, from the prompter, whatever came of it.
+    /// Sent once by the prompter, also when it failed to load.
     Codec(crate::models::Result<Arc<TextCodec>>),
     Generate(Box<Prepared>),
     /// Answered with `Pong` between two steps.
@@ -98,38 +99,38 @@ impl Job {
     }
 }
 
-/// A job with its prompt as tokens.
+/// A job with its tokenized prompt.
 pub(crate) struct Prepared {
     pub(crate) job: Job,
     pub(crate) prompt: Vec<u32>,
 }
 
-/// A whole worker, on the calling thread and two more; returns when the inbox has ended and they have.
+/// Runs a worker on the calling thread and two more. Returns when the inbox and both threads have ended.
 pub fn run(inbox: impl IntoIterator<Item = ToWorker>, outbox: Outbox, embedded: Option<Embedded>) {
     let (to_decoder, decoder_inbox) = mpsc::sync_channel(INBOX);
     let (to_prompter, prompter_inbox) = mpsc::sync_channel(INBOX);
     let probe = ActivityProbe::default();
     let decoder = {
-        let (of_decoder, probe) = (outbox.clone(), probe.clone());
-        spawn_stage("decoder", &outbox, move || decoder::run(decoder_inbox, of_decoder, probe, embedded))
+        let (decoder_outbox, probe) = (outbox.clone(), probe.clone());
+        spawn_stage("decoder", &outbox, move || decoder::run(decoder_inbox, decoder_outbox, probe, embedded))
     };
     let prompter = {
-        let (to_decoder, of_prompter) = (to_decoder.clone(), outbox.clone());
-        spawn_stage("prompter", &outbox, move || prompter::run(prompter_inbox, to_decoder, of_prompter, probe, embedded))
+        let (to_decoder, prompter_outbox) = (to_decoder.clone(), outbox.clone());
+        spawn_stage("prompter", &outbox, move || prompter::run(prompter_inbox, to_decoder, prompter_outbox, probe, embedded))
     };
     receiver::run(inbox, &outbox, to_prompter, to_decoder);
     for thread in [prompter, decoder].into_iter().flatten() {
-        // A panic was told where it was caught.
+        // A panic was reported where it was caught.
         let _ = thread.join();
     }
 }
 
-/// A thread without which the worker can't go on: when it panics the front is told, and ends the worker.
+/// Starts a thread that the worker can't run without. Its panic is reported to the front, which then ends the worker.
 fn spawn_stage(name: &'static str, outbox: &Outbox, body: impl FnOnce() + Send + 'static) -> Option<thread::JoinHandle<()>> {
-    let last_words = outbox.clone();
+    let report = outbox.clone();
     let guarded = move || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
-            let _ = last_words.send(FromWorker::Broken { cause: format!("{name} panicked{}", panic_message(panic.as_ref())) });
+            let _ = report.send(FromWorker::Broken { cause: format!("{name} panicked{}", panic_message(panic.as_ref())) });
         }
     };
     match thread::Builder::new().name(name.into()).spawn(guarded) {
@@ -141,28 +142,28 @@ fn spawn_stage(name: &'static str, outbox: &Outbox, body: impl FnOnce() + Send +
     }
 }
 
-/// What a panic said, if that was written before any prompt was read: a formatted message may quote one.
+/// The message of a panic, unless it was formatted: a formatted message may quote a prompt.
 fn panic_message(panic: &(dyn Any + Send)) -> String {
-    panic.downcast_ref::<&'static str>().map(|words| format!(": {words}")).unwrap_or_default()
+    panic.downcast_ref::<&'static str>().map(|message| format!(": {message}")).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn last_words(body: impl FnOnce() + Send + 'static) -> Option<FromWorker> {
-        let (sender, words) = mpsc::sync_channel(1);
+    fn reported(body: impl FnOnce() + Send + 'static) -> Option<FromWorker> {
+        let (sender, messages) = mpsc::sync_channel(1);
         let outbox = Outbox::new(move |message| sender.send(message).map_err(|_| Disconnected));
         spawn_stage("decoder", &outbox, body).unwrap().join().unwrap();
-        words.try_recv().ok()
+        messages.try_recv().ok()
     }
 
     #[test]
-    fn a_thread_that_panics_is_told_without_what_it_may_have_read() {
+    fn a_panic_is_reported_without_text_that_it_may_have_read() {
         let prompt = String::from("a secret");
         let broken = |cause: &str| Some(FromWorker::Broken { cause: cause.into() });
-        assert_eq!(last_words(|| {}), None);
-        assert_eq!(last_words(|| panic!("a cache of the wrong shape")), broken("decoder panicked: a cache of the wrong shape"));
-        assert_eq!(last_words(move || panic!("no {prompt}")), broken("decoder panicked"));
+        assert_eq!(reported(|| {}), None);
+        assert_eq!(reported(|| panic!("a cache of the wrong shape")), broken("decoder panicked: a cache of the wrong shape"));
+        assert_eq!(reported(move || panic!("no {prompt}")), broken("decoder panicked"));
     }
 }

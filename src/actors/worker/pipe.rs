@@ -1,4 +1,4 @@
-//! A worker as a process: frames come from its stdin and go to a private copy of its stdout.
+//! A worker process: reads frames from stdin and writes frames to a private copy of stdout.
 
 use super::{Disconnected, Outbox, panic_message, run};
 use crate::actors::{FromWorker, ModelError, ToWorker, frame};
@@ -14,7 +14,7 @@ use std::{
     thread,
 };
 
-/// The process of a worker. It ends with its stdin, which is when the front has closed it or is gone.
+/// Runs a worker in this process until its stdin ends, which happens when the front closes it or exits.
 pub fn over_pipe(embedded: Option<Embedded>) -> ! {
     failpoints::at(Point::WorkerStart, None);
     let (stdin, stdout) = match private_descriptors() {
@@ -29,7 +29,7 @@ pub fn over_pipe(embedded: Option<Embedded>) -> ! {
     unreachable!("the inbox ends with the process")
 }
 
-/// From here on a stray print goes to stderr and can't break the framing.
+/// Redirects stdout to stderr, so that a stray print can't break the framing.
 fn private_descriptors() -> io::Result<(File, File)> {
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     let stdout = io::stdout().as_fd().try_clone_to_owned()?;
@@ -37,7 +37,7 @@ fn private_descriptors() -> io::Result<(File, File)> {
     Ok((stdin.into(), stdout.into()))
 }
 
-/// Frames until the end, which is told with the process's exit status.
+/// Iterates over frames. At the end of the input it calls `end` with the exit status of the process.
 fn frames(mut input: impl Read, end: impl Fn(i32)) -> impl Iterator<Item = ToWorker> {
     iter::from_fn(move || match read(&mut input) {
         Ok(Some(message)) => Some(message),
@@ -46,7 +46,7 @@ fn frames(mut input: impl Read, end: impl Fn(i32)) -> impl Iterator<Item = ToWor
             None
         }
         Err(error) => {
-            tracing::error!(%error, "the front can't be understood");
+            tracing::error!(%error, "invalid frame on stdin");
             end(1);
             None
         }
@@ -60,21 +60,21 @@ fn read(input: &mut impl Read) -> Result<Option<ToWorker>, frame::Error> {
     Ok(message)
 }
 
-/// Every message is one write, so threads take turns by whole frames. One that can't be written is told with the process's
-/// exit status: a part of it may be, and whatever came next would be read as its rest.
+/// Writes each message as one frame under a lock. A failed write calls `end` with the exit status of the process: part of the
+/// frame may be written, and the reader would take the next frame for its rest.
 fn outbox(output: impl Write + Send + 'static, end: impl Fn(i32) + Send + Sync + 'static) -> Outbox {
     let output = Mutex::new(output);
     Outbox::new(move |message: FromWorker| {
         let frame = frame::encode(&message).or_else(|error| match message {
-            // Many tokens have a long text; who asked for it must hear something.
+            // The text of many tokens can exceed the frame limit, and the question still needs an answer.
             FromWorker::Answer { id, .. } => {
-                let why = ModelError::Unsupported(format!("the answer is too long: {error}"));
-                frame::encode(&FromWorker::Answer { id, answer: Err(why.into()) })
+                let error = ModelError::Unsupported(format!("the answer is too long: {error}"));
+                frame::encode(&FromWorker::Answer { id, answer: Err(error.into()) })
             }
             _ => Err(error),
         });
         let frame = frame.map_err(|error| {
-            tracing::error!(%error, "a message that can't be sent");
+            tracing::error!(%error, "message can't be encoded");
             end(1);
             Disconnected
         })?;
@@ -92,13 +92,13 @@ fn write(output: &mut impl Write, frame: &[u8]) -> io::Result<()> {
     failpoints::check(Point::WorkerWriteAfter, None)
 }
 
-/// For the whole process: the default hook prints the message, and a formatted one may quote a prompt.
+/// Installs a panic hook for the process that omits formatted messages, which may quote a prompt. The default hook prints them.
 pub fn log_panics_without_payload() {
     panic::set_hook(Box::new(|info| {
         let thread = thread::current();
-        let (name, said) = (thread.name().unwrap_or("a thread"), panic_message(info.payload()));
-        let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
-        tracing::error!("{name} panicked{place}{said}");
+        let (name, message) = (thread.name().unwrap_or("a thread"), panic_message(info.payload()));
+        let location = info.location().map(|location| format!(" at {location}")).unwrap_or_default();
+        tracing::error!("{name} panicked{location}{message}");
     }));
 }
 
@@ -109,7 +109,7 @@ mod tests {
     use std::{cell::Cell, io::pipe, sync::mpsc::sync_channel};
 
     #[test]
-    fn frames_end_with_their_input_and_say_whether_it_was_broken() {
+    fn frames_end_with_their_input_and_the_exit_status_tells_whether_it_was_valid() {
         let mut input = frame::encode(&ToWorker::Ping { id: 1 }).unwrap();
         let status = Cell::new(None);
         assert_eq!(frames(&input[..], |code| status.set(Some(code))).collect::<Vec<_>>(), [ToWorker::Ping { id: 1 }]);
@@ -120,14 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn an_outbox_writes_whole_frames_from_many_threads_and_knows_when_its_reader_is_gone() {
+    fn an_outbox_writes_whole_frames_from_many_threads_and_detects_a_closed_reader() {
         let (mut reader, writer) = pipe().unwrap();
         let (ended, status) = sync_channel(1);
         let outbox = outbox(writer, move |code| ended.send(code).unwrap());
         thread::scope(|scope| {
             for id in 0..4 {
                 let outbox = outbox.clone();
-                // Longer than a pipe holds, so that writers wait in the middle of a frame.
+                // Longer than the pipe's capacity, so that writers block in the middle of a frame.
                 scope.spawn(move || outbox.send(FromWorker::Broken { cause: id.to_string().repeat(200_000) }));
             }
             for _ in 0..4 {
@@ -137,7 +137,7 @@ mod tests {
         });
         let long = Answer::Text("a".repeat(frame::FRAME_BYTES));
         assert_eq!(outbox.send(FromWorker::Answer { id: 7, answer: Ok(long) }), Ok(()));
-        let Ok(Some(FromWorker::Answer { id: 7, answer: Err(error) })) = frame::read(&mut reader) else { panic!("it is answered") };
+        let Ok(Some(FromWorker::Answer { id: 7, answer: Err(error) })) = frame::read(&mut reader) else { panic!("no answer") };
         assert!(error.to_string().starts_with("the answer is too long"), "{error}");
         drop(reader);
         assert!(status.try_recv().is_err());

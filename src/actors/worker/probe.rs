@@ -1,4 +1,4 @@
-//! What the prompter is at, for the decoder to tell: a thread that stands still can't say so itself.
+//! The prompter's current request, which the decoder reports: a stalled thread can't report itself.
 
 use crate::actors::PrompterActivity;
 use std::{
@@ -10,12 +10,12 @@ use std::{
 pub(super) struct ActivityProbe(Arc<Mutex<Option<(u64, Instant)>>>);
 
 impl ActivityProbe {
-    /// Does this work for the request or question of this id.
-    pub(super) fn during<T>(&self, id: u64, work: impl FnOnce() -> T) -> T {
+    /// Runs `work`, and records the id of its request or question meanwhile.
+    pub(super) fn record<T>(&self, id: u64, work: impl FnOnce() -> T) -> T {
         *self.lock() = Some((id, Instant::now()));
-        let done = work();
+        let result = work();
         *self.lock() = None;
-        done
+        result
     }
 
     pub(super) fn activity(&self) -> Option<PrompterActivity> {
@@ -23,7 +23,7 @@ impl ActivityProbe {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<(u64, Instant)>> {
-        // It is held to read or write one value.
+        // The lock is held only to read or write one value, so a poisoned one is safe to use.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Renders and encodes: prompts to tokens, and the questions that need nothing but a tokenizer.
+//! Renders and tokenizes prompts, and answers the questions that need only the tokenizer.
 
 use super::{ActivityProbe, Job, Outbox, Prepared, ToDecoder, ToPrompter};
 use crate::actors::{Answer, End, Error, FinishReason, FromWorker, ModelSource, Prompt, Question, Rendered, Result, Usage};
@@ -18,9 +18,9 @@ pub(super) fn run(
     probe: ActivityProbe,
     embedded: Option<Embedded>,
 ) {
-    let mut codec = Err(Error::Internal("a worker is asked before it has a model".into()));
+    let mut codec = Err(Error::Internal("a request arrived before the model was loaded".into()));
     for message in inbox {
-        // Where the decoder or the front is gone, this worker is ending, and so does the inbox.
+        // Failed sends are ignored: they mean that the worker is ending, and then the inbox ends too.
         match message {
             ToPrompter::Load { source } => {
                 let loaded = open(&source, embedded).map(Arc::new);
@@ -29,14 +29,14 @@ pub(super) fn run(
             }
             ToPrompter::Generate(job) => generate(job, &codec, &to_decoder, &outbox, &probe),
             ToPrompter::Ask { id, question } => {
-                let answer = codec.clone().and_then(|codec| probe.during(id, || answer(&codec, question)));
+                let answer = codec.clone().and_then(|codec| probe.record(id, || answer(&codec, question)));
                 let _ = outbox.send(FromWorker::Answer { id, answer });
             }
         }
     }
 }
 
-/// What can be known of a model's texts without its weights.
+/// Opens the tokenizer and the prompt template, without the weights.
 fn open(source: &ModelSource, embedded: Option<Embedded>) -> models::Result<TextCodec> {
     failpoints::check(Point::LoadTokenizer, None).map_err(|fault| models::Error::Unsupported(fault.to_string()))?;
     let files = Files::open(source, embedded)?;
@@ -52,17 +52,17 @@ fn generate(job: Job, codec: &Result<Arc<TextCodec>>, to_decoder: &SyncSender<To
         return;
     }
     let seed = Some(job.request.sampling.seed);
-    let prompt = codec.clone().and_then(|codec| probe.during(job.id, || encode(&codec, &job.request.prompt, seed)));
+    let prompt = codec.clone().and_then(|codec| probe.record(job.id, || encode(&codec, &job.request.prompt, seed)));
     let _ = match prompt {
         Ok(prompt) => to_decoder.send(ToDecoder::Generate(Box::new(Prepared { job, prompt }))).map_err(|_| super::Disconnected),
         Err(error) => outbox.send(FromWorker::End { id: job.id, end: End::Failed(error) }),
     };
 }
 
-/// A prompt's tokens; `seed` is that of its request, if it has one.
+/// Renders and tokenizes a prompt. `seed` is that of its request, for failpoints.
 fn encode(codec: &TextCodec, prompt: &Prompt, seed: Option<u64>) -> Result<Vec<u32>> {
     let parts = guarded("template", Point::Template, seed, || codec.render(prompt))?;
-    guarded("tokenizer", Point::Tokenizer, seed, || codec.tokens(&parts))
+    guarded("tokenizer", Point::Tokenizer, seed, || codec.encode_parts(&parts))
 }
 
 fn answer(codec: &TextCodec, question: Question) -> Result<Answer> {
@@ -79,16 +79,15 @@ fn answer(codec: &TextCodec, question: Question) -> Result<Answer> {
     })
 }
 
-/// The wall of a stage: what panics for one request ends that request. Nothing of a stage outlives it, so there is nothing
-/// to make anew.
+/// Runs `work` so that a panic fails only this request. A stage keeps no state between requests, so nothing has to be reset.
 fn guarded<T>(stage: &str, point: Point, seed: Option<u64>, work: impl FnOnce() -> models::Result<T>) -> Result<T> {
     let work = || {
         failpoints::check(point, seed).map_err(|fault| models::Error::Unsupported(fault.to_string()))?;
         work()
     };
-    let walled = catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
-        // The panic's text may quote the prompt; the hook told the log where it happened.
+    let result = catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+        // The panic message may quote the prompt, so it is omitted; the panic hook has logged the location.
         Error::StagePanicked { stage: stage.into(), cause: "reading the prompt".into() }
     })?;
-    Ok(walled?)
+    Ok(result?)
 }

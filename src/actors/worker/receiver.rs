@@ -1,4 +1,4 @@
-//! Reads the link and passes each message on. It never waits for another stage, so it always sees the link's end.
+//! Reads the link and routes each message to its stage. It never waits for a stage, so it always sees the end of the link.
 
 use super::{FromWorker, Job, Outbox, Question, ToDecoder, ToPrompter, ToWorker};
 use crate::actors::{End, Error, WIRE_VERSION};
@@ -21,12 +21,12 @@ pub(super) fn run(
 ) {
     let mut router = Router { outbox, to_prompter, to_decoder, cancels: HashMap::new() };
     failpoints::at(Point::WorkerHello, None);
-    // Who is gone is not told anything; that the link has ended is seen where it is read.
+    // A closed link shows as the end of the inbox.
     let _ = outbox.send(FromWorker::Hello { version: WIRE_VERSION });
     for message in inbox {
         router.route(message);
     }
-    // Nobody reads what is still computed.
+    // Nothing reads the remaining results.
     router.cancels.values().filter_map(Weak::upgrade).for_each(|cancelled| cancelled.store(true, Ordering::Relaxed));
 }
 
@@ -34,7 +34,7 @@ struct Router<'a> {
     outbox: &'a Outbox,
     to_prompter: SyncSender<ToPrompter>,
     to_decoder: SyncSender<ToDecoder>,
-    /// Of requests that are somewhere in this worker; a flag dies with its job.
+    /// Cancel flags of this worker's requests by id. A flag is dropped with its job.
     cancels: HashMap<u64, Weak<AtomicBool>>,
 }
 
@@ -43,7 +43,7 @@ impl Router<'_> {
         match message {
             ToWorker::Load { source, settings } => {
                 self.decode(ToDecoder::Load { source: source.clone(), settings });
-                // The first message of an empty inbox.
+                // Can't be full: it is the first message.
                 let _ = self.to_prompter.try_send(ToPrompter::Load { source });
             }
             ToWorker::Inspect { source, settings } => self.decode(ToDecoder::Inspect { source, settings }),
@@ -52,7 +52,7 @@ impl Router<'_> {
                 self.cancels.retain(|_, cancelled| cancelled.strong_count() > 0);
                 self.cancels.insert(id, Arc::downgrade(&cancelled));
                 let job = Job { id, request, replay, cancelled, arrived: Instant::now() };
-                if let Err(error) = refused(self.to_prompter.try_send(ToPrompter::Generate(job))) {
+                if let Err(error) = delivery(self.to_prompter.try_send(ToPrompter::Generate(job))) {
                     let _ = self.outbox.send(FromWorker::End { id, end: End::Failed(error) });
                 }
             }
@@ -67,22 +67,22 @@ impl Router<'_> {
     }
 
     fn ask(&self, id: u64, question: Question) {
-        if let Err(error) = refused(self.to_prompter.try_send(ToPrompter::Ask { id, question })) {
+        if let Err(error) = delivery(self.to_prompter.try_send(ToPrompter::Ask { id, question })) {
             let _ = self.outbox.send(FromWorker::Answer { id, answer: Err(error) });
         }
     }
 
     fn decode(&self, message: ToDecoder) {
-        // A decoder that takes nothing gives no sign either, and for that the front has a limit.
+        // A decoder with a full inbox is stalled, and the front ends the worker after the silence limit.
         let _ = self.to_decoder.try_send(message);
     }
 }
 
-fn refused<T>(sent: Result<(), TrySendError<T>>) -> Result<(), Error> {
+fn delivery<T>(sent: Result<(), TrySendError<T>>) -> Result<(), Error> {
     match sent {
         Ok(()) => Ok(()),
         Err(TrySendError::Full(_)) => Err(Error::Overloaded { limit: super::INBOX }),
-        Err(TrySendError::Disconnected(_)) => Err(Error::StagePanicked { stage: "prompter".into(), cause: "it is gone".into() }),
+        Err(TrySendError::Disconnected(_)) => Err(Error::StagePanicked { stage: "prompter".into(), cause: "its thread has ended".into() }),
     }
 }
 
@@ -98,23 +98,23 @@ mod tests {
         ToWorker::Generate { id, request, replay: Replay::default() }
     }
 
-    /// Runs a wire to its inbox's end, with room for `room` messages at each of the others.
-    fn passed(messages: Vec<ToWorker>, room: usize) -> (Vec<FromWorker>, Receiver<ToPrompter>, Receiver<ToDecoder>) {
-        let (said, words) = sync_channel(64);
-        let (to_prompter, prompter) = sync_channel(room);
-        let (to_decoder, decoder) = sync_channel(room);
-        let outbox = Outbox::new(move |message| said.send(message).map_err(|_| Disconnected));
+    /// Routes the messages with `capacity` places in the inbox of each stage.
+    fn route(messages: Vec<ToWorker>, capacity: usize) -> (Vec<FromWorker>, Receiver<ToPrompter>, Receiver<ToDecoder>) {
+        let (sender, sent) = sync_channel(64);
+        let (to_prompter, prompter) = sync_channel(capacity);
+        let (to_decoder, decoder) = sync_channel(capacity);
+        let outbox = Outbox::new(move |message| sender.send(message).map_err(|_| Disconnected));
         run(messages, &outbox, to_prompter, to_decoder);
         drop(outbox);
-        (words.iter().collect(), prompter, decoder)
+        (sent.iter().collect(), prompter, decoder)
     }
 
     #[test]
-    fn hello_comes_first_and_every_message_goes_to_its_stage() {
+    fn hello_is_sent_first_and_every_message_goes_to_its_stage() {
         let load = ToWorker::Load { source: ModelSource::Embedded, settings: Settings::default() };
         let ask = ToWorker::Ask { id: 3, question: Question::Tokenize("a".into()) };
-        let (words, prompter, decoder) = passed(vec![load, generate(2), ask, ToWorker::Ping { id: 4 }], 8);
-        assert_eq!(words, [FromWorker::Hello { version: WIRE_VERSION }]);
+        let (sent, prompter, decoder) = route(vec![load, generate(2), ask, ToWorker::Ping { id: 4 }], 8);
+        assert_eq!(sent, [FromWorker::Hello { version: WIRE_VERSION }]);
         let prompter: Vec<_> = prompter.iter().collect();
         assert!(matches!(&prompter[..], [ToPrompter::Load { .. }, ToPrompter::Generate(Job { id: 2, .. }), ToPrompter::Ask { id: 3, .. }]));
         let decoder: Vec<_> = decoder.iter().collect();
@@ -122,11 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cancel_finds_its_request_while_it_waits_at_the_prompter() {
-        let (said, words) = sync_channel(8);
+    fn a_cancel_reaches_a_request_that_waits_for_the_prompter() {
+        let (sender, sent) = sync_channel(8);
         let (to_prompter, prompter) = sync_channel(8);
         let (to_decoder, _decoder) = sync_channel(8);
-        let outbox = Outbox::new(move |message| said.send(message).map_err(|_| Disconnected));
+        let outbox = Outbox::new(move |message| sender.send(message).map_err(|_| Disconnected));
         let mut router = Router { outbox: &outbox, to_prompter, to_decoder, cancels: HashMap::new() };
         for message in [generate(1), generate(2), ToWorker::Cancel { id: 1 }, ToWorker::Cancel { id: 9 }] {
             router.route(message);
@@ -136,29 +136,29 @@ mod tests {
             ToPrompter::Load { .. } | ToPrompter::Ask { .. } => unreachable!("only requests were sent"),
         });
         assert_eq!(flags.collect::<Vec<_>>(), [true, false]);
-        // Both jobs are gone by now, so the next one finds no flags but its own.
+        // Both jobs are dropped by now, so only the flag of the next one is left.
         router.route(generate(3));
         assert_eq!(router.cancels.keys().collect::<Vec<_>>(), [&3]);
-        assert!(words.try_iter().next().is_none());
+        assert!(sent.try_iter().next().is_none());
     }
 
     #[test]
     fn the_end_of_the_link_cancels_everything() {
-        let (_, prompter, _) = passed(vec![generate(1)], 8);
+        let (_, prompter, _) = route(vec![generate(1)], 8);
         let Ok(ToPrompter::Generate(job)) = prompter.recv() else { panic!("a request was sent") };
         assert!(job.is_cancelled());
     }
 
     #[test]
-    fn a_full_prompter_is_answered_for_and_never_waited_for() {
+    fn messages_to_a_full_prompter_are_refused_without_waiting() {
         let ask = ToWorker::Ask { id: 3, question: Question::Detokenize(Vec::new()) };
-        let (words, _prompter, _decoder) = passed(vec![generate(1), generate(2), ask], 1);
+        let (sent, _prompter, _decoder) = route(vec![generate(1), generate(2), ask], 1);
         let overloaded = || Error::Overloaded { limit: super::super::INBOX };
         let expected = [
             FromWorker::Hello { version: WIRE_VERSION },
             FromWorker::End { id: 2, end: End::Failed(overloaded()) },
             FromWorker::Answer { id: 3, answer: Err(overloaded()) },
         ];
-        assert_eq!(words, expected);
+        assert_eq!(sent, expected);
     }
 }

@@ -2,4 +2,4 @@
 
 use super::Family;
 
-pub(super) const FAMILY: Family = Family { name: "generic", eos: &["<|endoftext|>", "</s>"], infill_eos: &[], fim: None };
+pub(super) const FAMILY: Family = Family { name: "generic", eos: &["<|endoftext|>", "</s>"], fim_eos: &[], fim: None };

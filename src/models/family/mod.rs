@@ -14,7 +14,7 @@ pub struct Family {
     /// End a text of any kind; those that a vocabulary lacks are skipped.
     pub eos: &'static [&'static str],
     /// End the middle of an infill as well.
-    pub infill_eos: &'static [&'static str],
+    pub fim_eos: &'static [&'static str],
     pub fim: Option<Fim>,
 }
 

@@ -6,6 +6,6 @@ use crate::models::FimOrder;
 pub(super) const FAMILY: Family = Family {
     name: "qwen",
     eos: &["<|endoftext|>", "<|im_end|>"],
-    infill_eos: &["<|fim_pad|>", "<|file_sep|>", "<|repo_name|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+    fim_eos: &["<|fim_pad|>", "<|file_sep|>", "<|repo_name|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
     fim: Some(common_fim(FimOrder::PrefixSuffixMiddle)),
 };

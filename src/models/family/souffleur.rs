@@ -6,6 +6,6 @@ use crate::models::FimOrder;
 pub(super) const FAMILY: Family = Family {
     name: "souffleur",
     eos: &["<|endoftext|>"],
-    infill_eos: &["<|fim_pad|>", "<|file_sep|>", "<|repo_name|>"],
+    fim_eos: &["<|fim_pad|>", "<|file_sep|>", "<|repo_name|>"],
     fim: Some(common_fim(FimOrder::SuffixPrefixMiddle)),
 };

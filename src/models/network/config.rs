@@ -72,11 +72,6 @@ impl Config {
         }
     }
 
-    /// Ids that end a text: one number or a list.
-    pub(super) fn eos(&self) -> Vec<u32> {
-        eos_ids(&self.0)
-    }
-
     #[allow(clippy::type_complexity, reason = "two values that are read from one object")]
     pub(super) fn quantization(&self) -> Result<(Option<Quantization>, Vec<(String, Option<Quantization>)>)> {
         let Some(Value::Object(object)) = self.0.get("quantization") else { return Ok((None, Vec::new())) };
@@ -90,16 +85,6 @@ impl Config {
             }
         }
         Ok((Some(whole), overrides))
-    }
-}
-
-/// `eos_token_id` of `config.json` or `generation_config.json`: one number or a list.
-pub fn eos_ids(object: &Map<String, Value>) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match object.get("eos_token_id") {
-        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
     }
 }
 

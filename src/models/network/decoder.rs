@@ -111,7 +111,7 @@ impl<B: Backend> Visitor for Loader<'_, B> {
             failpoints::check(Point::LoadPack, None).map_err(|fault| self.tensors.error(base, fault))?;
             let weight = self.tensors.matrix(base, *rows, columns, self.spec.quantization(base))?;
             let weight = match deinterleave {
-                Some(head_dim) => weight.unpaired(*head_dim),
+                Some(head_dim) => weight.deinterleave_rope_rows(*head_dim),
                 None => weight,
             };
             let bias = bias.as_ref().map(|name| self.vector(name, *rows)).transpose()?;
@@ -123,7 +123,7 @@ impl<B: Backend> Visitor for Loader<'_, B> {
             other => other,
         })?;
         for PartSpec { base, rows, .. } in &parts {
-            self.tensors.forget(base);
+            self.tensors.release_pages(base);
             self.report((rows * columns) as u64);
         }
         Ok(linear)

@@ -40,24 +40,24 @@ const UNSUPPORTED: &[(&str, f64)] = &[
 
 /// The whole spec but for what an architecture has of its own.
 pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
-    let architecture = gguf.text("general.architecture")?;
+    let architecture = gguf.string("general.architecture")?;
     let key = |name: &str| format!("{architecture}.{name}");
     let size = |name: &str, max| gguf.size(&key(name), max);
     // Files that were merged from several say 0.
-    if let Some(Value::Whole(2..)) = gguf.get("split.count") {
+    if let Some(Value::Int(2..)) = gguf.get("split.count") {
         return Err(gguf.error("split.count", "this model is split over several files; supported is one"));
     }
     let scaling = key("rope.scaling.type");
-    if let Some(kind) = gguf.text_or(&scaling)?.filter(|kind| *kind != "none") {
+    if let Some(kind) = gguf.string_opt(&scaling)?.filter(|kind| *kind != "none") {
         return Err(gguf.error(&scaling, format!("{kind:?} is not supported; only \"none\" is")));
     }
     for (name, neutral) in UNSUPPORTED {
         let value = gguf.get(&key(name));
         let is_neutral = match value {
             None => true,
-            Some(Value::Whole(number)) => number as f64 == *neutral,
+            Some(Value::Int(number)) => number as f64 == *neutral,
             Some(Value::Float(number)) => number == *neutral,
-            Some(Value::Bool(_) | Value::Text(_) | Value::List(_)) => false,
+            Some(Value::Bool(_) | Value::String(_) | Value::Array(_)) => false,
         };
         if !is_neutral {
             return Err(gguf.error(&key(name), format!("is not supported; only {neutral} is")));
@@ -77,10 +77,6 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
             return Err(gguf.error(&key(name), format!("is not supported; only {head_dim} is, the size of a head")));
         }
     }
-    let mut eos = Vec::new();
-    for end in ["eos", "eot", "eom"] {
-        eos.extend(gguf.id(&format!("tokenizer.ggml.{end}_token_id"))?);
-    }
     Ok(DecoderSpec {
         architecture: architecture.into(),
         layers: size("block_count", LAYERS_MAX)?,
@@ -91,7 +87,6 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
         attention,
         mlp: MlpSpec { intermediate_size: size("feed_forward_length", INTERMEDIATE_SIZE_MAX)?, activation: Activation::Silu },
         tied: gguf.tensors.iter().all(|tensor| tensor.name != "output.weight"),
-        eos,
         names: NAMES,
         rope_interleaved: false,
         quantization: None,
@@ -108,7 +103,7 @@ fn vocabulary(gguf: &Gguf<'_>) -> Result<usize> {
         _ => return Err(gguf.error(name, format!("shape {:?}; supported are up to {VOCAB_SIZE_MAX} rows", embedding.shape))),
     };
     let key = "tokenizer.ggml.tokens";
-    match gguf.list(key)?.len() {
+    match gguf.array(key)?.len() {
         tokens if tokens == rows => Ok(rows),
         tokens => Err(gguf.error(key, format!("{tokens} tokens where {name} has {rows} rows"))),
     }

@@ -44,7 +44,6 @@ pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
         attention,
         mlp: MlpSpec { intermediate_size: config.size("intermediate_size", INTERMEDIATE_SIZE_MAX)?, activation: Activation::Silu },
         tied: config.flag_or("tie_word_embeddings", false)?,
-        eos: config.eos(),
         names: NAMES,
         rope_interleaved: false,
         quantization,

@@ -10,12 +10,11 @@ mod qwen2;
 mod spec;
 
 pub use block::{Attention, Block, Weights};
-pub use config::eos_ids;
 pub use decoder::Decoder;
 pub use spec::{Activation, AttentionSpec, DecoderSpec, MlpSpec, NormSpec, RopeSpec, WeightNames};
 
 use super::Result;
-use super::weights::{About, Files};
+use super::weights::{Files, ModelFormat};
 use config::Config;
 
 /// Upper bounds of sizes in a file: a larger one is a mistake or an attack. The largest open models stay well below.
@@ -34,19 +33,19 @@ impl DecoderSpec {
     /// `ModelFile` if the architecture is not supported, or if a size or setting of it is not.
     pub fn parse(files: &Files) -> Result<Self> {
         let unsupported = |other: &str| format!("{other:?} is not supported; supported are llama and qwen2");
-        match &files.about {
-            About::Json(json) => {
-                let config = Config::parse(&json.config)?;
+        match &files.format {
+            ModelFormat::HuggingFace(files) => {
+                let config = Config::parse(&files.config)?;
                 match config.text("model_type")? {
                     "llama" => llama::spec(&config),
                     "qwen2" => qwen2::spec(&config),
                     other => Err(config.error("model_type", unsupported(other))),
                 }
             }
-            About::Gguf => {
+            ModelFormat::Gguf => {
                 let gguf = files.gguf()?;
                 let key = "general.architecture";
-                match gguf.text(key)? {
+                match gguf.string(key)? {
                     "llama" => llama::of_gguf(&gguf),
                     "qwen2" => qwen2::of_gguf(&gguf),
                     other => Err(gguf.error(key, unsupported(other))),

@@ -20,8 +20,6 @@ pub struct DecoderSpec {
     pub mlp: MlpSpec,
     /// The output head is the embedding table.
     pub tied: bool,
-    /// Ids that end a text, as the model's own files have them.
-    pub eos: Vec<u32>,
     pub names: WeightNames,
     /// The files hold the rows of q and k in pairs that are rotated together, as GGUF does for Llama. The decoder rotates the
     /// first half of a head against its second half.

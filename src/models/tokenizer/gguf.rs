@@ -1,6 +1,6 @@
 //! A tokenizer from GGUF's metadata: byte-level BPE with the file's vocabulary, merges and kinds of tokens.
 
-use super::{Tokenizer, check_added, split};
+use super::{Tokenizer, check_added, pre_tokenizer};
 use crate::models::Result;
 use crate::models::weights::Gguf;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,21 +21,22 @@ const USER_DEFINED: i128 = 4;
 
 impl Tokenizer {
     pub(super) fn of_gguf(gguf: &Gguf<'_>) -> Result<Self> {
-        match gguf.text(MODEL)? {
+        match gguf.string(MODEL)? {
             "gpt2" => {}
             other => return Err(gguf.error(MODEL, format!("{other:?} is not supported; only \"gpt2\" is, byte-level BPE"))),
         }
-        let name = gguf.text_or(PRE)?.unwrap_or("default");
-        let reading =
-            split::named(name).ok_or_else(|| gguf.error(PRE, format!("{name:?} is not supported; supported are {}", split::names())))?;
+        let name = gguf.string_opt(PRE)?.unwrap_or("default");
+        let pre_tokenizer = pre_tokenizer::by_name(name)
+            .ok_or_else(|| gguf.error(PRE, format!("{name:?} is not supported; supported are {}", pre_tokenizer::names())))?;
 
         let tokens = tokens(gguf)?;
         let (control, ordinary) = added(gguf, &tokens)?;
-        let bpe = BPE::builder().vocab_and_merges(vocabulary(gguf, &tokens)?, merges(gguf, &tokens)?).ignore_merges(reading.words_first);
+        let bpe =
+            BPE::builder().vocab_and_merges(vocabulary(gguf, &tokens)?, merges(gguf, &tokens)?).ignore_merges(pre_tokenizer.ignore_merges);
         let fail = |e: tokenizers::Error| gguf.error(MERGES, e);
         let mut inner = tokenizers::Tokenizer::new(bpe.build().map_err(fail)?);
-        inner.with_pre_tokenizer(Some(reading.splitter().map_err(fail)?)).with_decoder(Some(ByteLevel::default()));
-        if reading.composes {
+        inner.with_pre_tokenizer(Some(pre_tokenizer.build().map_err(fail)?)).with_decoder(Some(ByteLevel::default()));
+        if pre_tokenizer.nfc {
             inner.with_normalizer(Some(NFC)).map_err(fail)?;
         }
         let special = |special| move |text: &str| AddedToken::from(text, special).normalized(false);
@@ -44,20 +45,20 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
 
         let control_ids = control.values().copied().collect();
-        let begins = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(reading.begins);
-        let bos = gguf.id(BOS)?;
+        let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(pre_tokenizer.add_bos);
+        let bos = gguf.token_id(BOS)?;
         if let Some(id) = bos.filter(|&id| id as usize >= tokens.len()) {
             return Err(gguf.error(BOS, format!("{id} is beyond the {} tokens", tokens.len())));
         }
-        let bos = bos.filter(|_| begins);
-        Ok(Self { inner, file: gguf.file.into(), control, control_ids, eos: BTreeSet::new(), bos })
+        let bos = bos.filter(|_| add_bos);
+        Ok(Self { inner, file: gguf.file.into(), control, control_ids, eos_ids: BTreeSet::new(), bos })
     }
 }
 
 fn tokens<'a>(gguf: &Gguf<'a>) -> Result<Vec<&'a str>> {
-    let list = gguf.list(TOKENS)?;
+    let list = gguf.array(TOKENS)?;
     let text = |(id, text): (usize, Option<&'a str>)| text.ok_or_else(|| gguf.error(TOKENS, format!("token {id} is not UTF-8")));
-    let tokens: Vec<_> = list.texts().enumerate().map(text).collect::<Result<_>>()?;
+    let tokens: Vec<_> = list.strings().enumerate().map(text).collect::<Result<_>>()?;
     if tokens.is_empty() { Err(gguf.error(TOKENS, "no texts are in this list")) } else { Ok(tokens) }
 }
 
@@ -73,7 +74,7 @@ fn vocabulary(gguf: &Gguf<'_>, tokens: &[&str]) -> Result<Vocab> {
 
 /// Two tokens each, a space between them.
 fn merges(gguf: &Gguf<'_>, tokens: &[&str]) -> Result<Merges> {
-    let list = gguf.list(MERGES)?;
+    let list = gguf.array(MERGES)?;
     let longest = tokens.iter().map(|token| token.len()).max().unwrap_or(0);
     let merge = |(index, text): (usize, Option<&str>)| {
         let (left, right) = text.and_then(|text| text.split_once(' ')).unwrap_or_default();
@@ -83,18 +84,18 @@ fn merges(gguf: &Gguf<'_>, tokens: &[&str]) -> Result<Merges> {
         }
         Ok((left.to_owned(), right.to_owned()))
     };
-    list.texts().enumerate().map(merge).collect()
+    list.strings().enumerate().map(merge).collect()
 }
 
 /// Control tokens by text, and those that a text may spell. As in tokenizer.json, a user-defined marker is control too.
 #[allow(clippy::type_complexity, reason = "two sets that are read from one list")]
 fn added<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<String, u32>, Vec<(u32, &'a str)>)> {
-    let kinds = gguf.list(KINDS)?;
+    let kinds = gguf.array(KINDS)?;
     if kinds.len() != tokens.len() {
         return Err(gguf.error(KINDS, format!("{} kinds of {} tokens", kinds.len(), tokens.len())));
     }
     let (mut control, mut ordinary) = (BTreeMap::new(), Vec::new());
-    for ((id, token), kind) in (0..).zip(tokens).zip(kinds.wholes()) {
+    for ((id, token), kind) in (0..).zip(tokens).zip(kinds.ints()) {
         let is_marker = token.starts_with('<') && token.ends_with('>');
         match kind {
             Some(CONTROL) => _ = control.insert((*token).to_owned(), id),

@@ -1,11 +1,11 @@
 //! Text to tokens and back. Text can never become a control token: those come from the prompt's structure only.
 
 mod gguf;
-mod split;
+mod pre_tokenizer;
 #[cfg(test)]
 mod tests;
 
-use super::weights::{About, Files};
+use super::weights::{Files, ModelFormat};
 use super::{Error, Result};
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -26,14 +26,14 @@ pub struct Tokenizer {
     /// By text: what structures a prompt or ends a text.
     control: BTreeMap<String, u32>,
     control_ids: BTreeSet<u32>,
-    eos: BTreeSet<u32>,
+    eos_ids: BTreeSet<u32>,
     /// Put before every prompt when the model's files say so.
     bos: Option<u32>,
 }
 
 /// Where one sequence's text stands between two tokens.
 #[derive(Default)]
-pub struct Decoding {
+pub struct DetokenizerState {
     ids: Vec<u32>,
     prefix: String,
     prefix_index: usize,
@@ -41,9 +41,9 @@ pub struct Decoding {
 
 impl Tokenizer {
     pub fn open(files: &Files) -> Result<Self> {
-        match &files.about {
-            About::Json(json) => Self::parse(&json.tokenizer, json.tokenizer_config.as_deref()),
-            About::Gguf => Self::of_gguf(&files.gguf()?),
+        match &files.format {
+            ModelFormat::HuggingFace(hf) => Self::parse(&hf.tokenizer, hf.tokenizer_config.as_deref()),
+            ModelFormat::Gguf => Self::of_gguf(&files.gguf()?),
         }
     }
 
@@ -54,7 +54,7 @@ impl Tokenizer {
         check_added(added_tokens.iter().map(|token| (token.id, token.content.len())))
             .map_err(|reason| Error::file(TOKENIZER_JSON, "added_tokens", reason))?;
         // The crate panics on some files that it should refuse.
-        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(tokenizer)).map_err(|panic| fail(super::panic_text(&*panic)))?;
+        let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(tokenizer)).map_err(|panic| fail(super::panic_message(&*panic)))?;
         let mut inner = parsed.map_err(|e| fail(e.to_string()))?;
         // Both would change a prompt without a word.
         inner.with_truncation(None).map_err(|e| fail(e.to_string()))?;
@@ -73,7 +73,7 @@ impl Tokenizer {
         inner.add_special_tokens(unmarked).map_err(|e| fail(e.to_string()))?;
         inner.set_encode_special_tokens(true);
         let control_ids = control.values().copied().collect();
-        let mut tokenizer = Self { inner, file: TOKENIZER_JSON.into(), control, control_ids, eos: BTreeSet::new(), bos: None };
+        let mut tokenizer = Self { inner, file: TOKENIZER_JSON.into(), control, control_ids, eos_ids: BTreeSet::new(), bos: None };
         tokenizer.bos = tokenizer.processed_bos()?;
         // It has said all it has to: a text's tokens are its own.
         tokenizer.inner.with_post_processor(None::<PostProcessorWrapper>);
@@ -91,8 +91,8 @@ impl Tokenizer {
         if let Some(eos) = token("eos_token") {
             self.add_eos_token(eos);
         }
-        if let Some(begins) = value.get("add_bos_token").and_then(serde_json::Value::as_bool) {
-            self.bos = token("bos_token").filter(|_| begins).and_then(|bos| self.control(bos));
+        if let Some(add_bos) = value.get("add_bos_token").and_then(serde_json::Value::as_bool) {
+            self.bos = token("bos_token").filter(|_| add_bos).and_then(|bos| self.control(bos));
         }
         Ok(())
     }
@@ -101,7 +101,7 @@ impl Tokenizer {
     fn processed_bos(&self) -> Result<Option<u32>> {
         // The crate panics on a template with a token that it does not define.
         let encoding = catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast("a", true)))
-            .map_err(|panic| self.error("post_processor", super::panic_text(&*panic)))?
+            .map_err(|panic| self.error("post_processor", super::panic_message(&*panic)))?
             .map_err(|e| self.error("post_processor", e))?;
         let first = encoding.get_ids().first().zip(encoding.get_special_tokens_mask().first());
         Ok(first.and_then(|(&id, &added)| (added == 1 && self.is_control(id)).then_some(id)))
@@ -109,15 +109,15 @@ impl Tokenizer {
 
     /// From now on this token ends a text. A token that the vocabulary lacks is skipped.
     pub fn add_eos_token(&mut self, token: &str) -> bool {
-        self.control(token).is_some_and(|id| self.eos.insert(id))
+        self.control(token).is_some_and(|id| self.eos_ids.insert(id))
     }
 
     pub fn add_eos_id(&mut self, id: u32) -> bool {
-        self.inner.id_to_token(id).is_some() && self.eos.insert(id)
+        self.inner.id_to_token(id).is_some() && self.eos_ids.insert(id)
     }
 
-    pub fn eos(&self) -> &BTreeSet<u32> {
-        &self.eos
+    pub fn eos_ids(&self) -> &BTreeSet<u32> {
+        &self.eos_ids
     }
 
     pub fn bos(&self) -> Option<u32> {
@@ -161,8 +161,8 @@ impl Tokenizer {
     }
 
     /// The text that `token` completes, `None` while a character is unfinished. Control tokens have no text.
-    pub fn step(&self, decoding: &mut Decoding, token: u32) -> Result<Option<String>> {
-        let Decoding { ids, prefix, prefix_index } = decoding;
+    pub fn decode_step(&self, state: &mut DetokenizerState, token: u32) -> Result<Option<String>> {
+        let DetokenizerState { ids, prefix, prefix_index } = state;
         step_decode_stream(&self.inner, vec![token], true, ids, prefix, prefix_index).map_err(|e| self.error("decoder", e))
     }
 

@@ -13,21 +13,21 @@ const JSON_BYTES_MAX: u64 = 64 << 20;
 
 /// The files of one model. Weights are mapped, the others read.
 pub struct Files {
-    pub about: About,
+    pub format: ModelFormat,
     /// What the model is called where it lies, for finding its family.
     pub name: String,
     weights: Vec<(String, Data)>,
 }
 
 /// Where a model says what it is.
-pub enum About {
+pub enum ModelFormat {
     /// In files beside its safetensors.
-    Json(Json),
+    HuggingFace(HfFiles),
     /// In the metadata of its only file.
     Gguf,
 }
 
-pub struct Json {
+pub struct HfFiles {
     pub config: Cow<'static, [u8]>,
     pub generation_config: Option<Vec<u8>>,
     pub tokenizer: Cow<'static, [u8]>,
@@ -45,13 +45,13 @@ impl Files {
         match source {
             ModelSource::Embedded => {
                 let e = embedded.ok_or_else(|| Error::Unsupported("this program carries no embedded model".into()))?;
-                let about = About::Json(Json {
+                let format = ModelFormat::HuggingFace(HfFiles {
                     config: Cow::Borrowed(e.config),
                     generation_config: None,
                     tokenizer: Cow::Borrowed(e.tokenizer),
                     tokenizer_config: Some(Cow::Borrowed(e.tokenizer_config)),
                 });
-                Ok(Self { about, name: e.name.into(), weights: vec![("model.safetensors".into(), Data::Static(e.weights))] })
+                Ok(Self { format, name: e.name.into(), weights: vec![("model.safetensors".into(), Data::Static(e.weights))] })
             }
             ModelSource::Folder(folder) => open_folder(folder),
             ModelSource::File(file) => open_file(file),
@@ -60,7 +60,7 @@ impl Files {
 
     /// A GGUF file that is in memory already, as tests and fuzzers have it.
     pub fn of_gguf(name: &str, bytes: Vec<u8>) -> Self {
-        Self { about: About::Gguf, name: name.into(), weights: vec![(name.into(), Data::Owned(bytes))] }
+        Self { format: ModelFormat::Gguf, name: name.into(), weights: vec![(name.into(), Data::Owned(bytes))] }
     }
 
     /// File name and bytes of every weights file.
@@ -83,13 +83,13 @@ impl Files {
 
     /// Such as "gguf Q4_K_M", where a GGUF file says how it was made.
     pub fn gguf_name(&self) -> Option<String> {
-        let About::Gguf = self.about else { return None };
-        let Some(Value::Whole(number)) = self.gguf().ok()?.get("general.file_type") else { return None };
+        let ModelFormat::Gguf = self.format else { return None };
+        let Some(Value::Int(number)) = self.gguf().ok()?.get("general.file_type") else { return None };
         Some(format!("gguf {}", file_type(number)?))
     }
 
     /// Gives back the memory of a part of the weights that was read: the file still has it.
-    pub(super) fn forget(&self, part: &[u8]) {
+    pub(super) fn release_pages(&self, part: &[u8]) {
         #[cfg(unix)]
         for (_, data) in &self.weights {
             let Data::Mapped(map) = data else { continue };
@@ -109,20 +109,20 @@ impl Files {
 
 fn open_folder(folder: &Path) -> Result<Files> {
     let optional = |name: &str| if folder.join(name).exists() { read(folder, name).map(Some) } else { Ok(None) };
-    let about = About::Json(Json {
+    let format = ModelFormat::HuggingFace(HfFiles {
         config: Cow::Owned(read(folder, "config.json")?),
         generation_config: optional("generation_config.json")?,
         tokenizer: Cow::Owned(read(folder, "tokenizer.json")?),
         tokenizer_config: optional("tokenizer_config.json")?.map(Cow::Owned),
     });
     let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(Files { about, name, weights: map_weights(folder)? })
+    Ok(Files { format, name, weights: map_weights(folder)? })
 }
 
 fn open_file(path: &Path) -> Result<Files> {
     let text = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
     let (name, file) = (text(path.file_stem()), text(path.file_name()));
-    Ok(Files { about: About::Gguf, name, weights: vec![(file.clone(), map(path, &file)?)] })
+    Ok(Files { format: ModelFormat::Gguf, name, weights: vec![(file.clone(), map(path, &file)?)] })
 }
 
 fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {

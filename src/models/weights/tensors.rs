@@ -1,6 +1,6 @@
 //! The tensors of a model's files by name: plain f32, f16 and bf16, MLX's affine quantization, GGUF's blocks.
 
-use super::{About, Block, Files, Stored};
+use super::{Files, GgmlBlock, ModelFormat, TensorType};
 use crate::models::{Error, Result};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Element type of plain tensors and of a quantized tensor's scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
+pub enum FloatType {
     F32,
     F16,
     Bf16,
 }
 
-impl Element {
+impl FloatType {
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -46,7 +46,7 @@ pub enum Matrix<'a> {
     Plain {
         rows: usize,
         columns: usize,
-        element: Element,
+        element: FloatType,
         data: Cow<'a, [u8]>,
     },
     Quantized(Quantized<'a>),
@@ -54,7 +54,7 @@ pub enum Matrix<'a> {
     Blocks {
         rows: usize,
         columns: usize,
-        block: Block,
+        block: GgmlBlock,
         data: Cow<'a, [u8]>,
     },
 }
@@ -69,22 +69,22 @@ impl Matrix<'_> {
 
     /// Of heads whose rows lie as pairs that are rotated together, one that has first all first halves of the pairs,
     /// then all second ones, which is how the decoder rotates. A row moves whole, so nothing is rounded.
-    pub fn unpaired(mut self, head_size: usize) -> Self {
+    pub fn deinterleave_rope_rows(mut self, head_dim: usize) -> Self {
         let (rows, _) = self.shape();
         match &mut self {
-            Self::Plain { data, .. } | Self::Blocks { data, .. } => *data = Cow::Owned(unpair(data, rows, head_size)),
+            Self::Plain { data, .. } | Self::Blocks { data, .. } => *data = Cow::Owned(deinterleave(data, rows, head_dim)),
             Self::Quantized(_) => unreachable!("only GGUF has pairs, and none of MLX's weights"),
         }
         self
     }
 }
 
-fn unpair(data: &[u8], rows: usize, head_size: usize) -> Vec<u8> {
+fn deinterleave(data: &[u8], rows: usize, head_dim: usize) -> Vec<u8> {
     let bytes = data.len() / rows;
     let mut out = Vec::with_capacity(data.len());
     for row in 0..rows {
-        let (head, at) = (row / head_size * head_size, row % head_size);
-        let from = head + at % (head_size / 2) * 2 + at / (head_size / 2);
+        let (head, at) = (row / head_dim * head_dim, row % head_dim);
+        let from = head + at % (head_dim / 2) * 2 + at / (head_dim / 2);
         out.extend_from_slice(&data[from * bytes..(from + 1) * bytes]);
     }
     out
@@ -96,13 +96,13 @@ pub struct Quantized<'a> {
     pub columns: usize,
     pub quantization: Quantization,
     pub words: &'a [u8],
-    pub element: Element,
+    pub element: FloatType,
     pub scales: &'a [u8],
     pub biases: &'a [u8],
 }
 
 struct Tensor<'a> {
-    stored: Stored,
+    tensor_type: TensorType,
     shape: Vec<usize>,
     data: &'a [u8],
     file: String,
@@ -132,11 +132,11 @@ pub struct Tensors<'a> {
 
 impl<'a> Tensors<'a> {
     pub fn open(files: &'a Files) -> Result<Self> {
-        if let About::Gguf = files.about {
+        if let ModelFormat::Gguf = files.format {
             let gguf = files.gguf()?;
-            let tensor = |info: super::Info<'a>| {
-                let super::Info { name, shape, stored, data } = info;
-                (name.to_owned(), Tensor { stored, shape, data, file: gguf.file.to_owned() })
+            let tensor = |info: super::TensorInfo<'a>| {
+                let super::TensorInfo { name, shape, tensor_type, data } = info;
+                (name.to_owned(), Tensor { tensor_type, shape, data, file: gguf.file.to_owned() })
             };
             return Ok(Self { tensors: gguf.tensors.into_iter().map(tensor).collect(), files });
         }
@@ -145,7 +145,7 @@ impl<'a> Tensors<'a> {
             let parsed = SafeTensors::deserialize(bytes).map_err(|e| Error::file(file, "header", e))?;
             for (name, view) in parsed.iter() {
                 let tensor = Tensor {
-                    stored: Stored::of_safetensors(view.dtype()),
+                    tensor_type: TensorType::from_safetensors(view.dtype()),
                     shape: view.shape().to_vec(),
                     data: view.data(),
                     file: file.to_owned(),
@@ -178,10 +178,10 @@ impl<'a> Tensors<'a> {
     }
 
     /// Gives back the memory of a matrix that was packed, so that a load never has two copies of all weights.
-    pub fn forget(&self, base: &str) {
+    pub fn release_pages(&self, base: &str) {
         for part in ["weight", "scales", "biases"] {
             if let Some(tensor) = self.tensors.get(&format!("{base}.{part}")) {
-                self.files.forget(tensor.data);
+                self.files.release_pages(tensor.data);
             }
         }
     }
@@ -193,7 +193,7 @@ impl<'a> Tensors<'a> {
     /// What most of the weights' bytes are, in lower case, such as "bf16" or "q4_1".
     pub fn element_name(&self) -> String {
         let mut bytes = BTreeMap::new();
-        self.tensors.values().for_each(|tensor| *bytes.entry(tensor.stored.to_string()).or_insert(0) += tensor.data.len());
+        self.tensors.values().for_each(|tensor| *bytes.entry(tensor.tensor_type.to_string()).or_insert(0) += tensor.data.len());
         bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name.to_lowercase()).unwrap_or_default()
     }
 
@@ -207,12 +207,12 @@ impl<'a> Tensors<'a> {
         let weight = format!("{base}.weight");
         let scales = format!("{base}.scales");
         if !self.contains(&scales) {
-            let (stored, data) = self.get(&weight, &[rows, columns])?;
+            let (tensor_type, data) = self.get(&weight, &[rows, columns])?;
             let data = Cow::Borrowed(data);
-            return match stored {
-                Stored::Plain(element) => Ok(Matrix::Plain { rows, columns, element, data }),
-                Stored::Blocks(block) => Ok(Matrix::Blocks { rows, columns, block, data }),
-                Stored::Words | Stored::Other(_) => Err(self.error(&weight, format!("element type {stored} in a weight"))),
+            return match tensor_type {
+                TensorType::Float(element) => Ok(Matrix::Plain { rows, columns, element, data }),
+                TensorType::GgmlBlocks(block) => Ok(Matrix::Blocks { rows, columns, block, data }),
+                TensorType::U32 | TensorType::Other(_) => Err(self.error(&weight, format!("element type {tensor_type} in a weight"))),
             };
         }
         let quantization =
@@ -221,7 +221,7 @@ impl<'a> Tensors<'a> {
         if !columns.is_multiple_of(group) || !(columns * bits).is_multiple_of(32) {
             return Err(self.error(&weight, format!("{columns} inputs are not whole groups of {group} and whole words of {bits} bits")));
         }
-        let (Stored::Words, words) = self.get(&weight, &[rows, columns * bits / 32])? else {
+        let (TensorType::U32, words) = self.get(&weight, &[rows, columns * bits / 32])? else {
             return Err(self.error(&weight, "not of element type U32, which quantized weights have"));
         };
         let (element, scales) = self.plain(&scales, &[rows, columns / group])?;
@@ -233,19 +233,19 @@ impl<'a> Tensors<'a> {
         Ok(Matrix::Quantized(Quantized { rows, columns, quantization, words, element, scales, biases: bias_data }))
     }
 
-    fn plain(&self, name: &str, shape: &[usize]) -> Result<(Element, &'a [u8])> {
+    fn plain(&self, name: &str, shape: &[usize]) -> Result<(FloatType, &'a [u8])> {
         match self.get(name, shape)? {
-            (Stored::Plain(element), data) => Ok((element, data)),
-            (stored, _) => Err(self.error(name, format!("element type {stored} where F32, F16 or BF16 is expected"))),
+            (TensorType::Float(element), data) => Ok((element, data)),
+            (tensor_type, _) => Err(self.error(name, format!("element type {tensor_type} where F32, F16 or BF16 is expected"))),
         }
     }
 
-    fn get(&self, name: &str, shape: &[usize]) -> Result<(Stored, &'a [u8])> {
+    fn get(&self, name: &str, shape: &[usize]) -> Result<(TensorType, &'a [u8])> {
         let tensor = self.tensors.get(name).ok_or_else(|| Error::weights(vec![name.to_owned()], Vec::new()))?;
         if tensor.shape != shape {
             return Err(self.error(name, format!("shape {:?} where {shape:?} is expected", tensor.shape)));
         }
-        Ok((tensor.stored, tensor.data))
+        Ok((tensor.tensor_type, tensor.data))
     }
 
     pub fn error(&self, name: &str, reason: impl ToString) -> Error {

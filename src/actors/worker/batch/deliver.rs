@@ -57,11 +57,11 @@ impl<B: Backend> Batch<B> {
     /// Appends a token to a sequence. A panic of the detokenizer or the stop matcher fails this request only.
     pub(super) fn push_token(&self, running: &mut Running<B::Cache>, token: u32) -> Result<Appended, Error> {
         let request = &running.prepared.job.request;
-        let (eos_ids, seed) = (self.codec.ends(&request.prompt), request.sampling.seed);
+        let (eos_ids, seed) = (self.codec.eos_ids(&request.prompt), request.sampling.seed);
         let appended = catch_unwind(AssertUnwindSafe(|| {
             let fault = failpoints::check(Point::Stopper, Some(seed));
             fault.map_err(|fault| ModelError::Unsupported(fault.to_string()))?;
-            running.sequence.grow(token, &self.codec, eos_ids)
+            running.sequence.push_token(token, &self.codec, eos_ids)
         }));
         let appended = appended.map_err(|_| Error::StagePanicked { stage: "stopper".into(), cause: "turning a token into text".into() })?;
         Ok(appended?)
@@ -85,7 +85,7 @@ impl<B: Backend> Batch<B> {
         }
         let bytes = self.decoder.backend.cache_bytes(&sequence.cache);
         sequence.tokens.truncate(known);
-        self.prefix_cache.keep(CacheEntry { tokens: sequence.tokens, cache: sequence.cache, bytes });
+        self.prefix_cache.insert(CacheEntry { tokens: sequence.tokens, cache: sequence.cache, bytes });
         let id = prepared.job.id;
         self.outbox.send(FromWorker::End { id, end: end(usage, prepared.job.request.sampling) })
     }

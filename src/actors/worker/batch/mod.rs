@@ -149,11 +149,13 @@ impl<B: Backend> Batch<B> {
         }
         let last = self.submitted.take();
         let next = self.submit(last.as_ref());
-        if !self.decoder.backend.runs_ahead() {
-            return self.deliver(next);
-        }
-        self.submitted = Some(next);
-        last.map_or(Ok(()), |last| self.deliver(last))
+        let complete = if self.decoder.backend.runs_ahead() {
+            self.submitted = next;
+            last
+        } else {
+            next
+        };
+        complete.map_or(Ok(()), |complete| self.deliver(complete))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Batch, Running};
 use crate::models::backend::Backend;
-use crate::models::cache::common;
+use crate::models::cache::common_prefix_len;
 
 impl<B: Backend> Batch<B> {
     /// A cache with the longest prefix of `tokens` that any cache holds, and the prefix's length. The last token is left
@@ -10,8 +10,8 @@ impl<B: Backend> Batch<B> {
     pub(super) fn cached_prefix(&mut self, tokens: &[u32]) -> (B::Cache, usize) {
         let backend = &mut self.decoder.backend;
         let wanted = &tokens[..tokens.len() - 1];
-        let ended = self.prefix_cache.longest(wanted);
-        let shared = |r: &Running<B::Cache>| common(r.sequence.computed_tokens(), wanted);
+        let ended = self.prefix_cache.longest_prefix(wanted);
+        let shared = |r: &Running<B::Cache>| common_prefix_len(r.sequence.computed_tokens(), wanted);
         let running = self.running.iter().map(|r| (r, shared(r))).max_by_key(|(_, shared)| *shared);
         if let Some((origin, shared)) = running
             && shared > ended.map_or(0, |(_, shared)| shared)

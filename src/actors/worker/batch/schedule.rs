@@ -5,9 +5,9 @@ use crate::actors::worker::{Disconnected, Prepared};
 use crate::actors::{End, Error, FinishReason, FromWorker, ModelError, Step, Usage};
 use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, Input, SampleRequest, Span};
+use crate::models::detokenizer::Detokenizer;
 use crate::models::sampler::Sampler;
 use crate::models::sequence::{Appended, Sequence};
-use crate::models::stop::Stopper;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ impl<B: Backend> Batch<B> {
     /// Whether the next request can reach its full length beside the running ones. One sequence can always run: the load has
     /// checked that.
     fn next_fits(&self) -> bool {
-        let positions = |of: &Prepared| (of.prompt.len() + of.job.request.tokens_max as usize).min(self.codec.context()) as u64;
+        let positions = |of: &Prepared| (of.prompt.len() + of.job.request.tokens_max as usize).min(self.codec.context_length()) as u64;
         let taken: u64 = self.running.iter().map(|running| positions(&running.prepared)).sum();
         self.running.is_empty() || self.waiting.front().is_some_and(|next| taken + positions(next) <= self.kv_tokens_max)
     }
@@ -56,7 +56,7 @@ impl<B: Backend> Batch<B> {
     fn admit(&mut self, prepared: Prepared) -> Result<(), Disconnected> {
         failpoints::at(Point::Admit, Some(prepared.job.request.sampling.seed));
         let (request, replay) = (&prepared.job.request, &prepared.job.replay);
-        let vocab_size = self.codec.vocabulary();
+        let vocab_size = self.codec.vocab_size();
         if let Some((token, _)) = request.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= vocab_size) {
             let reason = format!("token {token} is beyond the vocabulary of {vocab_size}");
             let error = ModelError::Parameter { name: "logit_bias".into(), reason };
@@ -68,7 +68,7 @@ impl<B: Backend> Batch<B> {
             unread: 0,
             computed: 0,
             cache: self.decoder.backend.cache(),
-            stopper: Stopper::new(request.stop.clone(), replay.delivered_bytes as usize),
+            detokenizer: Detokenizer::new(request.stop.clone(), replay.delivered_bytes as usize),
             tokens_max: request.tokens_max as usize,
         };
         let sampler = GuardedSampler(Sampler::new(request.sampling.clone(), request.logprobs));
@@ -115,9 +115,13 @@ impl<B: Backend> Batch<B> {
         Ok(None)
     }
 
-    /// Submits one step over all running sequences. `last` has the choices that were not read yet.
-    pub(super) fn submit(&mut self, last: Option<&Submitted<B>>) -> Submitted<B> {
+    /// Submits one step over all running sequences, if any of them has something to compute. `last` has the choices that
+    /// were not read yet.
+    pub(super) fn submit(&mut self, last: Option<&Submitted<B>>) -> Option<Submitted<B>> {
         let prompt_tokens = self.divide_chunks();
+        if self.running.iter().all(|running| running.chunk == 0) {
+            return None;
+        }
         failpoints::at(if prompt_tokens > 0 { Point::Prefill } else { Point::Decode }, None);
         let start = Instant::now();
         let (mut rows, mut row, mut ids) = (Vec::new(), 0, Vec::new());
@@ -155,7 +159,7 @@ impl<B: Backend> Batch<B> {
         self.status.rows += row as u64;
         self.status.step_sequences = sequences;
         self.status.step_sequences_max = self.status.step_sequences_max.max(sequences);
-        Submitted { choices, ids, prompt_tokens, start }
+        Some(Submitted { choices, ids, prompt_tokens, start })
     }
 
     /// Sets how many tokens of each sequence the next step computes. Returns how many of them are prompt tokens.
@@ -169,7 +173,7 @@ impl<B: Backend> Batch<B> {
                 let chunk = pending.min(share).min(left);
                 left -= chunk;
                 chunk
-            } else if running.sequence.is_full(self.codec.context()) {
+            } else if running.sequence.is_full(self.codec.context_length()) {
                 // The unread choice is the last one.
                 0
             } else {

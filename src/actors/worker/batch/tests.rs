@@ -162,8 +162,8 @@ fn prompts_share_a_step_evenly_and_decoding_goes_on_beside_them() {
     let mut harness = Harness::new(endless, false, 0, 100_000);
     harness.generate(1, &prompt(1, 2), 1000);
     harness.steps(2);
-    harness.generate(2, &prompt(200, 700), 5);
-    harness.generate(3, &prompt(400, 700), 5);
+    harness.generate(2, &prompt(200, 2000), 5);
+    harness.generate(3, &prompt(400, 2000), 5);
     let before = harness.tokens(1).len();
     harness.steps(6);
     assert_eq!(harness.tokens(1).len(), before + 6, "one token a step, whatever is read beside it");
@@ -174,7 +174,7 @@ fn prompts_share_a_step_evenly_and_decoding_goes_on_beside_them() {
     }
     harness.cancel(1);
     harness.run();
-    assert_eq!((harness.tokens(2), harness.tokens(3)), (alone(endless, &prompt(200, 700), 5), alone(endless, &prompt(400, 700), 5)));
+    assert_eq!((harness.tokens(2), harness.tokens(3)), (alone(endless, &prompt(200, 2000), 5), alone(endless, &prompt(400, 2000), 5)));
 }
 
 #[test]

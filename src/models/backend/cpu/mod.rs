@@ -1,30 +1,20 @@
 //! The processor as a backend: packed weights, SIMD kernels, a fixed thread pool.
 
-mod attend;
-mod attention;
-#[cfg(test)]
-mod block_tests;
 mod buffer;
-mod cache;
-mod chunk;
-mod forms;
-mod headers;
 mod isa;
 mod kernels;
-mod matmul;
-mod pack;
+mod kv_cache;
+mod ops;
 mod pool;
-mod product;
-mod quants;
 mod rope;
-mod rows;
 mod tensor;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod weights;
 
-pub use cache::Cache;
-pub use product::Linear;
+pub use kv_cache::Cache;
+pub use ops::linear::Linear;
 pub use tensor::Tensor;
 
 use super::{Backend, BackendInfo, Choice, Input, LinearPart, SampleRequest, Span};
@@ -32,15 +22,16 @@ use crate::models::network::{Activation, Attention, AttentionSpec, DecoderSpec, 
 use crate::models::weights::{Matrix, free_memory};
 use crate::models::{Activations, CpuSettings, Error, Result};
 use buffer::{Arena, Buffer};
-use cache::Shape;
 use isa::LANES;
-use kernels::Kernels;
-use pack::Packed;
+use kernels::quantize::QuantizedActivations;
+use kernels::{Kernels, attention};
+use kv_cache::KvShape;
 use pool::Pool;
-use quants::Quants;
 use rope::Rope;
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
+use tensor::TensorAllocator;
+use weights::pack::Packed;
 
 /// Rows from which elementwise work is divided among threads.
 const ROWS_SHARED: usize = 8;
@@ -58,10 +49,11 @@ pub struct Cpu {
     activations: Activations,
     /// One for each rotary embedding of the network.
     ropes: Vec<Rope>,
-    kv_shape: Shape,
+    kv_shape: KvShape,
     weights: Arena,
+    tensors: TensorAllocator,
     /// Buffers of quantized activations, kept for the next projection.
-    quants: Vec<Arc<Quants>>,
+    quantized: Vec<Arc<QuantizedActivations>>,
 }
 
 /// The weight of an RMS norm.
@@ -96,7 +88,8 @@ impl Cpu {
             ropes: vec![Rope::new(spec.attention.rope, spec.attention.head_dim)],
             kv_shape: kv_shape(spec, settings),
             weights: Arena::default(),
-            quants: Vec::new(),
+            tensors: TensorAllocator::default(),
+            quantized: Vec::new(),
         })
     }
 }
@@ -105,8 +98,8 @@ impl Cpu {
 fn supported(attention: &AttentionSpec, activation: Activation) -> std::result::Result<(), String> {
     let AttentionSpec { heads, kv_heads, head_dim, window, softcap, .. } = attention;
     let group = heads / kv_heads;
-    if !head_dim.is_multiple_of(16) || *head_dim > attention::HEAD_MAX || group > attention::GROUP_MAX {
-        let (head_max, group_max) = (attention::HEAD_MAX, attention::GROUP_MAX);
+    if !head_dim.is_multiple_of(16) || *head_dim > attention::HEAD_DIM_MAX || group > attention::GROUP_MAX {
+        let (head_max, group_max) = (attention::HEAD_DIM_MAX, attention::GROUP_MAX);
         return Err(format!(
             "heads of {head_dim} dimensions in groups of {group}; supported are multiples of 16 up to {head_max}, in groups up to {group_max}"
         ));
@@ -128,9 +121,9 @@ fn thread_count(settings: &CpuSettings) -> usize {
 }
 
 /// Keys and values are f16 beside int8 activations, f32 beside f32 ones.
-fn kv_shape(spec: &DecoderSpec, settings: &CpuSettings) -> Shape {
+fn kv_shape(spec: &DecoderSpec, settings: &CpuSettings) -> KvShape {
     let AttentionSpec { kv_heads, head_dim, .. } = spec.attention;
-    Shape { layers: spec.layers, kv_heads, head_size: head_dim, half: settings.activations == Activations::Int8 }
+    KvShape { layers: spec.layers, kv_heads, head_dim, half: settings.activations == Activations::Int8 }
 }
 
 /// Calls `work` for every row, on all threads if there are many.
@@ -210,7 +203,7 @@ impl Backend for Cpu {
         }
         let end = spans.iter().map(Span::end).max().unwrap_or(0);
         self.ropes.iter_mut().for_each(|rope| rope.extend_to(end));
-        Step(Arc::new(spans.iter().map(|span| span.cache.chunks()).collect()))
+        Step(Arc::new(spans.iter().map(|span| span.cache.pages()).collect()))
     }
 
     fn embed(&mut self, table: &Linear, spans: &[Span<'_, Self>]) -> Tensor {
@@ -223,11 +216,11 @@ impl Backend for Cpu {
             }
         }
         assert!(ids.iter().all(|id| (*id as usize) < table.rows), "a token id is outside of the embedding table");
-        let mut x = Tensor::new(ids.len(), table.columns);
-        let (kernels, out) = (self.kernels, x.shared());
+        let mut x = self.tensors.alloc(ids.len(), table.columns);
+        let (kernels, out) = (self.kernels, x.writer());
         each_row(&mut self.pool, ids.len(), &|row| {
             // SAFETY: every id is a row of the table, and each row of `x` is written once.
-            unsafe { (kernels.row)(table, ids[row] as usize, out.part(row * table.columns, table.columns)) };
+            unsafe { (kernels.row)(table, ids[row] as usize, out.slice(row * table.columns, table.columns)) };
         });
         x
     }
@@ -235,18 +228,18 @@ impl Backend for Cpu {
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Tensor {
         assert_eq!(x.width, norm.weight.len(), "the norm's weight is as long as a row");
         assert_whole_vectors(x.width);
-        let mut y = Tensor::new(x.rows, x.width);
-        let out = y.shared();
+        let mut y = self.tensors.alloc(x.rows, x.width);
+        let out = y.writer();
         let kernels = self.kernels;
         each_row(&mut self.pool, x.rows, &|row| {
             // SAFETY: row, weight and result have one length, a multiple of 8; each row is written once.
-            unsafe { (kernels.norm)(x.row(row), &norm.weight, norm.epsilon, out.part(row * x.width, x.width)) }
+            unsafe { (kernels.norm)(x.row(row), &norm.weight, norm.epsilon, out.slice(row * x.width, x.width)) }
         });
         y
     }
 
     fn project<const N: usize>(&mut self, x: &Tensor, by: &Linear) -> [Tensor; N] {
-        let tensors = self.products(x, by);
+        let tensors = self.project_all(x, by);
         tensors.try_into().unwrap_or_else(|tensors: Vec<Tensor>| panic!("{} parts are projected to {N} tensors", tensors.len()))
     }
 
@@ -258,10 +251,10 @@ impl Backend for Cpu {
         assert_eq!(activation, Activation::Silu, "`open` accepts no other");
         assert_eq!((gate.rows, gate.width), (up.rows, up.width), "gate and up have one shape");
         assert_whole_vectors(gate.width);
-        let (kernels, width, out) = (self.kernels, gate.width, gate.shared());
+        let (kernels, width, out) = (self.kernels, gate.width, gate.writer());
         each_row(&mut self.pool, up.rows, &|row| {
             // SAFETY: both rows have one length, a multiple of 8; each row is written once.
-            unsafe { (kernels.gate_silu)(out.part(row * width, width), up.row(row)) }
+            unsafe { (kernels.gate_silu)(out.slice(row * width, width), up.row(row)) }
         });
         gate
     }
@@ -269,16 +262,16 @@ impl Backend for Cpu {
     fn add(&mut self, mut x: Tensor, y: Tensor) -> Tensor {
         assert_eq!((x.rows, x.width), (y.rows, y.width), "both summands have one shape");
         assert_whole_vectors(x.width);
-        let (kernels, width, out) = (self.kernels, x.width, x.shared());
+        let (kernels, width, out) = (self.kernels, x.width, x.writer());
         each_row(&mut self.pool, y.rows, &|row| {
             // SAFETY: both rows have one length, a multiple of 8; each row is written once.
-            unsafe { (kernels.add)(out.part(row * width, width), y.row(row)) }
+            unsafe { (kernels.add)(out.slice(row * width, width), y.row(row)) }
         });
         x
     }
 
     fn select(&mut self, x: Tensor, rows: &[usize]) -> Tensor {
-        let mut y = Tensor::new(rows.len(), x.width);
+        let mut y = self.tensors.alloc(rows.len(), x.width);
         if x.width > 0 {
             Arc::make_mut(&mut y.data).chunks_exact_mut(x.width).zip(rows).for_each(|(to, &row)| to.copy_from_slice(x.row(row)));
         }

@@ -31,7 +31,7 @@ type Commit<'a, T> = dyn Fn(usize, &T) + Sync + 'a;
 enum Work<T> {
     /// Every piece once; called only by who claimed it, while the caller of `run` waits.
     Once(*const Piece<'static, T>),
-    /// `commit` is called only by who won the piece, while the caller of `run_pure` waits.
+    /// `commit` is called only by who won the piece, while the caller of `run_idempotent` waits.
     Pure { compute: Compute<T>, commit: *const Commit<'static, T>, states: Vec<State> },
 }
 
@@ -111,7 +111,7 @@ impl<T: Default + 'static> Pool<T> {
 
     /// Runs `compute` for every piece, some of them more than once, and `commit` once for each, with the scratch of the
     /// thread that computed it. Returns when all are committed; a panic in a piece is a panic here.
-    pub(super) fn run_pure(&mut self, pieces: usize, compute: Compute<T>, commit: &Commit<'_, T>) {
+    pub(super) fn run_idempotent(&mut self, pieces: usize, compute: Compute<T>, commit: &Commit<'_, T>) {
         if pieces <= 1 || self.threads.is_empty() {
             for piece in 0..pieces {
                 compute(piece, &mut self.scratch);
@@ -294,7 +294,7 @@ mod tests {
         let mut pool = Pool::<usize>::new(3);
         for pieces in [0, 1, 2, 7, 100, 20_000] {
             let sums: Vec<_> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
-            pool.run_pure(pieces, Box::new(|piece, scratch| *scratch = piece + 1), &|piece, scratch| {
+            pool.run_idempotent(pieces, Box::new(|piece, scratch| *scratch = piece + 1), &|piece, scratch| {
                 sums[piece].fetch_add(*scratch, Relaxed);
             });
             assert!(sums.iter().enumerate().all(|(piece, sum)| sum.load(Relaxed) == piece + 1));
@@ -325,7 +325,7 @@ mod tests {
                 std::thread::yield_now();
             }
         };
-        pool.run_pure(10, compute, &commit);
+        pool.run_idempotent(10, compute, &commit);
         late.1.store(true, SeqCst);
         drop(pool);
         assert_eq!(sum.into_inner(), 70);
@@ -335,8 +335,9 @@ mod tests {
     fn a_panic_in_a_piece_reaches_the_caller_and_the_pool_goes_on() {
         let mut pool = Pool::<()>::new(2);
         let once = catch_unwind(AssertUnwindSafe(|| pool.run(8, &|piece, ()| assert_ne!(piece, 5, "on purpose"))));
-        let pure =
-            catch_unwind(AssertUnwindSafe(|| pool.run_pure(8, Box::new(|piece, ()| assert_ne!(piece, 5, "on purpose")), &|_, ()| {})));
+        let pure = catch_unwind(AssertUnwindSafe(|| {
+            pool.run_idempotent(8, Box::new(|piece, ()| assert_ne!(piece, 5, "on purpose")), &|_, ()| {})
+        }));
         assert!(once.is_err() && pure.is_err());
         let sum = AtomicUsize::new(0);
         pool.run(8, &|piece, ()| {

@@ -1,79 +1,152 @@
-//! Activations between two operations.
+//! Activations that pass from one operation to the next.
 
-use std::cell::RefCell;
-use std::sync::Arc;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-thread_local! {
-    /// Memory of tensors that were dropped, for the next ones: a step needs the same few sizes in every layer, and
-    /// fresh memory would be cleared and mapped each time.
-    static SPARE: RefCell<Vec<Arc<Vec<f32>>>> = const { RefCell::new(Vec::new()) };
-}
+/// Buffers kept for reuse: as many as there are live tensors in a step, and a few more.
+const FREE_MAX: usize = 16;
 
-/// Tensors that live at one time, and some more.
-const SPARE_MAX: usize = 16;
-
-/// Rows of activations, row by row.
+/// `[rows, width]` of f32, row by row.
 pub struct Tensor {
     pub(super) rows: usize,
     pub(super) width: usize,
-    /// Shared with an operation that reads it, also when that is over but for a late thread.
+    /// Shared with the operations that read it. A straggler of an operation that is over may still hold it.
     pub(super) data: Arc<Vec<f32>>,
+    free: FreeList,
 }
 
 impl Tensor {
-    /// For who writes every element: what is in it is some earlier tensor's.
-    pub(super) fn new(rows: usize, width: usize) -> Self {
-        let length = rows * width;
-        let mut data = SPARE.with_borrow_mut(|spare| {
-            let free = (0..spare.len()).filter(|&i| spare[i].capacity() >= length && Arc::strong_count(&spare[i]) == 1);
-            free.min_by_key(|&i| spare[i].capacity()).map(|index| spare.swap_remove(index)).unwrap_or_default()
-        });
-        Arc::make_mut(&mut data).resize(length, 0.0);
-        Self { rows, width, data }
-    }
-
     pub(super) fn row(&self, row: usize) -> &[f32] {
         &self.data[row * self.width..(row + 1) * self.width]
     }
 
-    /// To be filled by several threads; a copy if a late one still reads.
-    pub(super) fn shared(&mut self) -> Shared {
-        Shared(Arc::make_mut(&mut self.data).as_mut_ptr())
+    /// Write access for several threads at a time. Copies the data if a straggler still reads it.
+    pub(super) fn writer(&mut self) -> TensorWriter<'_> {
+        let data = Arc::make_mut(&mut self.data);
+        TensorWriter { start: data.as_mut_ptr(), length: data.len(), tensor: PhantomData }
     }
 }
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        // A thread that ends has no use for it.
-        let _ = SPARE.try_with(|spare| {
-            let mut spare = spare.borrow_mut();
-            if spare.len() == SPARE_MAX {
-                let smallest = (0..SPARE_MAX).min_by_key(|&i| spare[i].capacity()).expect("some");
-                spare.swap_remove(smallest);
-            }
-            spare.push(self.data.clone());
-        });
+        let mut free = self.free.lock();
+        if free.len() == FREE_MAX {
+            let smallest = (0..FREE_MAX).min_by_key(|&i| free[i].capacity()).expect("FREE_MAX is not zero");
+            free.swap_remove(smallest);
+        }
+        free.push(self.data.clone());
     }
 }
 
-/// A tensor that several threads fill, each its own part.
-#[derive(Clone, Copy)]
-pub(super) struct Shared(*mut f32);
-// SAFETY: used only inside one operation, whose pieces write disjoint parts.
-unsafe impl Sync for Shared {}
+/// Makes tensors from the memory of dropped ones: a step needs the same few sizes in every layer, and new memory
+/// would be mapped and cleared each time.
+#[derive(Default)]
+pub(super) struct TensorAllocator {
+    free: FreeList,
+}
 
-impl Shared {
-    /// # Safety
-    /// `start` lies in the tensor.
-    pub(super) unsafe fn pointer(&self, start: usize) -> *mut f32 {
-        // SAFETY: the caller's.
-        unsafe { self.0.add(start) }
+impl TensorAllocator {
+    /// The elements are unspecified values, not zeros: the caller writes all that it reads.
+    pub(super) fn alloc(&self, rows: usize, width: usize) -> Tensor {
+        let length = rows.checked_mul(width).expect("a tensor's size fits in usize");
+        let mut data = self.free.take(length).unwrap_or_default();
+        Arc::make_mut(&mut data).resize(length, 0.0);
+        Tensor { rows, width, data, free: self.free.clone() }
+    }
+}
+
+#[derive(Clone, Default)]
+struct FreeList(Arc<Mutex<Vec<Arc<Vec<f32>>>>>);
+
+impl FreeList {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Vec<f32>>>> {
+        // The list is valid after every statement that holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The smallest buffer with room for `length` elements that no straggler still reads.
+    fn take(&self, length: usize) -> Option<Arc<Vec<f32>>> {
+        let mut free = self.lock();
+        let fits = (0..free.len()).filter(|&i| free[i].capacity() >= length && Arc::strong_count(&free[i]) == 1);
+        fits.min_by_key(|&i| free[i].capacity()).map(|index| free.swap_remove(index))
+    }
+}
+
+/// A tensor borrowed for writing by several threads, each its own part.
+#[derive(Clone, Copy)]
+pub(super) struct TensorWriter<'t> {
+    start: *mut f32,
+    length: usize,
+    tensor: PhantomData<&'t mut [f32]>,
+}
+
+// SAFETY: the only way to memory through a shared writer is `slice`, whose caller promises that the parts of different
+// threads are disjoint, or a raw pointer.
+unsafe impl Send for TensorWriter<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for TensorWriter<'_> {}
+
+impl<'t> TensorWriter<'t> {
+    /// The tensor's element `index`, or its end. Writing through it is subject to the contract of `slice`.
+    pub(super) fn pointer(self, index: usize) -> *mut f32 {
+        assert!(index <= self.length, "element {index} of a tensor of {}", self.length);
+        // SAFETY: within the allocation or at its end, as just checked.
+        unsafe { self.start.add(index) }
+    }
+
+    /// Elements `start..start + length`.
+    ///
     /// # Safety
-    /// The range lies in the tensor and nobody else touches it during this operation.
-    pub(super) unsafe fn part<'a>(&self, start: usize, length: usize) -> &'a mut [f32] {
-        // SAFETY: the caller's.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer(start), length) }
+    /// While the slice lives, nothing else accesses these elements.
+    pub(super) unsafe fn slice(self, start: usize, length: usize) -> &'t mut [f32] {
+        assert!(start <= self.length && length <= self.length - start, "{length} elements from {start} of a tensor of {}", self.length);
+        // SAFETY: within the tensor, as just checked, which is borrowed mutably for 't and initialized; exclusive by the
+        // caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn a_slice_outside_the_tensor_panics() {
+        let mut tensor = TensorAllocator::default().alloc(2, 3);
+        let writer = tensor.writer();
+        // SAFETY: one slice at a time.
+        let slice = |start, length| catch_unwind(AssertUnwindSafe(|| unsafe { writer.slice(start, length) }.fill(1.0)));
+        assert!(slice(0, 6).is_ok() && slice(6, 0).is_ok());
+        for (start, length) in [(0, 7), (7, 0), (5, 2), (6, usize::MAX), (usize::MAX, 1)] {
+            assert!(slice(start, length).is_err(), "{length} from {start}");
+        }
+        assert!(catch_unwind(|| writer.pointer(7)).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "fits in usize")]
+    fn a_size_that_overflows_panics() {
+        TensorAllocator::default().alloc(1 << (usize::BITS - 1), 2);
+    }
+
+    #[test]
+    fn memory_is_reused_once_no_straggler_reads_it() {
+        let tensors = TensorAllocator::default();
+        let tensor = tensors.alloc(4, 8);
+        let (straggler, address) = (tensor.data.clone(), tensor.data.as_ptr());
+        drop(tensor);
+        assert_ne!(tensors.alloc(4, 8).data.as_ptr(), address);
+        drop(straggler);
+        assert!([tensors.alloc(2, 8), tensors.alloc(4, 8)].iter().any(|tensor| tensor.data.as_ptr() == address));
+    }
+
+    #[test]
+    fn writing_copies_what_a_straggler_still_reads() {
+        let mut tensor = TensorAllocator::default().alloc(1, 1);
+        let straggler = tensor.data.clone();
+        // SAFETY: the only slice.
+        unsafe { tensor.writer().slice(0, 1).fill(5.0) };
+        assert_eq!((straggler[0], tensor.row(0)[0]), (0.0, 5.0));
     }
 }

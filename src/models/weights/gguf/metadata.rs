@@ -1,6 +1,6 @@
 //! Metadata by key, with errors that name the key and its byte.
 
-use super::{Gguf, List, Value};
+use super::{Array, Gguf, Value};
 use crate::models::{Error, Result};
 
 impl<'a> Gguf<'a> {
@@ -15,13 +15,13 @@ impl<'a> Gguf<'a> {
         }
     }
 
-    pub fn text(&self, key: &str) -> Result<&'a str> {
-        self.text_or(key)?.ok_or_else(|| self.error(key, "missing"))
+    pub fn string(&self, key: &str) -> Result<&'a str> {
+        self.string_opt(key)?.ok_or_else(|| self.error(key, "missing"))
     }
 
-    pub fn text_or(&self, key: &str) -> Result<Option<&'a str>> {
+    pub fn string_opt(&self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {
-            Some(Value::Text(text)) => Ok(Some(text)),
+            Some(Value::String(text)) => Ok(Some(text)),
             Some(_) => Err(self.error(key, "is not a text")),
             None => Ok(None),
         }
@@ -30,8 +30,8 @@ impl<'a> Gguf<'a> {
     /// A size within `1..=max`.
     pub fn size(&self, key: &str, max: usize) -> Result<usize> {
         match self.get(key) {
-            Some(Value::Whole(size)) if (1..=max as i128).contains(&size) => Ok(size as usize),
-            Some(Value::List(_)) => Err(self.error(key, "is a list; supported is one number for all layers")),
+            Some(Value::Int(size)) if (1..=max as i128).contains(&size) => Ok(size as usize),
+            Some(Value::Array(_)) => Err(self.error(key, "is a list; supported is one number for all layers")),
             Some(_) => Err(self.error(key, format!("is not a whole number from 1 to {max}"))),
             None => Err(self.error(key, "missing")),
         }
@@ -44,15 +44,15 @@ impl<'a> Gguf<'a> {
     pub fn number_or(&self, key: &str, default: f32) -> Result<f32> {
         let number = match self.get(key) {
             Some(Value::Float(number)) => number,
-            Some(Value::Whole(number)) => number as f64,
-            Some(Value::Bool(_) | Value::Text(_) | Value::List(_)) => f64::NAN,
+            Some(Value::Int(number)) => number as f64,
+            Some(Value::Bool(_) | Value::String(_) | Value::Array(_)) => f64::NAN,
             None => return Ok(default),
         };
         let narrow = number as f32;
         if narrow.is_finite() && narrow > 0.0 { Ok(narrow) } else { Err(self.error(key, "is not a positive number")) }
     }
 
-    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub fn bool(&self, key: &str) -> Result<Option<bool>> {
         match self.get(key) {
             Some(Value::Bool(flag)) => Ok(Some(flag)),
             Some(_) => Err(self.error(key, "is neither true nor false")),
@@ -60,20 +60,20 @@ impl<'a> Gguf<'a> {
         }
     }
 
-    pub fn list(&self, key: &str) -> Result<List<'a>> {
+    pub fn array(&self, key: &str) -> Result<Array<'a>> {
         match self.get(key) {
-            Some(Value::List(list)) => Ok(list),
+            Some(Value::Array(list)) => Ok(list),
             Some(_) => Err(self.error(key, "is not a list")),
             None => Err(self.error(key, "missing")),
         }
     }
 
     /// A token's id. Files say -1 or `u32::MAX` where there is none.
-    pub fn id(&self, key: &str) -> Result<Option<u32>> {
+    pub fn token_id(&self, key: &str) -> Result<Option<u32>> {
         const NONE: i128 = u32::MAX as i128;
         match self.get(key) {
-            None | Some(Value::Whole(-1 | NONE)) => Ok(None),
-            Some(Value::Whole(id @ 0..NONE)) => Ok(Some(id as u32)),
+            None | Some(Value::Int(-1 | NONE)) => Ok(None),
+            Some(Value::Int(id @ 0..NONE)) => Ok(Some(id as u32)),
             Some(_) => Err(self.error(key, "is not a token's id")),
         }
     }

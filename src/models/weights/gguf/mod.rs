@@ -8,9 +8,9 @@ mod metadata;
 mod reader;
 mod value;
 
-pub use value::{List, Value};
+pub use value::{Array, Value};
 
-use super::Stored;
+use super::TensorType;
 use crate::models::{Error, Result};
 use reader::Reader;
 use std::collections::BTreeMap;
@@ -33,15 +33,15 @@ pub struct Gguf<'a> {
     /// Its name, for errors.
     pub file: &'a str,
     values: BTreeMap<&'a str, (usize, Value<'a>)>,
-    pub tensors: Vec<Info<'a>>,
+    pub tensors: Vec<TensorInfo<'a>>,
 }
 
 /// One tensor: rows last, as every other format has them; the file has columns first.
 #[derive(Debug)]
-pub struct Info<'a> {
+pub struct TensorInfo<'a> {
     pub name: &'a str,
     pub shape: Vec<usize>,
-    pub stored: Stored,
+    pub tensor_type: TensorType,
     pub data: &'a [u8],
 }
 
@@ -73,16 +73,16 @@ impl<'a> Gguf<'a> {
         Ok(gguf)
     }
 
-    fn infos(&self, reader: &mut Reader<'a>, bytes: &'a [u8], count: u64) -> Result<Vec<Info<'a>>> {
+    fn infos(&self, reader: &mut Reader<'a>, bytes: &'a [u8], count: u64) -> Result<Vec<TensorInfo<'a>>> {
         let alignment = self.alignment()?;
-        let mut heads = Vec::new();
+        let mut raw = Vec::new();
         for index in 0..count {
             let (at, name) = name(reader, || format!("name of tensor {index}"), NAME_BYTES_MAX)?;
-            heads.push(head(reader, at, name)?);
+            raw.push(raw_tensor_info(reader, at, name)?);
         }
         let start = (reader.at() as u64).next_multiple_of(alignment);
-        let infos = heads.iter().map(|head| head.info(self.file, bytes, start, alignment)).collect::<Result<Vec<_>>>()?;
-        self.no_two_overlap(&heads, &infos)?;
+        let infos = raw.iter().map(|info| info.resolve(self.file, bytes, start, alignment)).collect::<Result<Vec<_>>>()?;
+        self.check_overlap(&raw, &infos)?;
         Ok(infos)
     }
 
@@ -93,16 +93,16 @@ impl<'a> Gguf<'a> {
     }
 
     /// A byte that is in two tensors would be packed twice: a small file could then ask for any amount of memory.
-    fn no_two_overlap(&self, heads: &[Head<'a>], infos: &[Info<'a>]) -> Result<()> {
-        let mut order: Vec<usize> = (0..heads.len()).collect();
-        order.sort_unstable_by_key(|&i| (heads[i].offset, infos[i].data.len(), i));
+    fn check_overlap(&self, raw: &[RawTensorInfo<'a>], infos: &[TensorInfo<'a>]) -> Result<()> {
+        let mut order: Vec<usize> = (0..raw.len()).collect();
+        order.sort_unstable_by_key(|&i| (raw[i].offset, infos[i].data.len(), i));
         for pair in order.windows(2) {
-            let (first, second) = (&heads[pair[0]], &heads[pair[1]]);
+            let (first, second) = (&raw[pair[0]], &raw[pair[1]]);
             if first.offset + infos[pair[0]].data.len() as u64 > second.offset {
                 return Err(Error::file_at(self.file, second.name, second.at, format!("its bytes are also those of {}", first.name)));
             }
         }
-        let mut names: Vec<_> = heads.iter().map(|head| (head.name, head.at)).collect();
+        let mut names: Vec<_> = raw.iter().map(|info| (info.name, info.at)).collect();
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             Some(pair) => Err(Error::file_at(self.file, pair[1].0, pair[1].1, "this tensor is there twice")),
@@ -137,7 +137,7 @@ fn name<'a>(reader: &mut Reader<'a>, field: impl Fn() -> String, max: u64) -> Re
 }
 
 /// A tensor info as the file has it.
-struct Head<'a> {
+struct RawTensorInfo<'a> {
     at: usize,
     name: &'a str,
     dimensions: Vec<u64>,
@@ -145,20 +145,20 @@ struct Head<'a> {
     offset: u64,
 }
 
-fn head<'a>(reader: &mut Reader<'a>, at: usize, name: &'a str) -> Result<Head<'a>> {
+fn raw_tensor_info<'a>(reader: &mut Reader<'a>, at: usize, name: &'a str) -> Result<RawTensorInfo<'a>> {
     let count = reader.u32(name)?;
     if count == 0 || count > DIMENSIONS_MAX {
         return Err(Error::file_at(reader.file, name, at, format!("{count} dimensions; supported are 1 to {DIMENSIONS_MAX}")));
     }
     let dimensions = (0..count).map(|_| reader.u64(name)).collect::<Result<Vec<_>>>()?;
-    Ok(Head { at, name, dimensions, kind: reader.u32(name)?, offset: reader.u64(name)? })
+    Ok(RawTensorInfo { at, name, dimensions, kind: reader.u32(name)?, offset: reader.u64(name)? })
 }
 
-impl<'a> Head<'a> {
-    fn info(&self, file: &str, bytes: &'a [u8], start: u64, alignment: u64) -> Result<Info<'a>> {
+impl<'a> RawTensorInfo<'a> {
+    fn resolve(&self, file: &str, bytes: &'a [u8], start: u64, alignment: u64) -> Result<TensorInfo<'a>> {
         let fail = |reason: String| Error::file_at(file, self.name, self.at, reason);
-        let unknown = || fail(format!("ggml type {}; supported are {}", self.kind, Stored::GGML_NAMES));
-        let (stored, per_block, block_bytes) = Stored::of_ggml(self.kind).ok_or_else(unknown)?;
+        let unknown = || fail(format!("ggml type {}; supported are {}", self.kind, TensorType::GGML_NAMES));
+        let (tensor_type, per_block, block_bytes) = TensorType::from_ggml(self.kind).ok_or_else(unknown)?;
         if !self.dimensions[0].is_multiple_of(per_block as u64) {
             return Err(fail(format!("rows of {} are not whole blocks of {per_block}", self.dimensions[0])));
         }
@@ -174,6 +174,6 @@ impl<'a> Head<'a> {
             return Err(fail(format!("{size} bytes at offset {} of the data, but the file has {} bytes", self.offset, bytes.len())));
         };
         let shape = self.dimensions.iter().rev().map(|&d| d as usize).collect();
-        Ok(Info { name: self.name, shape, stored, data: &bytes[begin as usize..end as usize] })
+        Ok(TensorInfo { name: self.name, shape, tensor_type, data: &bytes[begin as usize..end as usize] })
     }
 }

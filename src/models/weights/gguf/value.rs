@@ -5,16 +5,16 @@ use crate::models::Result;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value<'a> {
-    Whole(i128),
+    Int(i128),
     Float(f64),
     Bool(bool),
-    Text(&'a str),
-    List(List<'a>),
+    String(&'a str),
+    Array(Array<'a>),
 }
 
 /// Values of one kind, as they lie in the file. Its extent is checked, its elements when they are read.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct List<'a> {
+pub struct Array<'a> {
     kind: u32,
     count: usize,
     bytes: &'a [u8],
@@ -42,8 +42,8 @@ fn fixed<'a>(kind: u32, bytes: &[u8]) -> Option<Value<'a>> {
     let shift = 64 - 8 * bytes.len() as u32;
     let signed = (unsigned << shift) as i64 >> shift;
     Some(match kind {
-        0 | 2 | 4 | 10 => Value::Whole(unsigned.into()),
-        1 | 3 | 5 | 11 => Value::Whole(signed.into()),
+        0 | 2 | 4 | 10 => Value::Int(unsigned.into()),
+        1 | 3 | 5 | 11 => Value::Int(signed.into()),
         6 => Value::Float(f32::from_bits(unsigned as u32).into()),
         12 => Value::Float(f64::from_bits(unsigned)),
         7 if unsigned <= 1 => Value::Bool(unsigned == 1),
@@ -59,20 +59,20 @@ pub(super) fn value<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Value<'a>>
             let bytes = reader.take(size, key)?;
             fixed(kind, bytes).ok_or_else(|| reader.error(key, format!("{} is neither true nor false", bytes[0])))
         }
-        (STRING, _) => Ok(Value::Text(reader.text(key)?)),
-        (ARRAY, _) => list(reader, key).map(Value::List),
+        (STRING, _) => Ok(Value::String(reader.text(key)?)),
+        (ARRAY, _) => array(reader, key).map(Value::Array),
         _ => Err(reader.error(key, format!("value type {kind}; supported are 0 to 12"))),
     }
 }
 
-fn list<'a>(reader: &mut Reader<'a>, key: &str) -> Result<List<'a>> {
+fn array<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Array<'a>> {
     let kind = reader.u32(key)?;
     let count = reader.u64(key)?;
     let too_many = |reader: &Reader<'_>| reader.error(key, format!("a list of {count}, but the file ends after {} bytes", reader.left()));
     if let Some(size) = size(kind) {
         let bytes = count.checked_mul(size).ok_or_else(|| too_many(reader))?;
         let bytes = reader.take(bytes, key)?;
-        return Ok(List { kind, count: count as usize, bytes });
+        return Ok(Array { kind, count: count as usize, bytes });
     }
     if kind != STRING {
         return Err(reader.error(key, format!("a list of value type {kind}; supported are numbers, bools and texts")));
@@ -86,10 +86,10 @@ fn list<'a>(reader: &mut Reader<'a>, key: &str) -> Result<List<'a>> {
         walk.string(key)?;
     }
     let bytes = reader.take((walk.at() - reader.at()) as u64, key)?;
-    Ok(List { kind, count: count as usize, bytes })
+    Ok(Array { kind, count: count as usize, bytes })
 }
 
-impl<'a> List<'a> {
+impl<'a> Array<'a> {
     pub fn len(&self) -> usize {
         self.count
     }
@@ -99,7 +99,7 @@ impl<'a> List<'a> {
     }
 
     /// The texts; `None` in place of one that is not UTF-8. A list of anything else has none.
-    pub fn texts(&self) -> impl Iterator<Item = Option<&'a str>> + use<'a> {
+    pub fn strings(&self) -> impl Iterator<Item = Option<&'a str>> + use<'a> {
         let mut rest = if self.kind == STRING { self.bytes } else { &[] };
         std::iter::from_fn(move || {
             let (length, tail) = rest.split_first_chunk::<8>()?;
@@ -110,12 +110,12 @@ impl<'a> List<'a> {
     }
 
     /// The whole numbers; `None` in place of one that is something else.
-    pub fn wholes(&self) -> impl Iterator<Item = Option<i128>> + use<'a> {
+    pub fn ints(&self) -> impl Iterator<Item = Option<i128>> + use<'a> {
         let kind = self.kind;
         let size = size(kind).unwrap_or(0) as usize;
         let bytes = if size == 0 { &[] } else { self.bytes };
         bytes.chunks_exact(size.max(1)).map(move |bytes| match fixed(kind, bytes) {
-            Some(Value::Whole(number)) => Some(number),
+            Some(Value::Int(number)) => Some(number),
             _ => None,
         })
     }

@@ -1,7 +1,7 @@
 //! AVX2 with FMA and F16C: every x86-64 processor since 2013 (Haswell) and 2015 (Excavator). With VNNI, where a
 //! processor has it (Zen 4, Ice Lake; Alder Lake in its AVX-VNNI encoding), a dot product is one instruction for three.
 
-use super::{Isa, UNIT};
+use super::{Isa, K_BLOCK};
 use std::arch::x86_64::*;
 
 /// `DOT`: what multiplies bytes; one of the three below.
@@ -84,7 +84,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         unsafe { _mm256_fmadd_ps(x, y, z) }
     }
     #[inline(always)]
-    unsafe fn less(x: __m256, y: __m256, a: __m256, b: __m256) -> __m256 {
+    unsafe fn select_less(x: __m256, y: __m256, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_blendv_ps(b, a, _mm256_cmp_ps::<_CMP_LT_OQ>(x, y)) }
     }
     #[inline(always)]
@@ -92,7 +92,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
     }
     #[inline(always)]
-    unsafe fn exp2_whole(x: __m256) -> __m256 {
+    unsafe fn exp2_int(x: __m256) -> __m256 {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127)))) }
     }
     #[inline(always)]
@@ -120,7 +120,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn lane_byte<const SIGNED: bool>(x: __m256i, which: usize) -> __m256 {
+    unsafe fn byte_to_f32<const SIGNED: bool>(x: __m256i, which: usize) -> __m256 {
         unsafe {
             let number = if SIGNED {
                 _mm256_srai_epi32::<24>(_mm256_sll_epi32(x, _mm_cvtsi32_si128(24 - 8 * which as i32)))
@@ -131,7 +131,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: __m256i, planes: __m256i) -> __m256i {
+    unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: __m256i, planes: __m256i) -> __m256i {
         // Words are shifted: what crosses from one byte into the other is outside the mask.
         unsafe {
             let shifted = if SHIFT < 0 {
@@ -143,23 +143,23 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[__m256i], x: *const i8) -> [__m256i; M] {
+    unsafe fn dots<const MADDUBS_PAIRS: usize, const M: usize>(w: &[__m256i], x: *const i8) -> [__m256i; M] {
         unsafe {
             let (ones, mut sums) = (_mm256_set1_epi16(1), [_mm256_setzero_si256(); M]);
-            if SUMS == 0 {
+            if MADDUBS_PAIRS == 0 {
                 // Step by step: eight weights and their sizes would not all fit the registers.
                 for (step, w) in w.iter().enumerate() {
                     let size = _mm256_abs_epi8(*w);
                     for (r, sums) in sums.iter_mut().enumerate() {
-                        *sums = multiply::<DOT>(*sums, size, _mm256_sign_epi8(four(x.add(r * UNIT), step), *w));
+                        *sums = multiply::<DOT>(*sums, size, _mm256_sign_epi8(four(x.add(r * K_BLOCK), step), *w));
                     }
                 }
                 return sums;
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let x = x.add(r * UNIT);
+                let x = x.add(r * K_BLOCK);
                 if DOT == MADDUBS {
-                    *sums = pairs_times::<SUMS>(*sums, w, x, ones);
+                    *sums = pairs_times::<MADDUBS_PAIRS>(*sums, w, x, ones);
                 } else {
                     for (step, w) in w.iter().enumerate() {
                         *sums = multiply::<DOT>(*sums, *w, four(x, step));
@@ -170,7 +170,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn dots_times<const SUMS: usize, const M: usize>(
+    unsafe fn add_scaled_dots<const MADDUBS_PAIRS: usize, const M: usize>(
         mut sums: [__m256i; M],
         w: &[__m256i],
         x: *const i8,
@@ -181,10 +181,10 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
                 // Pairs are summed up anyway: by the factor in place of one.
                 let factor = pair(factor, factor);
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = pairs_times::<SUMS>(*sums, w, x.add(r * UNIT), factor);
+                    *sums = pairs_times::<MADDUBS_PAIRS>(*sums, w, x.add(r * K_BLOCK), factor);
                 }
             } else {
-                for (sums, new) in sums.iter_mut().zip(Self::dots::<SUMS, M>(w, x)) {
+                for (sums, new) in sums.iter_mut().zip(Self::dots::<MADDUBS_PAIRS, M>(w, x)) {
                     *sums = _mm256_add_epi32(*sums, _mm256_mullo_epi32(new, factor));
                 }
             }
@@ -192,7 +192,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn two_times(sums: __m256i, x: *const i16, a: __m256i, b: __m256i) -> __m256i {
+    unsafe fn madd2_i16(sums: __m256i, x: *const i16, a: __m256i, b: __m256i) -> __m256i {
         unsafe {
             let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
             _mm256_add_epi32(sums, _mm256_madd_epi16(x, pair(a, b)))
@@ -212,7 +212,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn sum_i32(x: __m256i) -> i32 {
+    unsafe fn add_lanes_i32(x: __m256i) -> i32 {
         unsafe {
             let fours = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
             let twos = _mm_add_epi32(fours, _mm_shuffle_epi32::<0b01_00_11_10>(fours));
@@ -220,7 +220,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn largest(x: __m256) -> f32 {
+    unsafe fn max_lane(x: __m256) -> f32 {
         unsafe {
             let fours = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
             let twos = _mm_max_ps(fours, _mm_movehl_ps(fours, fours));
@@ -243,17 +243,17 @@ unsafe fn multiply<const DOT: u8>(sums: __m256i, w: __m256i, x: __m256i) -> __m2
     }
 }
 
-/// `sums +` the dot products with one row, their pairs times `factors` of sixteen bits.
+/// `sums +` the dot products with one row, their pairs times `sub_block_scales` of sixteen bits.
 #[inline(always)]
-unsafe fn pairs_times<const SUMS: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, factors: __m256i) -> __m256i {
+unsafe fn pairs_times<const MADDUBS_PAIRS: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, sub_block_scales: __m256i) -> __m256i {
     // SAFETY: the caller's: four activations a vector, and the processor has AVX2.
     unsafe {
-        for (part, w) in w.chunks(SUMS).enumerate() {
-            let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * SUMS));
+        for (part, w) in w.chunks(MADDUBS_PAIRS).enumerate() {
+            let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * MADDUBS_PAIRS));
             for (step, w) in w.iter().enumerate().skip(1) {
-                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * SUMS + step)));
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * MADDUBS_PAIRS + step)));
             }
-            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, factors));
+            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, sub_block_scales));
         }
         sums
     }

@@ -18,10 +18,10 @@ pub(super) use avx2::{AVX_VNNI, AVX512_VNNI, Avx2, MADDUBS};
 pub(super) use neon::{DOTPROD, I8MM, NEON, Neon};
 pub(super) use scalar::Scalar;
 
-/// Lanes of `F` and `I`: the rows of a slab.
+/// Lanes of `F` and `I`: the rows of a panel.
 pub(super) const LANES: usize = 8;
-/// Inputs of one unit: what eight `B` vectors hold for eight rows.
-pub(super) const UNIT: usize = 32;
+/// Inputs of one k_block: what eight `B` vectors hold for eight rows.
+pub(super) const K_BLOCK: usize = 32;
 
 /// # Safety
 /// Of every method: the processor has the instruction set, and pointers are valid for the lanes they reach
@@ -54,11 +54,11 @@ pub(super) trait Isa {
     /// `x * y + z`, rounded once.
     unsafe fn fma(x: Self::F, y: Self::F, z: Self::F) -> Self::F;
     /// Lane by lane `if x < y { a } else { b }`.
-    unsafe fn less(x: Self::F, y: Self::F, a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn select_less(x: Self::F, y: Self::F, a: Self::F, b: Self::F) -> Self::F;
     /// Rounds to the nearest whole number, even on ties.
     unsafe fn round(x: Self::F) -> Self::F;
     /// `2^x` of whole numbers in -126..=127.
-    unsafe fn exp2_whole(x: Self::F) -> Self::F;
+    unsafe fn exp2_int(x: Self::F) -> Self::F;
     unsafe fn to_f32(x: Self::I) -> Self::F;
 
     unsafe fn add_i32(x: Self::I, y: Self::I) -> Self::I;
@@ -67,41 +67,41 @@ pub(super) trait Isa {
     /// The low and the high four bits of every byte.
     unsafe fn nibbles(x: Self::B) -> (Self::B, Self::B);
     /// Byte `which` (0..4) of every row's four, as a whole number: unsigned, or signed.
-    unsafe fn lane_byte<const SIGNED: bool>(x: Self::B, which: usize) -> Self::F;
+    unsafe fn byte_to_f32<const SIGNED: bool>(x: Self::B, which: usize) -> Self::F;
     /// `x` and, in the bits of MASK (of every byte), `planes` shifted left by SHIFT, right if negative.
-    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: Self::B, planes: Self::B) -> Self::B;
-    /// Of M rows of activations in -127..=127, UNIT bytes apart, and every row of weights: the dot product of four or eight
+    unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: Self::B, planes: Self::B) -> Self::B;
+    /// Of M rows of activations in -127..=127, K_BLOCK bytes apart, and every row of weights: the dot product of four or eight
     /// vectors with four activations each.
-    /// SUMS: how many sums of two products sixteen bits can add up; 0: bytes are signed, and any.
-    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[Self::B], x: *const i8) -> [Self::I; M];
-    /// `sums + dots(w, x) * factor` of unsigned bytes; factors are within -128..=127 or 0..=63.
-    unsafe fn dots_times<const SUMS: usize, const M: usize>(
+    /// MADDUBS_PAIRS: how many sums of two products sixteen bits can add up; 0: bytes are signed, and any.
+    unsafe fn dots<const MADDUBS_PAIRS: usize, const M: usize>(w: &[Self::B], x: *const i8) -> [Self::I; M];
+    /// `sums + dots(w, x) * factor` of unsigned bytes; sub_block_scales are within -128..=127 or 0..=63.
+    unsafe fn add_scaled_dots<const MADDUBS_PAIRS: usize, const M: usize>(
         sums: [Self::I; M],
         w: &[Self::B],
         x: *const i8,
         factor: Self::I,
     ) -> [Self::I; M];
     /// `sums + x[0] * a + x[1] * b`, of numbers that fit sixteen bits.
-    unsafe fn two_times(sums: Self::I, x: *const i16, a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn madd2_i16(sums: Self::I, x: *const i16, a: Self::I, b: Self::I) -> Self::I;
     /// Brings a cache line near that is read soon; any address will do.
     unsafe fn prefetch(p: *const u8);
     /// Eight f32 as whole numbers (nearest even) in eight bytes; they are within -127..=127. Returns them.
     unsafe fn store_i8(p: *mut i8, x: Self::F) -> Self::I;
-    unsafe fn sum_i32(x: Self::I) -> i32;
-    /// The largest of eight lanes.
-    unsafe fn largest(x: Self::F) -> f32;
+    unsafe fn add_lanes_i32(x: Self::I) -> i32;
+    /// The max_lane of eight lanes.
+    unsafe fn max_lane(x: Self::F) -> f32;
 }
 
 /// The sum of eight lanes in one fixed order.
 #[inline(always)]
-pub(super) unsafe fn sum<S: Isa>(x: S::F) -> f32 {
+pub(super) unsafe fn add_lanes<S: Isa>(x: S::F) -> f32 {
     let mut l = [0f32; LANES];
     // SAFETY: eight lanes are written to eight floats.
     unsafe { S::store(l.as_mut_ptr(), x) };
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 
-/// `e^x` for `x <= 0`, within about 2 units in the last place; 0 below -87, so no denormals.
+/// `e^x` for `x <= 0`, within about 2 k_blocks in the last place; 0 below -87, so no denormals.
 /// Cody and Waite's reduction with the Taylor polynomial of degree 7.
 #[inline(always)]
 pub(super) unsafe fn exp<S: Isa>(x: S::F) -> S::F {
@@ -120,6 +120,6 @@ pub(super) unsafe fn exp<S: Isa>(x: S::F) -> S::F {
         p = S::fma(p, r, S::splat(0.5));
         p = S::fma(p, r, S::splat(1.0));
         p = S::fma(p, r, S::splat(1.0));
-        S::less(x, low, S::zero(), S::mul(p, S::exp2_whole(n)))
+        S::select_less(x, low, S::zero(), S::mul(p, S::exp2_int(n)))
     }
 }

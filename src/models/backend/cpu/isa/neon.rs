@@ -5,7 +5,7 @@
 //! Weights of at most six bits are the same bytes signed and unsigned, so one signed product serves every form.
 //! Instructions whose intrinsics the oldest supported Rust does not have are written out.
 
-use super::{Isa, UNIT};
+use super::{Isa, K_BLOCK};
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
@@ -104,7 +104,7 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         unsafe { from_fn(|i| vfmaq_f32(z[i], x[i], y[i])) }
     }
     #[inline(always)]
-    unsafe fn less(x: F, y: F, a: F, b: F) -> F {
+    unsafe fn select_less(x: F, y: F, a: F, b: F) -> F {
         unsafe { from_fn(|i| vbslq_f32(vcltq_f32(x[i], y[i]), a[i], b[i])) }
     }
     #[inline(always)]
@@ -112,7 +112,7 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         unsafe { x.map(|x| vrndnq_f32(x)) }
     }
     #[inline(always)]
-    unsafe fn exp2_whole(x: F) -> F {
+    unsafe fn exp2_int(x: F) -> F {
         unsafe { x.map(|x| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(x), vdupq_n_s32(127))))) }
     }
     #[inline(always)]
@@ -137,7 +137,7 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         unsafe { (x.map(|x| vandq_u8(x, vdupq_n_u8(15))), x.map(|x| vshrq_n_u8::<4>(x))) }
     }
     #[inline(always)]
-    unsafe fn lane_byte<const SIGNED: bool>(x: B, which: usize) -> F {
+    unsafe fn byte_to_f32<const SIGNED: bool>(x: B, which: usize) -> F {
         unsafe {
             // A row's byte is moved to the top of its four, and down again: with its sign, or without.
             let left = vdupq_n_s32(24 - 8 * which as i32);
@@ -151,35 +151,35 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
+    unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
         // A negative shift goes right.
         unsafe { from_fn(|i| vorrq_u8(x[i], vandq_u8(vshlq_u8(planes[i], vdupq_n_s8(SHIFT as i8)), vdupq_n_u8(MASK as u8)))) }
     }
     #[inline(always)]
-    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[B], x: *const i8) -> [I; M] {
+    unsafe fn dots<const MADDUBS_PAIRS: usize, const M: usize>(w: &[B], x: *const i8) -> [I; M] {
         unsafe {
             let mut dots = [Self::zero_i32(); M];
             if DOT == I8MM && M.is_multiple_of(2) {
                 for (pair, dots) in dots.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                    *dots = two_rows(w, x.add(2 * pair * UNIT));
+                    *dots = two_rows(w, x.add(2 * pair * K_BLOCK));
                 }
             } else {
                 for (r, dot) in dots.iter_mut().enumerate() {
-                    *dot = one_row::<DOT>(w, x.add(r * UNIT));
+                    *dot = one_row::<DOT>(w, x.add(r * K_BLOCK));
                 }
             }
             dots
         }
     }
     #[inline(always)]
-    unsafe fn dots_times<const SUMS: usize, const M: usize>(sums: [I; M], w: &[B], x: *const i8, factor: I) -> [I; M] {
+    unsafe fn add_scaled_dots<const MADDUBS_PAIRS: usize, const M: usize>(sums: [I; M], w: &[B], x: *const i8, factor: I) -> [I; M] {
         unsafe {
-            let dots = Self::dots::<SUMS, M>(w, x);
+            let dots = Self::dots::<MADDUBS_PAIRS, M>(w, x);
             from_fn(|r| from_fn(|i| vmlaq_s32(sums[r][i], dots[r][i], factor[i])))
         }
     }
     #[inline(always)]
-    unsafe fn two_times(sums: I, x: *const i16, a: I, b: I) -> I {
+    unsafe fn madd2_i16(sums: I, x: *const i16, a: I, b: I) -> I {
         unsafe {
             let (first, second) = (i32::from(x.read_unaligned()), i32::from(x.add(1).read_unaligned()));
             from_fn(|i| vmlaq_n_s32(vmlaq_n_s32(sums[i], a[i], first), b[i], second))
@@ -198,11 +198,11 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn sum_i32([a, b]: I) -> i32 {
+    unsafe fn add_lanes_i32([a, b]: I) -> i32 {
         unsafe { vaddvq_s32(vaddq_s32(a, b)) }
     }
     #[inline(always)]
-    unsafe fn largest([a, b]: F) -> f32 {
+    unsafe fn max_lane([a, b]: F) -> f32 {
         unsafe { vmaxnmvq_f32(vmaxnmq_f32(a, b)) }
     }
 }
@@ -234,7 +234,7 @@ unsafe fn one_row<const DOT: u8>(w: &[B], x: *const i8) -> I {
 /// The dot products with two rows of activations.
 ///
 /// # Safety
-/// The processor has i8mm; `x` has four activations a vector, and as many UNIT bytes further.
+/// The processor has i8mm; `x` has four activations a vector, and as many K_BLOCK bytes further.
 #[inline(always)]
 unsafe fn two_rows(w: &[B], x: *const i8) -> [I; 2] {
     // SAFETY: the caller's.
@@ -243,7 +243,7 @@ unsafe fn two_rows(w: &[B], x: *const i8) -> [I; 2] {
         let (mut sums, mut dots) = ([[vdupq_n_s32(0); 2]; 2], [[vdupq_n_s32(0); 2]; 2]);
         for (part, [a, b, c, d]) in w.as_chunks::<4>().0.iter().enumerate() {
             let x = x.add(16 * part).cast();
-            let (x, y) = (vld1q_s64(x), vld1q_s64(x.byte_add(UNIT)));
+            let (x, y) = (vld1q_s64(x), vld1q_s64(x.byte_add(K_BLOCK)));
             for (first, second, x) in [(a, b, vzip1q_s64(x, y)), (c, d, vzip2q_s64(x, y))] {
                 for half in 0..2 {
                     // Two times four inputs of four rows: eight of each. The compiler moves this out of the loop over rows.

@@ -1,6 +1,6 @@
 //! The reference: plain Rust, any processor.
 
-use super::{Isa, LANES, UNIT};
+use super::{Isa, K_BLOCK, LANES};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -77,13 +77,13 @@ impl Isa for Scalar {
     unsafe fn fma(x: F, y: F, z: F) -> F {
         each(|i| x[i].mul_add(y[i], z[i]))
     }
-    unsafe fn less(x: F, y: F, a: F, b: F) -> F {
+    unsafe fn select_less(x: F, y: F, a: F, b: F) -> F {
         each(|i| if x[i] < y[i] { a[i] } else { b[i] })
     }
     unsafe fn round(x: F) -> F {
         x.map(f32::round_ties_even)
     }
-    unsafe fn exp2_whole(x: F) -> F {
+    unsafe fn exp2_int(x: F) -> F {
         x.map(|x| f32::from_bits(((x as i32 + 127) << 23) as u32))
     }
     unsafe fn to_f32(x: I) -> F {
@@ -103,23 +103,23 @@ impl Isa for Scalar {
     unsafe fn nibbles(x: B) -> (B, B) {
         (x.map(|b| b & 15), x.map(|b| b >> 4))
     }
-    unsafe fn lane_byte<const SIGNED: bool>(x: B, which: usize) -> F {
+    unsafe fn byte_to_f32<const SIGNED: bool>(x: B, which: usize) -> F {
         each(|i| if SIGNED { f32::from(x[i * 4 + which] as i8) } else { f32::from(x[i * 4 + which]) })
     }
-    unsafe fn insert<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
+    unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
         let shifted = planes.map(|b| if SHIFT < 0 { b >> -SHIFT } else { b << SHIFT });
         std::array::from_fn(|i| x[i] | shifted[i] & MASK as u8)
     }
-    unsafe fn dots<const SUMS: usize, const M: usize>(w: &[B], x: *const i8) -> [I; M] {
+    unsafe fn dots<const MADDUBS_PAIRS: usize, const M: usize>(w: &[B], x: *const i8) -> [I; M] {
         let mut sums = [[0i32; LANES]; M];
         for (r, sums) in sums.iter_mut().enumerate() {
             for (step, bytes) in w.iter().enumerate() {
                 // SAFETY: the trait's contract: four activations a vector.
-                let x = unsafe { x.add(r * UNIT + step * 4).cast::<[i8; 4]>().read_unaligned() };
+                let x = unsafe { x.add(r * K_BLOCK + step * 4).cast::<[i8; 4]>().read_unaligned() };
                 for (row, sum) in sums.iter_mut().enumerate() {
                     for input in 0..4 {
                         let byte = bytes[row * 4 + input];
-                        let weight = if SUMS == 0 { i32::from(byte as i8) } else { i32::from(byte) };
+                        let weight = if MADDUBS_PAIRS == 0 { i32::from(byte as i8) } else { i32::from(byte) };
                         *sum += weight * i32::from(x[input]);
                     }
                 }
@@ -127,12 +127,12 @@ impl Isa for Scalar {
         }
         sums
     }
-    unsafe fn dots_times<const SUMS: usize, const M: usize>(sums: [I; M], w: &[B], x: *const i8, factor: I) -> [I; M] {
+    unsafe fn add_scaled_dots<const MADDUBS_PAIRS: usize, const M: usize>(sums: [I; M], w: &[B], x: *const i8, factor: I) -> [I; M] {
         // SAFETY: the trait's contract.
-        let new = unsafe { Self::dots::<SUMS, M>(w, x) };
+        let new = unsafe { Self::dots::<MADDUBS_PAIRS, M>(w, x) };
         std::array::from_fn(|r| std::array::from_fn(|i| sums[r][i] + new[r][i] * factor[i]))
     }
-    unsafe fn two_times(sums: I, x: *const i16, a: I, b: I) -> I {
+    unsafe fn madd2_i16(sums: I, x: *const i16, a: I, b: I) -> I {
         // SAFETY: the trait's contract.
         let [x, y] = unsafe { x.cast::<[i16; 2]>().read_unaligned() }.map(i32::from);
         std::array::from_fn(|i| sums[i] + x * a[i] + y * b[i])
@@ -144,10 +144,10 @@ impl Isa for Scalar {
         unsafe { p.cast::<[i8; LANES]>().write_unaligned(whole) };
         whole.map(i32::from)
     }
-    unsafe fn sum_i32(x: I) -> i32 {
+    unsafe fn add_lanes_i32(x: I) -> i32 {
         x.into_iter().sum()
     }
-    unsafe fn largest(x: F) -> f32 {
+    unsafe fn max_lane(x: F) -> f32 {
         x.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
     }
 }

@@ -81,17 +81,17 @@ unsafe fn results<S: Isa>() -> Results {
             for step in 1..8 {
                 let (y, z) = (load(eight(3 * i + step, step)), load(eight(7 * i + step, step + 1)));
                 floats("max", S::max(x, y));
-                floats("less", S::less(x, y, z, x));
+                floats("select_less", S::select_less(x, y, z, x));
                 // What is no number has no bits of its own: those results are seen by comparing only.
                 for (name, y) in
                     [("add", S::add(x, y)), ("sub", S::sub(x, y)), ("mul", S::mul(x, y)), ("div", S::div(x, y)), ("fma", S::fma(x, y, z))]
                 {
-                    floats(name, S::less(S::abs(y), S::splat(f32::INFINITY), y, S::zero()));
+                    floats(name, S::select_less(S::abs(y), S::splat(f32::INFINITY), y, S::zero()));
                 }
             }
             floats("max", S::max(x, not_a_number));
             floats("max", S::max(not_a_number, x));
-            floats("less", S::less(x, not_a_number, x, S::zero()));
+            floats("select_less", S::select_less(x, not_a_number, x, S::zero()));
             floats("abs", S::abs(x));
             floats("round", S::round(x));
         }
@@ -99,7 +99,7 @@ unsafe fn results<S: Isa>() -> Results {
             floats("exp", exp::<S>(S::splat(-0.05 * i as f32)));
         }
         for i in -126..=127 {
-            floats("exp2_whole", S::exp2_whole(S::splat(i as f32)));
+            floats("exp2_int", S::exp2_int(S::splat(i as f32)));
         }
         let halves: Vec<u16> = (0..=u16::MAX).filter(|x| x & 0x7c00 != 0x7c00 || x & 0x3ff == 0).collect();
         for halves in halves.as_chunks::<LANES>().0 {
@@ -112,8 +112,8 @@ unsafe fn results<S: Isa>() -> Results {
         }
         let mut all_bytes = |name, x: S::B| {
             for which in 0..4 {
-                floats(name, S::lane_byte::<false>(x, which));
-                floats(name, S::lane_byte::<true>(x, which));
+                floats(name, S::byte_to_f32::<false>(x, which));
+                floats(name, S::byte_to_f32::<true>(x, which));
             }
         };
         for i in (0..bytes.len() - 64).step_by(32) {
@@ -122,18 +122,19 @@ unsafe fn results<S: Isa>() -> Results {
             for (name, x) in [("load_bytes", x), ("low", low), ("high", high)] {
                 all_bytes(name, x);
             }
-            all_bytes("insert", S::insert::<4, 48>(low, y));
-            all_bytes("insert", S::insert::<1, 16>(low, y));
-            all_bytes("insert", S::insert::<0, 48>(low, y));
-            all_bytes("insert", S::insert::<-2, 48>(low, y));
-            all_bytes("insert", S::insert::<-3, 16>(low, y));
+            all_bytes("or_shifted_bits", S::or_shifted_bits::<4, 48>(low, y));
+            all_bytes("or_shifted_bits", S::or_shifted_bits::<1, 16>(low, y));
+            all_bytes("or_shifted_bits", S::or_shifted_bits::<0, 48>(low, y));
+            all_bytes("or_shifted_bits", S::or_shifted_bits::<-2, 48>(low, y));
+            all_bytes("or_shifted_bits", S::or_shifted_bits::<-3, 16>(low, y));
         }
-        // Activations of every size, and the largest of one sign against the largest weights.
+        // Activations of every size, and the max_lane of one sign against the max_lane weights.
         for i in 0..64 {
-            let x: [i8; 4 * UNIT] =
+            let x: [i8; 4 * K_BLOCK] =
                 std::array::from_fn(|j| if i < 8 { 127 * (1 - (i as i8 & 2)) } else { (bytes[32 * i + j] as i8).max(-127) });
-            let at =
-                |j: usize, most: u8| -> [u8; UNIT] { std::array::from_fn(|k| if i < 8 { most } else { bytes[32 * (i + j) + k] & most }) };
+            let at = |j: usize, most: u8| -> [u8; K_BLOCK] {
+                std::array::from_fn(|k| if i < 8 { most } else { bytes[32 * (i + j) + k] & most })
+            };
             let w = |most: u8| -> [S::B; 8] { std::array::from_fn(|j| S::load_bytes(at(j, most).as_ptr())) };
             let (a, b) = (S::load_i8(bytes.as_ptr().add(i)), S::load_i8(bytes.as_ptr().add(i + 8)));
             let small = S::load_u8(at(9, 63).as_ptr());
@@ -153,10 +154,10 @@ unsafe fn results<S: Isa>() -> Results {
                     let sums: [S::I; $m] = std::array::from_fn(|r| if r % 2 == 0 { a } else { b });
                     for factor in [a, small] {
                         for dots in [
-                            S::dots_times::<8, $m>(sums, &w(15), x.as_ptr(), factor),
-                            S::dots_times::<8, $m>(sums, &w(15)[4..], x.as_ptr().add(16), factor),
-                            S::dots_times::<4, $m>(sums, &w(31), x.as_ptr(), factor),
-                            S::dots_times::<2, $m>(sums, &w(63)[4..], x.as_ptr().add(16), factor),
+                            S::add_scaled_dots::<8, $m>(sums, &w(15), x.as_ptr(), factor),
+                            S::add_scaled_dots::<8, $m>(sums, &w(15)[4..], x.as_ptr().add(16), factor),
+                            S::add_scaled_dots::<4, $m>(sums, &w(31), x.as_ptr(), factor),
+                            S::add_scaled_dots::<2, $m>(sums, &w(63)[4..], x.as_ptr().add(16), factor),
                         ] {
                             dots.into_iter().for_each(|dot| floats("dots times", S::to_f32(dot)));
                         }
@@ -164,8 +165,8 @@ unsafe fn results<S: Isa>() -> Results {
                 )*};
             }
             rows!(1 2 3 4);
-            let pair = [16 * 127 * if i % 2 == 0 { 1 } else { -1 }, i16::from(x[i % UNIT]) * 32];
-            floats("two times", S::to_f32(S::two_times(a, pair.as_ptr(), b, small)));
+            let pair = [16 * 127 * if i % 2 == 0 { 1 } else { -1 }, i16::from(x[i % K_BLOCK]) * 32];
+            floats("two times", S::to_f32(S::madd2_i16(a, pair.as_ptr(), b, small)));
         }
         for i in 0..numbers.len() {
             let x = eight(i, 1);
@@ -175,8 +176,8 @@ unsafe fn results<S: Isa>() -> Results {
             let mut whole = [0i8; LANES];
             let words = S::store_i8(whole.as_mut_ptr(), load(std::array::from_fn(|lane| (i * LANES + lane) as f32 / 2.0 % 254.0 - 127.0)));
             results.push(("store_i8", whole.map(|x| x as u32)));
-            results.push(("sum_i32", [S::sum_i32(S::add_i32(words, S::add_i32(words, S::zero_i32()))) as u32; LANES]));
-            results.push(("largest", [S::largest(load(x)).to_bits() & 0x7fff_ffff; LANES]));
+            results.push(("add_lanes_i32", [S::add_lanes_i32(S::add_i32(words, S::add_i32(words, S::zero_i32()))) as u32; LANES]));
+            results.push(("max_lane", [S::max_lane(load(x)).to_bits() & 0x7fff_ffff; LANES]));
         }
     }
     results

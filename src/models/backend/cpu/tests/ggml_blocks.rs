@@ -1,12 +1,12 @@
-//! Every GGUF block type, packed, against the format's definition: written here from ggml's loops, value by value,
-//! and not from `Block::integers` and `Block::affine`.
+//! Packing and products of every ggml block type, against the definition: ggml's own dequantization loops, value by value,
+//! independent of `GgmlBlock::integers` and `GgmlBlock::affine`.
 
-use super::buffer::Arena;
-use super::kernels::Kernels;
-use super::pack::Packed;
-use super::pool::Pool;
-use super::tests::{Input, Random, product, quantize};
-use crate::models::weights::{Block, Matrix};
+use super::super::buffer::Arena;
+use super::super::kernels::Kernels;
+use super::super::pool::Pool;
+use super::super::weights::pack::Packed;
+use super::{Input, Random, product, quantize};
+use crate::models::weights::{GgmlBlock, Matrix};
 use half::f16;
 
 fn half(b: &[u8]) -> f32 {
@@ -18,25 +18,25 @@ fn scale_min(j: usize, q: &[u8]) -> (u8, u8) {
     if j < 4 { (q[j] & 63, q[j + 4] & 63) } else { ((q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4)) }
 }
 
-/// One block as ggml dequantizes it, in its order of operations.
-fn definition(block: Block, b: &[u8]) -> Vec<f32> {
+/// Dequantizes one block as ggml's `dequantize_row_*` does, in its order of operations.
+fn definition(block: GgmlBlock, b: &[u8]) -> Vec<f32> {
     const NONLINEAR: [f32; 16] = [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
-    let mut y = vec![0f32; block.weights()];
+    let mut y = vec![0f32; block.elements()];
     match block {
-        Block::Q4_0 => {
+        GgmlBlock::Q4_0 => {
             for j in 0..16 {
                 y[j] = (f32::from(b[2 + j] & 15) - 8.0) * half(b);
                 y[j + 16] = (f32::from(b[2 + j] >> 4) - 8.0) * half(b);
             }
         }
-        Block::Q4_1 => {
+        GgmlBlock::Q4_1 => {
             for j in 0..16 {
                 y[j] = f32::from(b[4 + j] & 15) * half(b) + half(&b[2..]);
                 y[j + 16] = f32::from(b[4 + j] >> 4) * half(b) + half(&b[2..]);
             }
         }
-        Block::Q5_0 | Block::Q5_1 => {
-            let (at, zero, min) = if block == Block::Q5_0 { (2, 16.0, 0.0) } else { (4, 0.0, half(&b[2..])) };
+        GgmlBlock::Q5_0 | GgmlBlock::Q5_1 => {
+            let (at, zero, min) = if block == GgmlBlock::Q5_0 { (2, 16.0, 0.0) } else { (4, 0.0, half(&b[2..])) };
             let high = u32::from_le_bytes(b[at..at + 4].try_into().unwrap());
             for j in 0..16 {
                 let x0 = u32::from(b[at + 4 + j] & 15) | ((high >> j) << 4) & 16;
@@ -45,18 +45,18 @@ fn definition(block: Block, b: &[u8]) -> Vec<f32> {
                 y[j + 16] = (x1 as f32 - zero) * half(b) + min;
             }
         }
-        Block::Q8_0 => {
+        GgmlBlock::Q8_0 => {
             for j in 0..32 {
                 y[j] = f32::from(b[2 + j] as i8) * half(b);
             }
         }
-        Block::IQ4_NL => {
+        GgmlBlock::IQ4_NL => {
             for j in 0..16 {
                 y[j] = half(b) * NONLINEAR[usize::from(b[2 + j] & 15)];
                 y[j + 16] = half(b) * NONLINEAR[usize::from(b[2 + j] >> 4)];
             }
         }
-        Block::Q2_K => {
+        GgmlBlock::Q2_K => {
             let (scales, mut qs, d, min) = (&b[..16], &b[16..80], half(&b[80..]), half(&b[82..]));
             let (mut at, mut is) = (0, 0);
             for _ in 0..2 {
@@ -73,7 +73,7 @@ fn definition(block: Block, b: &[u8]) -> Vec<f32> {
                 qs = &qs[32..];
             }
         }
-        Block::Q3_K => {
+        GgmlBlock::Q3_K => {
             let (hm, mut qs, packed, d_all) = (&b[..32], &b[32..96], &b[96..108], half(&b[108..]));
             let word = |i: usize| u32::from_le_bytes(packed[4 * i..4 * i + 4].try_into().unwrap());
             let (low, two) = (0x0f0f_0f0fu32, 0x0303_0303u32);
@@ -102,9 +102,9 @@ fn definition(block: Block, b: &[u8]) -> Vec<f32> {
                 qs = &qs[32..];
             }
         }
-        Block::Q4_K | Block::Q5_K => {
+        GgmlBlock::Q4_K | GgmlBlock::Q5_K => {
             let (d, min, scales) = (half(b), half(&b[2..]), &b[4..16]);
-            let (high, mut ql) = if block == Block::Q4_K { (&[0u8; 32][..], &b[16..]) } else { (&b[16..48], &b[48..]) };
+            let (high, mut ql) = if block == GgmlBlock::Q4_K { (&[0u8; 32][..], &b[16..]) } else { (&b[16..48], &b[48..]) };
             let (mut at, mut is, mut u) = (0, 0, 1u8);
             for _ in 0..4 {
                 for side in 0..2 {
@@ -121,7 +121,7 @@ fn definition(block: Block, b: &[u8]) -> Vec<f32> {
                 ql = &ql[32..];
             }
         }
-        Block::Q6_K => {
+        GgmlBlock::Q6_K => {
             let d = half(&b[208..]);
             for n in 0..2 {
                 let (ql, qh, sc) = (&b[64 * n..], &b[128 + 32 * n..], &b[192 + 8 * n..]);
@@ -143,24 +143,24 @@ fn definition(block: Block, b: &[u8]) -> Vec<f32> {
     y
 }
 
-/// Where a block has f16 numbers.
-fn halves(block: Block) -> &'static [usize] {
+/// Offsets of the f16 fields of a block.
+fn halves(block: GgmlBlock) -> &'static [usize] {
     match block {
-        Block::Q4_0 | Block::Q5_0 | Block::Q8_0 | Block::IQ4_NL => &[0],
-        Block::Q4_1 | Block::Q5_1 | Block::Q4_K | Block::Q5_K => &[0, 2],
-        Block::Q2_K => &[80, 82],
-        Block::Q3_K => &[108],
-        Block::Q6_K => &[208],
+        GgmlBlock::Q4_0 | GgmlBlock::Q5_0 | GgmlBlock::Q8_0 | GgmlBlock::IQ4_NL => &[0],
+        GgmlBlock::Q4_1 | GgmlBlock::Q5_1 | GgmlBlock::Q4_K | GgmlBlock::Q5_K => &[0, 2],
+        GgmlBlock::Q2_K => &[80, 82],
+        GgmlBlock::Q3_K => &[108],
+        GgmlBlock::Q6_K => &[208],
     }
 }
 
-/// Blocks of random bytes whose f16 fields are numbers, and of bytes that are all one.
-fn blocks(random: &mut Random, block: Block, count: usize) -> Vec<u8> {
+/// Blocks of random bytes, and blocks that repeat one byte. All f16 fields are finite.
+fn blocks(random: &mut Random, block: GgmlBlock, count: usize) -> Vec<u8> {
     let mut data = Vec::new();
     for index in 0..count {
         let fill = [0, 0xff, 0x80, 0x7f].get(index).copied();
         let mut b: Vec<u8> = (0..block.bytes()).map(|_| fill.unwrap_or(random.next() as u8)).collect();
-        // Any finite f16: also the largest, the smallest denormal, zeros of both signs.
+        // Any finite f16: also the max_lane, the smallest denormal, zeros of both signs.
         for &at in halves(block) {
             let bits = match index % 16 {
                 0 => 0x7bff,
@@ -181,25 +181,25 @@ fn blocks(random: &mut Random, block: Block, count: usize) -> Vec<u8> {
     data
 }
 
-fn packed(block: Block, rows: usize, columns: usize, data: &[u8]) -> Packed {
+fn packed(block: GgmlBlock, rows: usize, columns: usize, data: &[u8]) -> Packed {
     Packed::new(&Matrix::Blocks { rows, columns, block, data: data.into() }, &mut Arena::default(), &mut Pool::new(1))
         .expect("a supported shape")
 }
 
 #[test]
-fn a_packed_block_is_its_definition_to_the_bit() {
+fn a_packed_block_matches_ggml_to_the_bit() {
     let mut random = Random(11);
-    for block in Block::ALL {
+    for block in GgmlBlock::ALL {
         let (rows, columns) = (61, 512);
-        let data = blocks(&mut random, block, rows * columns / block.weights());
+        let data = blocks(&mut random, block, rows * columns / block.elements());
         let packed = packed(block, rows, columns, &data);
         let mut row = vec![0f32; columns];
         for (r, data) in data.chunks_exact(data.len() / rows).enumerate() {
-            // SAFETY: made for this processor.
+            // SAFETY: the kernels run on this processor.
             unsafe { (Kernels::all()[0].row)(&packed, r, &mut row) };
             let want = data.chunks_exact(block.bytes()).flat_map(|b| definition(block, b));
             for (i, (got, want)) in row.iter().zip(want).enumerate() {
-                // Adding 0 makes one zero of both: `q * scale + bias` has no minus zero, ggml's products have.
+                // Adding 0 makes -0 equal to 0: ggml's products can be -0, `q * scale + bias` cannot.
                 assert_eq!((got + 0.0).to_bits(), (want + 0.0).to_bits(), "{block:?} row {r} input {i}: {got} is not {want}");
             }
         }
@@ -207,12 +207,12 @@ fn a_packed_block_is_its_definition_to_the_bit() {
 }
 
 #[test]
-fn products_of_blocks_are_the_definitions_and_the_same_on_every_instruction_set() {
+fn block_products_match_the_definition_on_every_instruction_set() {
     let mut random = Random(12);
-    for block in Block::ALL {
+    for block in GgmlBlock::ALL {
         let (rows, columns) = (19, 512);
-        let mut data = blocks(&mut random, block, rows * columns / block.weights());
-        // Scales of one size, so that a tolerance means something.
+        let mut data = blocks(&mut random, block, rows * columns / block.elements());
+        // Scales of one magnitude, so that one tolerance fits all.
         for b in data.chunks_exact_mut(block.bytes()) {
             halves(block).iter().for_each(|&at| b[at..at + 2].copy_from_slice(&f16::from_f32(0.001 * random.float()).to_le_bytes()));
         }
@@ -223,9 +223,9 @@ fn products_of_blocks_are_the_definitions_and_the_same_on_every_instruction_set(
         for x_rows in [131, 1, 2, 3, 4, 5, 7] {
             let x = &all[..x_rows * columns];
             let results = Kernels::all().into_iter().map(|kernels| {
-                let quants = quantize(kernels, x, x_rows, weight.kind.grouping().expect("integers"));
+                let quantized = quantize(kernels, x, x_rows, weight.kind.activation_quant().expect("integers"));
                 let exact = product(kernels, &weight, Input::F32(x), x_rows);
-                (exact, product(kernels, &weight, Input::Int8(&quants), x_rows))
+                (exact, product(kernels, &weight, Input::Int8(&quantized), x_rows))
             });
             let results: Vec<_> = results.collect();
             assert!(results.iter().all(|result| result == &results[0]), "{block:?}: instruction sets differ");
@@ -237,7 +237,7 @@ fn products_of_blocks_are_the_definitions_and_the_same_on_every_instruction_set(
                 let want: f64 = pairs().map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
                 let size: f64 = pairs().map(|(_, w)| f64::from(w.abs())).sum();
                 assert!((f64::from(*exact) - want).abs() <= 1e-5 * size, "{block:?} rows {x_rows}: {exact} is not {want}");
-                // Half a step of 127 for each activation, were all errors to one side.
+                // Half a quantization step per activation, if all errors had the same sign.
                 assert!((f64::from(*int8) - want).abs() <= size / 254.0, "{block:?} rows {x_rows}: {int8} is not {want}");
             }
         }

@@ -6,7 +6,7 @@ use half::f16;
 /// A block's type, named as ggml names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, reason = "the format's own names")]
-pub enum Block {
+pub enum GgmlBlock {
     Q4_0,
     Q4_1,
     Q5_0,
@@ -36,7 +36,7 @@ impl Affine {
     }
 }
 
-/// Inputs that `Block::integers` gives at a time.
+/// Inputs that `GgmlBlock::integers` gives at a time.
 const UNIT: usize = 32;
 
 /// Bytes that each have some bits of one input of a unit. Of this length, and not a slice: the compiler makes vectors of it.
@@ -45,7 +45,7 @@ type Run = [u8; UNIT];
 /// What the four bits of IQ4_NL stand for.
 const NONLINEAR: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-impl Block {
+impl GgmlBlock {
     pub const ALL: [Self; 11] = [
         Self::Q4_0,
         Self::Q4_1,
@@ -61,7 +61,7 @@ impl Block {
     ];
 
     /// Inputs of a block.
-    pub const fn weights(self) -> usize {
+    pub const fn elements(self) -> usize {
         match self {
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL => 32,
             Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
@@ -85,7 +85,7 @@ impl Block {
 
     /// The block of `data` that has input `index`.
     pub fn at(self, data: &[u8], index: usize) -> &[u8] {
-        &data[index / self.weights() * self.bytes()..][..self.bytes()]
+        &data[index / self.elements() * self.bytes()..][..self.bytes()]
     }
 
     /// The integers of the block's inputs `unit * 32..`; two's complement for Q8_0 and IQ4_NL, whose zero is 0.

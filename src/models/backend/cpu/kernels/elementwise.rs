@@ -1,11 +1,11 @@
-//! What happens to one row of activations between two products.
+//! Elementwise kernels, on one row of activations: norm, gated activation, addition, rotation.
 
-use super::isa::{Isa, LANES, exp, sum};
+use super::super::isa::{Isa, LANES, add_lanes, exp};
 
-/// `x / sqrt(mean(x^2) + epsilon) * weight`.
+/// RMS norm: `out = x / sqrt(mean(x^2) + epsilon) * weight`.
 ///
 /// # Safety
-/// The three have one length, a multiple of 8.
+/// The processor has the instruction set. The three slices have one length, a multiple of 8.
 #[inline(always)]
 pub(super) unsafe fn norm<S: Isa>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     // SAFETY: the caller's: one length, whole vectors.
@@ -15,7 +15,7 @@ pub(super) unsafe fn norm<S: Isa>(x: &[f32], weight: &[f32], epsilon: f32, out: 
             let v = S::load(x.as_ptr().add(i));
             squares = S::fma(v, v, squares);
         }
-        let scale = S::splat(1.0 / (sum::<S>(squares) / x.len() as f32 + epsilon).sqrt());
+        let scale = S::splat(1.0 / (add_lanes::<S>(squares) / x.len() as f32 + epsilon).sqrt());
         for i in (0..x.len()).step_by(LANES) {
             let scaled = S::mul(S::load(x.as_ptr().add(i)), scale);
             S::store(out.as_mut_ptr().add(i), S::mul(scaled, S::load(weight.as_ptr().add(i))));
@@ -23,10 +23,10 @@ pub(super) unsafe fn norm<S: Isa>(x: &[f32], weight: &[f32], epsilon: f32, out: 
     }
 }
 
-/// `gate = silu(gate) * up`, with `silu(x) = x / (1 + e^-x)` computed from `e^-|x|`, which can't overflow.
+/// SwiGLU: `gate = silu(gate) * up`, with `silu(x) = x / (1 + e^-x)` computed from `e^-|x|`, which cannot overflow.
 ///
 /// # Safety
-/// Both have one length, a multiple of 8.
+/// The processor has the instruction set. Both slices have one length, a multiple of 8.
 #[inline(always)]
 pub(super) unsafe fn gate_silu<S: Isa>(gate: &mut [f32], up: &[f32]) {
     // SAFETY: the caller's: one length, whole vectors.
@@ -35,7 +35,7 @@ pub(super) unsafe fn gate_silu<S: Isa>(gate: &mut [f32], up: &[f32]) {
         for i in (0..gate.len()).step_by(LANES) {
             let x = S::load(gate.as_ptr().add(i));
             let e = exp::<S>(S::sub(S::zero(), S::abs(x)));
-            let numerator = S::less(x, S::zero(), e, one);
+            let numerator = S::select_less(x, S::zero(), e, one);
             let silu = S::div(S::mul(x, numerator), S::add(one, e));
             S::store(gate.as_mut_ptr().add(i), S::mul(silu, S::load(up.as_ptr().add(i))));
         }
@@ -45,7 +45,7 @@ pub(super) unsafe fn gate_silu<S: Isa>(gate: &mut [f32], up: &[f32]) {
 /// `x += y`.
 ///
 /// # Safety
-/// Both have one length, a multiple of 8.
+/// The processor has the instruction set. Both slices have one length, a multiple of 8.
 #[inline(always)]
 pub(super) unsafe fn add<S: Isa>(x: &mut [f32], y: &[f32]) {
     // SAFETY: the caller's: one length, whole vectors.
@@ -56,10 +56,10 @@ pub(super) unsafe fn add<S: Isa>(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// Turns the pairs (i, i + half) of one head by the position's angles and scales them.
+/// Rotary embedding of one head: rotates the pairs (i, i + half) by the position's angles, and multiplies by `scale`.
 ///
 /// # Safety
-/// `head` has twice the length of `cos` and `sin`, which is a multiple of 8.
+/// The processor has the instruction set. `cos` and `sin` have one length, a multiple of 8; `head` has twice that length.
 #[inline(always)]
 pub(super) unsafe fn rotate<S: Isa>(head: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
     let half = cos.len();

@@ -1,0 +1,365 @@
+//! How weights lie in memory: panels of eight rows, interleaved so that one vector holds the same inputs of all eight rows.
+//!
+//! ```text
+//! row panel = 8 output rows x all inputs, one sequential stream of blocks
+//! block     = BLOCK_INPUTS inputs of 8 rows
+//!   float:      [BLOCK_INPUTS][8 rows] elements
+//!   quantized:  [scales of all groups][k-blocks]
+//! k-block   = 32 inputs of 8 rows, as 8 k-groups: k-group g holds inputs 4g..4g+4 of each row, one byte each
+//!   U4:         4 vectors, k-group 2j in the low and k-group 2j+1 in the high four bits of vector j
+//!   U5:         1 vector of fifth bits, of k-group g in bit g, then the low four bits as U4
+//!   U6:         2 vectors of bits five and six, of k-group g in bits 2 (g % 4) of vector g / 4, then the low four bits as U4
+//!   I8:         8 vectors
+//! ```
+//!
+//! A k-group times four broadcast activations gives one sum per row in each of eight lanes. So nothing is summed across
+//! lanes, scales are vectors, each thread reads one stream, and all numbers of activation rows use the same order of sums.
+
+use super::super::isa::{Isa, K_BLOCK, LANES};
+use super::scales::{BlockScales, KQuantScale, KQuantScaleMin, ScaleBias, ScaleOnly};
+use crate::models::weights::FloatType;
+use std::marker::PhantomData;
+
+/// Inputs of the largest block: a K-quant super-block.
+pub(in super::super) const BLOCK_INPUTS_MAX: usize = 256;
+
+/// A layout of the blocks of a row panel.
+pub(in super::super) trait Layout {
+    /// Inputs of one block.
+    const BLOCK_INPUTS: usize;
+    /// Bytes of one block of eight rows.
+    const BLOCK_BYTES: usize;
+
+    /// Writes the block's weights as `[BLOCK_INPUTS][8]` floats.
+    ///
+    /// # Safety
+    /// The processor has the instruction set. `p` points to a block, `out` to `BLOCK_INPUTS * 8` floats.
+    unsafe fn dequantize_block<S: Isa>(p: *const u8, out: *mut f32);
+}
+
+/// A layout with integer weights: `w = q * scale + bias`, with one scale and one bias per group and row.
+pub(in super::super) trait QuantizedLayout: Layout {
+    type Scales: BlockScales;
+    type Ints: PackedInts;
+
+    /// The integers of one k-block, one vector per k-group.
+    ///
+    /// # Safety
+    /// The processor has the instruction set. `p` points to a block, `k_block` is one of its k-blocks.
+    unsafe fn unpack<S: Isa>(p: *const u8, k_block: usize) -> [S::B; 8];
+}
+
+/// An encoding of the integers of one k-block of eight rows.
+pub(in super::super) trait PackedInts {
+    /// Bytes of one k-block.
+    const BYTES: usize;
+    /// How many results of AVX2's `maddubs` (each the sum of two products with activations in -127..=127) can be added in
+    /// sixteen bits without overflow. 0: the integers are signed, so `maddubs` does not apply to them directly.
+    const MADDUBS_PAIRS: usize;
+
+    /// Writes a k-block from words of four inputs of one row each, `[k-group][row]`.
+    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]);
+    /// The integers of one k-block, one vector per k-group.
+    ///
+    /// # Safety
+    /// The processor has the instruction set. `p` points to a k-block.
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8];
+}
+
+/// Weights that are not quantized.
+pub(in super::super) struct FloatLayout<E>(PhantomData<E>);
+pub(in super::super) struct F32;
+pub(in super::super) struct F16;
+pub(in super::super) struct Bf16;
+
+macro_rules! float_layout {
+    ($float:ty, $element:ty, $load:ident) => {
+        impl Layout for FloatLayout<$float> {
+            const BLOCK_INPUTS: usize = K_BLOCK;
+            const BLOCK_BYTES: usize = K_BLOCK * LANES * size_of::<$element>();
+
+            #[inline(always)]
+            unsafe fn dequantize_block<S: Isa>(p: *const u8, out: *mut f32) {
+                for i in 0..K_BLOCK {
+                    // SAFETY: `i` stays within the block and within `out`.
+                    unsafe { S::store(out.add(i * LANES), S::$load(p.cast::<$element>().add(i * LANES))) };
+                }
+            }
+        }
+    };
+}
+float_layout!(F32, f32, load);
+float_layout!(F16, u16, load_f16);
+float_layout!(Bf16, u16, load_bf16);
+
+/// Quantized blocks: the scales, then the integers.
+pub(in super::super) struct BlockLayout<Ints, Scales>(PhantomData<(Ints, Scales)>);
+
+impl<Q: PackedInts, H: BlockScales> Layout for BlockLayout<Q, H> {
+    const BLOCK_INPUTS: usize = H::BLOCK_INPUTS;
+    const BLOCK_BYTES: usize = H::BYTES + H::BLOCK_INPUTS / K_BLOCK * Q::BYTES;
+
+    #[inline(always)]
+    unsafe fn dequantize_block<S: Isa>(p: *const u8, out: *mut f32) {
+        // SAFETY: the trait's contract; indices stay within the block.
+        unsafe {
+            for input in (0..Self::BLOCK_INPUTS).step_by(4) {
+                let k_group = Self::unpack::<S>(p, input / K_BLOCK)[input % K_BLOCK / 4];
+                let (scale, bias) = H::scale_bias::<S>(p, input / H::GROUP);
+                for byte in 0..4 {
+                    let q =
+                        if Q::MADDUBS_PAIRS == 0 { S::byte_to_f32::<true>(k_group, byte) } else { S::byte_to_f32::<false>(k_group, byte) };
+                    S::store(out.add((input + byte) * LANES), S::fma(q, scale, bias));
+                }
+            }
+        }
+    }
+}
+
+impl<Q: PackedInts, H: BlockScales> QuantizedLayout for BlockLayout<Q, H> {
+    type Scales = H;
+    type Ints = Q;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Isa>(p: *const u8, k_block: usize) -> [S::B; 8] {
+        // SAFETY: the trait's contract.
+        unsafe { Q::unpack::<S>(p.add(H::BYTES + k_block * Q::BYTES)) }
+    }
+}
+
+/// Unsigned integers of four bits.
+pub(in super::super) struct U4;
+/// Unsigned integers of five bits.
+pub(in super::super) struct U5;
+/// Unsigned integers of six bits.
+pub(in super::super) struct U6;
+/// Signed integers of eight bits.
+pub(in super::super) struct I8;
+
+impl PackedInts for U4 {
+    const BYTES: usize = 128;
+    const MADDUBS_PAIRS: usize = 8; // 8 * 2 * 15 * 127 = 30480
+
+    #[inline(always)]
+    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
+        for (pair, out) in k_groups.as_chunks::<2>().0.iter().zip(out.as_chunks_mut().0) {
+            put(out, |row| pair[0][row] & 0x0f0f_0f0f | (pair[1][row] & 0x0f0f_0f0f) << 4);
+        }
+    }
+    #[inline(always)]
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
+        // SAFETY: a k-block is four vectors.
+        unsafe {
+            let (a, b) = S::nibbles(S::load_bytes(p));
+            let (c, d) = S::nibbles(S::load_bytes(p.add(32)));
+            let (e, f) = S::nibbles(S::load_bytes(p.add(64)));
+            let (g, h) = S::nibbles(S::load_bytes(p.add(96)));
+            [a, b, c, d, e, f, g, h]
+        }
+    }
+}
+
+impl PackedInts for U5 {
+    const BYTES: usize = 32 + U4::BYTES;
+    const MADDUBS_PAIRS: usize = 4; // 4 * 2 * 31 * 127 = 31496
+
+    #[inline(always)]
+    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
+        let (plane, nibbles) = out.split_first_chunk_mut().expect("a k-block begins with the bit plane");
+        put(plane, |row| (0..8).fold(0, |plane, k_group| plane | (k_groups[k_group][row] >> 4 & 0x0101_0101) << k_group));
+        U4::pack(k_groups, nibbles);
+    }
+    #[inline(always)]
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
+        // SAFETY: a k-block is the bit plane, then the low four bits.
+        unsafe {
+            let high = S::load_bytes(p);
+            let [a, b, c, d, e, f, g, h] = U4::unpack::<S>(p.add(32));
+            [
+                S::or_shifted_bits::<4, 16>(a, high),
+                S::or_shifted_bits::<3, 16>(b, high),
+                S::or_shifted_bits::<2, 16>(c, high),
+                S::or_shifted_bits::<1, 16>(d, high),
+                S::or_shifted_bits::<0, 16>(e, high),
+                S::or_shifted_bits::<-1, 16>(f, high),
+                S::or_shifted_bits::<-2, 16>(g, high),
+                S::or_shifted_bits::<-3, 16>(h, high),
+            ]
+        }
+    }
+}
+
+impl PackedInts for U6 {
+    const BYTES: usize = 64 + U4::BYTES;
+    const MADDUBS_PAIRS: usize = 2; // 2 * 2 * 63 * 127 = 32004
+
+    #[inline(always)]
+    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
+        let (planes, nibbles) = out.split_at_mut(64);
+        for (four, out) in k_groups.as_chunks::<4>().0.iter().zip(planes.as_chunks_mut().0) {
+            put(out, |row| (0..4).fold(0, |plane, k_group| plane | (four[k_group][row] >> 4 & 0x0303_0303) << (2 * k_group)));
+        }
+        U4::pack(k_groups, nibbles);
+    }
+    #[inline(always)]
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
+        // SAFETY: a k-block is two bit planes, then the low four bits.
+        unsafe {
+            let (first, second) = (S::load_bytes(p), S::load_bytes(p.add(32)));
+            let [a, b, c, d, e, f, g, h] = U4::unpack::<S>(p.add(64));
+            [
+                S::or_shifted_bits::<4, 48>(a, first),
+                S::or_shifted_bits::<2, 48>(b, first),
+                S::or_shifted_bits::<0, 48>(c, first),
+                S::or_shifted_bits::<-2, 48>(d, first),
+                S::or_shifted_bits::<4, 48>(e, second),
+                S::or_shifted_bits::<2, 48>(f, second),
+                S::or_shifted_bits::<0, 48>(g, second),
+                S::or_shifted_bits::<-2, 48>(h, second),
+            ]
+        }
+    }
+}
+
+impl PackedInts for I8 {
+    const BYTES: usize = 256;
+    const MADDUBS_PAIRS: usize = 0;
+
+    #[inline(always)]
+    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
+        k_groups.iter().zip(out.as_chunks_mut().0).for_each(|(k_group, out)| put(out, |row| k_group[row]));
+    }
+    #[inline(always)]
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
+        // SAFETY: a k-block is eight vectors.
+        unsafe {
+            [
+                S::load_bytes(p),
+                S::load_bytes(p.add(32)),
+                S::load_bytes(p.add(64)),
+                S::load_bytes(p.add(96)),
+                S::load_bytes(p.add(128)),
+                S::load_bytes(p.add(160)),
+                S::load_bytes(p.add(192)),
+                S::load_bytes(p.add(224)),
+            ]
+        }
+    }
+}
+
+/// Writes a vector with one word for each row.
+#[inline(always)]
+fn put(out: &mut [u8; 32], word: impl Fn(usize) -> u32) {
+    let words: [u32; LANES] = std::array::from_fn(word);
+    out.as_chunks_mut().0.iter_mut().zip(words).for_each(|(out, word)| *out = word.to_le_bytes());
+}
+
+/// A layout as a value: what a packed weight stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(non_camel_case_types, reason = "ggml's names")]
+pub(in super::super) enum LayoutKind {
+    Float(FloatType),
+    /// MLX's affine quantization.
+    Affine {
+        /// 4, 6 or 8: the width of the packed integers. A file's integers may be narrower.
+        bits: usize,
+        /// Inputs per scale and bias: 32, 64 or 128.
+        group: usize,
+        /// Scales and biases are f32 rather than f16.
+        f32_scales: bool,
+    },
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    /// And IQ4_NL, whose table values are stored.
+    Q8_0,
+    Q2_K,
+    Q4_K,
+    Q5_K,
+    /// And Q3_K.
+    Q6_K,
+}
+
+/// Evaluates `$body` with the type `$layout` that `$kind` stands for. `@quantized` excludes float layouts.
+macro_rules! with_layout {
+    (@quantized $kind:expr, $layout:ident => $body:expr) => {
+        with_layout!(@arms $kind, $layout => $body, [
+            LayoutKind::Float(_) => unreachable!("float weights take f32 activations"),
+        ])
+    };
+    ($kind:expr, $layout:ident => $body:expr) => {
+        with_layout!(@arms $kind, $layout => $body, [
+            LayoutKind::Float(FloatType::F32) => { type $layout = FloatLayout<F32>; $body }
+            LayoutKind::Float(FloatType::F16) => { type $layout = FloatLayout<F16>; $body }
+            LayoutKind::Float(FloatType::Bf16) => { type $layout = FloatLayout<Bf16>; $body }
+        ])
+    };
+    (@arms $kind:expr, $layout:ident => $body:expr, [$($float:tt)*]) => {
+        match $kind {
+            $($float)*
+            LayoutKind::Affine { bits: 4, group: 32, f32_scales: false } | LayoutKind::Q4_1 => { type $layout = BlockLayout<U4, ScaleBias<32, false, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 32, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<32, true, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 64, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<64, false, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 64, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<64, true, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 128, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<128, false, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 128, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<128, true, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 32, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<32, false, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 32, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<32, true, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 64, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<64, false, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 64, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<64, true, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 128, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<128, false, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 128, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<128, true, 0>>; $body }
+            LayoutKind::Affine { bits: 8, group: 32, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<32, false, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 32, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<32, true, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 64, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<64, false, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 64, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<64, true, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 128, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<128, false, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 128, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<128, true, -128>>; $body }
+            LayoutKind::Affine { .. } => unreachable!("bits and group are checked when a weight is read"),
+            LayoutKind::Q4_0 => { type $layout = BlockLayout<U4, ScaleOnly<8>>; $body }
+            LayoutKind::Q5_0 => { type $layout = BlockLayout<U5, ScaleOnly<16>>; $body }
+            LayoutKind::Q5_1 => { type $layout = BlockLayout<U5, ScaleBias<32, false, 0>>; $body }
+            LayoutKind::Q8_0 => { type $layout = BlockLayout<I8, ScaleOnly<0>>; $body }
+            LayoutKind::Q2_K => { type $layout = BlockLayout<U4, KQuantScaleMin<16>>; $body }
+            LayoutKind::Q4_K => { type $layout = BlockLayout<U4, KQuantScaleMin<32>>; $body }
+            LayoutKind::Q5_K => { type $layout = BlockLayout<U5, KQuantScaleMin<32>>; $body }
+            LayoutKind::Q6_K => { type $layout = BlockLayout<U6, KQuantScale>; $body }
+        }
+    };
+}
+pub(in super::super) use with_layout;
+
+impl LayoutKind {
+    pub(in super::super) fn block_inputs(self) -> usize {
+        with_layout!(self, L => L::BLOCK_INPUTS)
+    }
+    pub(in super::super) fn block_bytes(self) -> usize {
+        with_layout!(self, L => L::BLOCK_BYTES)
+    }
+    /// How the activations that are multiplied with this weight are quantized. `None` for float weights.
+    pub(in super::super) fn activation_quant(self) -> Option<ActivationQuant> {
+        match self {
+            Self::Float(_) => None,
+            _ => Some(with_layout!(@quantized self, L => ActivationQuant::of::<L>())),
+        }
+    }
+}
+
+/// How activations are quantized to eight bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in super::super) struct ActivationQuant {
+    /// Inputs that share a scale.
+    pub(in super::super) scale_group: usize,
+    /// Inputs that are summed, to be multiplied by the weights' biases.
+    pub(in super::super) sum_group: usize,
+    /// Sums are of the integers, not of the dequantized activations.
+    pub(in super::super) integer_sums: bool,
+}
+
+impl ActivationQuant {
+    fn of<L: QuantizedLayout>() -> Self {
+        let (group, k_quant) = (L::Scales::GROUP, L::Scales::K_QUANT);
+        Self { scale_group: if k_quant { L::BLOCK_INPUTS } else { group }, sum_group: group, integer_sums: k_quant }
+    }
+}
