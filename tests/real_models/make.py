@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Regenerates `goldens/*.json`: what llama.cpp answers on the real models, which the Rust decoder is held against.
+"""Regenerates `llama_cpp/*.json`: llama.cpp's completions on the real models, which the Rust decoder is compared with.
 
     tests/real_models/fetch.sh DIR
     python3 -m venv /tmp/peer && /tmp/peer/bin/pip install xllamacpp==2026.10.11549
-    /tmp/peer/bin/python tests/real_models/make.py DIR            # some minutes on two cores
+    /tmp/peer/bin/python tests/real_models/make.py DIR            # a few minutes on two cores
 
-Ten prompts a model, answered greedily with 64 tokens on an empty cache. What would end a text is not chosen, so that
-every prompt has 64 positions to compare. The texts are those of ../reference/prompts.toml; where one has a hole, the Coders fill it (prefix, suffix, middle) and
-SmolLM2, which has no markers, goes on from its prefix.
+Ten prompts per model, completed greedily with 64 tokens on an empty cache. EOS tokens are excluded, so that every prompt
+has 64 positions to compare. The texts are those of ../reference/prompts.toml. Texts with a cursor are infill prompts for
+the Coder models (prefix, suffix, middle); SmolLM2, which has no FIM tokens, continues the prefix.
 
-    model, peer     the file, and what answered
-    ends            the tokens that were never chosen
+    model, peer     the file, and the version of llama.cpp
+    ends            the EOS tokens, which were excluded
     prompts[]       name; text, or prefix and suffix
-                    ids       the prompt's tokens, each text encoded apart
-                    tokens    the answer's tokens
-                    top2      per token of `tokens`: best id, its log-probability, second id, its log-probability, ends
-                              left out; null inside a character, of which llama.cpp tells the last token only
-                    answer    the answer's text, for readers
+                    ids       the prompt's tokens, each text encoded separately
+                    tokens    the generated tokens
+                    top2      per token of `tokens`: best id, its log-probability, second id, its log-probability, without
+                              `ends`; null inside a character, for which llama.cpp reports only the last token
+                    answer    the generated text, for readers
 """
 
 import importlib.metadata
@@ -46,17 +46,17 @@ def serve(path, port):
     return xllamacpp.Server(params)
 
 
-def ask(server, path, body):
+def request(server, path, body):
     data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(server.listening_address + path, data, kind), timeout=900) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(urllib.request.Request(server.listening_address + path, data, kind), timeout=900) as response:
+        return json.load(response)
 
 
 def tokenize(server, text, special=False):
-    return ask(server, "/tokenize", {"content": text, "parse_special": special})["tokens"]
+    return request(server, "/tokenize", {"content": text, "parse_special": special})["tokens"]
 
 
-def golden(server, ends, name, text, fills):
+def make_case(server, ends, name, text, fills):
     if HOLE in text and fills:
         prefix, suffix = text.split(HOLE)
         asked = {"prefix": prefix, "suffix": suffix}
@@ -67,7 +67,7 @@ def golden(server, ends, name, text, fills):
         asked = {"text": text.split(HOLE)[0]}
         ids = tokenize(server, asked["text"])
     body = {"prompt": ids, "n_predict": TOKENS, "temperature": 0, "ignore_eos": True, "n_probs": 2 + len(ends)}
-    answer = ask(server, "/completion", {**body, "cache_prompt": False, "return_tokens": True})
+    answer = request(server, "/completion", {**body, "cache_prompt": False, "return_tokens": True})
     tokens, top2, choices = answer["tokens"], [], answer["completion_probabilities"]
     for token in tokens:
         if not choices or choices[0]["id"] != token:
@@ -81,17 +81,17 @@ def golden(server, ends, name, text, fills):
 
 
 def main(folder):
-    prompts = tomllib.loads((HERE.parent / "goldens/prompts.toml").read_text())["prompt"]
+    prompts = tomllib.loads((HERE.parent / "reference/prompts.toml").read_text())["prompt"]
     texts = {prompt["name"]: prompt["text"] for prompt in prompts}
     peer = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     for port, model in enumerate(MODELS, 18211):
         print(model)
         server = serve(Path(folder) / f"{model}.gguf", port)
         ends = [ids[0] for ids in (tokenize(server, end, True) for end in ENDS) if len(ids) == 1]
-        goldens = [golden(server, ends, name, texts[name], model in CODERS) for name in TEXTS + HOLES]
-        lines = ",\n".join(json.dumps(golden, ensure_ascii=False) for golden in goldens)
+        cases = [make_case(server, ends, name, texts[name], model in CODERS) for name in TEXTS + HOLES]
+        lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
         head = json.dumps({"model": model, "peer": peer, "ends": ends})[:-1]
-        (HERE / f"goldens/{model}.json").write_text(f'{head}, "prompts": [\n{lines}\n]}}\n')
+        (HERE / f"llama_cpp/{model}.json").write_text(f'{head}, "prompts": [\n{lines}\n]}}\n')
         del server
 
 

@@ -3,10 +3,9 @@
 
     python tests/reference/check.py [PROMPTS]      needs numpy and tokenizers only; PROMPTS checks the first few
 
-It reads `assets/` itself, dequantizes every weight, feeds a prompt with its golden tokens in one pass and compares the
-logits of all 64 positions with what the file holds. It fails where a logit is off by more than 1e-3 of the largest, where
-the best token differs at a position that is no near tie, where prompt ids don't follow from the pieces, and where the
-file was made from other weights.
+Reads `assets/`, dequantizes every weight, runs each prompt with its reference tokens in one pass, and compares the logits
+of all 64 positions with the file. Fails if a logit differs by more than 1e-3 of the largest, if the best token differs at
+a position that is not a near tie, if the prompt ids do not match the pieces, or if the file was made from other weights.
 """
 
 import hashlib
@@ -109,7 +108,7 @@ def main():
     problems = []
     for s in golden["source"]:
         if hashlib.sha256((ROOT / s["file"]).read_bytes()).hexdigest() != s["sha256"]:
-            problems.append(f"{s['file']} is not the file that the goldens were made from")
+            problems.append(f"{s['file']} is not the file that the reference was made from")
     tokenizer = Tokenizer.from_file(str(ROOT / "assets/tokenizer.json"))
     tokenizer.encode_special_tokens = True
     network = Network(ROOT / "assets")

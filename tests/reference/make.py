@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Regenerates `embedded.json`, the reference that the Rust decoder is held against.
+"""Regenerates `embedded.json`, the reference that the Rust decoder is compared with.
 
 From the repository's root, on any machine with Python 3.11 or later (no GPU, no PyTorch, about 7 minutes on two cores):
 
-    python3 -m venv /tmp/goldens
-    /tmp/goldens/bin/pip install "mlx[cpu]==0.32.4" mlx-lm==0.32.2 tokenizers==0.23.3
-    /tmp/goldens/bin/python tests/reference/make.py            # everything derived from the weights, then check.py
+    python3 -m venv /tmp/reference
+    /tmp/reference/bin/pip install "mlx[cpu]==0.32.4" mlx-lm==0.32.2 tokenizers==0.23.3
+    /tmp/reference/bin/python tests/reference/make.py            # everything derived from the weights, then check.py
 
-The reference is mlx-lm's own `llama` network on `assets/`, with activations, scales and biases in float32: the 4-bit
-weights are the model's, so nothing is rounded that the model did not round itself. Each prompt of `prompts.toml` is
-answered greedily with 64 tokens; the end of text does not stop it, so that every prompt has 64 positions to compare.
+The reference is mlx-lm's `llama` network on `assets/`, with activations, scales and biases in float32, so the 4-bit weights
+are the only quantization. Each prompt of `prompts.toml` is completed greedily with 64 tokens; EOS does not stop it, so
+that every prompt has 64 positions to compare.
 
 `embedded.json`:
 
@@ -17,16 +17,16 @@ answered greedily with 64 tokens; the end of text does not stop it, so that ever
     probes      the vocabulary indices whose logits are kept in full
     near_tie    the fraction of the largest |logit| under which two best logits count as tied
     prompts[]   name, language
-                infill      what was asked: { prefix, suffix, path?, repository?, files, order }, or
-                complete    what was asked: { prompt }
-                pieces      the prompt as [control token id] and "text", in order; every text is encoded apart from the
-                            others, without special tokens, and what looks like a control token in it is plain text
+                infill      the request: { prefix, suffix, path?, repository?, files, order }, or
+                complete    the request: { prompt }
+                pieces      the prompt as [control token id] and "text", in order; every text is encoded separately,
+                            and control tokens spelled in it are plain text
                 ids         the prompt's tokens
                 tokens      the 64 greedy tokens; the logits of position i chose tokens[i]
                 top2        per position [best id, best logit, second id, second logit]
                 largest     per position the largest |logit|
                 checkpoints [{ position, logits at `probes`, mean, mean square of all logits }]
-                gap_min     the smallest distance of the best two, as a fraction of the largest |logit|
+                gap_min     the smallest gap between the best two, as a fraction of the largest |logit|
                 near_ties   the positions where that fraction is below `near_tie`: these tokens may flip
 """
 
@@ -50,19 +50,19 @@ OUT = HERE / "embedded.json"
 TOKENS = 64
 CHECKPOINTS = [0, 31, 63]
 NEAR_TIE = 1e-3
-# 64 indices spread over the vocabulary: the control tokens' corner, the bytes, and then the merges.
+# 64 indices spread over the vocabulary: control tokens, bytes, and merged tokens.
 PROBES = [0, 3, 4, 5, 8, 10, 100, 200] + [300 + 287 * i for i in range(56)]
 
 FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, REPO_NAME, FILE_SEP = 3, 4, 5, 7, 8
-# Where the hole is in a prompt's text.
-HOLE = "<|>"
+# The cursor in an infill prompt's text.
+CURSOR = "<|>"
 
 
 def pieces_of(prompt):
-    """The prompt as control token ids and texts, and the request that asks for it."""
-    if HOLE not in prompt["text"]:
+    """The prompt as control token ids and texts, and the request for it."""
+    if CURSOR not in prompt["text"]:
         return [prompt["text"]], {"complete": {"prompt": prompt["text"]}}
-    prefix, suffix = prompt["text"].split(HOLE)
+    prefix, suffix = prompt["text"].split(CURSOR)
     infill = {"prefix": prefix, "suffix": suffix, "files": prompt.get("files", []), "order": prompt["order"]}
     pieces = []
     if "repository" in prompt:
@@ -92,7 +92,7 @@ def generate(model, ids):
     """The greedy tokens and, per position, all logits as float32."""
     cache = make_prompt_cache(model)
     if len(ids) > 1:
-        # The head is left out here: the logits of the prompt's inner positions are of no use.
+        # Without the lm_head: the logits of the inner prompt positions are not needed.
         mx.eval(model.model(mx.array([ids[:-1]]), cache), [c.state for c in cache])
     tokens, rows = [], []
     last = ids[-1]
@@ -107,15 +107,15 @@ def generate(model, ids):
 
 
 def number(x):
-    """Nine digits give every float32 back."""
+    """Nine significant digits represent every float32 exactly."""
     return float(f"{float(x):.9g}")
 
 
-def golden(model, tokenizer, prompt):
-    pieces, asked = pieces_of(prompt)
+def make_case(model, tokenizer, prompt):
+    pieces, request = pieces_of(prompt)
     ids = encode(tokenizer, pieces)
     tokens, logits = generate(model, ids)
-    # A stable sort, so that of two equal logits the lower id is first, as argmax takes it.
+    # A stable sort: of equal logits the lower id comes first, as in argmax.
     best = np.argsort(-logits, axis=1, kind="stable")[:, :2]
     top2 = np.take_along_axis(logits, best, axis=1)
     largest = np.abs(logits).max(axis=1)
@@ -123,7 +123,7 @@ def golden(model, tokenizer, prompt):
     return {
         "name": prompt["name"],
         "language": prompt["language"],
-        **asked,
+        **request,
         "pieces": pieces,
         "ids": ids,
         "tokens": tokens,
@@ -148,7 +148,7 @@ def source(name):
     return {"file": f"assets/{name}", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def write(goldens):
+def write(cases):
     """One line per field of a prompt, so that a diff shows what moved."""
     head = {
         "source": [source("model.safetensors"), source("tokenizer.json"), source("config.json")],
@@ -161,34 +161,34 @@ def write(goldens):
         pad = " " * indent
         return ",\n".join(f"{pad}{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, separators=(',', ':'))}" for k, v in value.items())
 
-    prompts = ",\n".join("  {\n" + fields(g, 3) + "\n  }" for g in goldens)
+    prompts = ",\n".join("  {\n" + fields(case, 3) + "\n  }" for case in cases)
     OUT.write_text("{\n" + fields(head, 1) + ',\n "prompts": [\n' + prompts + "\n ]\n}\n", encoding="utf-8")
 
 
 def main():
-    # MLX would run the machine's C++ compiler for fused elementwise kernels, and only where there is one.
+    # MLX would call a C++ compiler, if there is one, for fused elementwise kernels.
     mx.disable_compile()
     mx.set_default_device(mx.cpu)
     model, _ = load_model(ASSETS)
     model.set_dtype(mx.float32)
     tokenizer = Tokenizer.from_file(str(ASSETS / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
-    goldens = []
+    cases = []
     for prompt in tomllib.loads((HERE / "prompts.toml").read_text(encoding="utf-8"))["prompt"]:
-        g = golden(model, tokenizer, prompt)
-        goldens.append(g)
-        text = tokenizer.decode(g["tokens"], skip_special_tokens=False)
-        print(f"{g['name']:32} {len(g['ids']):5} tokens, gap {g['gap_min']:.1e} {g['near_ties'] or ''} {text[:60]!r}", flush=True)
-    write(goldens)
+        case = make_case(model, tokenizer, prompt)
+        cases.append(case)
+        text = tokenizer.decode(case["tokens"], skip_special_tokens=False)
+        print(f"{case['name']:32} {len(case['ids']):5} tokens, gap {case['gap_min']:.1e} {case['near_ties'] or ''} {text[:60]!r}", flush=True)
+    write(cases)
     size = OUT.stat().st_size
     assert size < 1_000_000, size
-    print(f"{OUT.name}: {len(goldens)} prompts, {size} bytes", flush=True)
+    print(f"{OUT.name}: {len(cases)} prompts, {size} bytes", flush=True)
     return subprocess.call([sys.executable, str(HERE / "check.py")])
 
 
 if __name__ == "__main__":
     if "--count" in sys.argv:
-        # Only the prompts' lengths, without the model: for writing prompts.
+        # Prints only the prompts' lengths, without loading the model.
         t = Tokenizer.from_file(str(ASSETS / "tokenizer.json"))
         t.encode_special_tokens = True
         for p in tomllib.loads((HERE / "prompts.toml").read_text(encoding="utf-8"))["prompt"]:
