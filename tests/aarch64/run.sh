@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs the CPU kernels' tests on aarch64 under qemu-user, which has NEON, dotprod and i8mm.
+# Runs the kernel tests for aarch64: cross-compiled here, executed by qemu-user, which has NEON, dotprod and i8mm.
 #
 # For Debian 12 or later on x86-64. Installs missing packages with apt-get, as root or through sudo:
-#   rustc-web, libstd-rust-web-dev:arm64          a Rust compiler in /usr/bin with a standard library for arm64;
-#                                                 cargo itself is not replaced
-#   gcc-aarch64-linux-gnu, libc6-dev-arm64-cross  the linker, and the C library to link with
+#   rustc-web, libstd-rust-web-dev:arm64          a Rust compiler in /usr/bin whose standard library is packaged for
+#                                                 arm64; cargo remains the installed one
+#   gcc-aarch64-linux-gnu, libc6-dev-arm64-cross  the linker, and the C library for linking
 #   qemu-user                                     runs the tests
-# The architecture arm64 is added to dpkg for the arm64 package.
+# For the arm64 package, the script adds the architecture arm64 to dpkg.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -24,14 +24,14 @@ if [[ ${#missing[@]} -gt 0 ]]; then
 fi
 
 export RUSTC=/usr/bin/rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-# The arm64 package installs a C library where the emulator looks by default. Do not use `-L /usr/aarch64-linux-gnu`: the
-# loader and the C library would be of different versions, and the first thread would never start.
+# The arm64 package installs a C library that the emulator finds without `-L`. With `-L /usr/aarch64-linux-gnu`, a program gets
+# a loader and a C library of different versions, and its first thread never starts.
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
-# A different compiler needs its own target folder.
+# Two compilers must not share a target folder.
 export CARGO_TARGET_DIR=target/aarch64
-# Makes a test fail if other kernels are selected: an emulator without i8mm would test less.
+# Tests fail if i8mm is not available. Without this, they would silently run without i8mm on an emulator that lacks it.
 export SOUFFLEUR_ISA=i8mm
-# Optimized for build time: the results are the same at any level.
+# Favours compile time: only the kernels have to be fast, and their results are the same at any optimization level.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=1
 cargo test --locked --release --target aarch64-unknown-linux-gnu --config 'profile.release.package."*".opt-level=0' \
     --lib models::backend::cpu

@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
-"""Regenerates `llama_cpp/*.json`: llama.cpp's completions on the real models, which the Rust decoder is compared with.
+"""Regenerates `llama_cpp/*.json`: the completions of llama.cpp on real models, with which the Rust decoder is compared.
 
     tests/real_models/fetch.sh DIR
     python3 -m venv /tmp/peer && /tmp/peer/bin/pip install xllamacpp==2026.10.11549
     /tmp/peer/bin/python tests/real_models/make.py DIR            # a few minutes on two cores
 
-Ten prompts per model, completed greedily with 64 tokens on an empty cache. EOS tokens are excluded, so that every prompt
-has 64 positions to compare. The texts are those of ../reference/prompts.toml. Texts with a cursor are infill prompts for
-the Coder models (prefix, suffix, middle); SmolLM2, which has no FIM tokens, continues the prefix.
+Ten prompts per model, completed greedily with 64 tokens, starting with an empty cache. EOS tokens are excluded from the
+choice, so that every prompt has 64 positions to compare. The prompts are those of ../reference/prompts.toml. If one has a
+hole, the Coder models infill it (prefix, suffix, middle); SmolLM2 has no FIM tokens and continues the prefix.
 
-    model, peer     the file, and the version of llama.cpp
-    ends            the EOS tokens, which were excluded
+    model, peer     the file, and the program that completed the prompts
+    ends            the excluded EOS tokens
     prompts[]       name; text, or prefix and suffix
-                    ids       the prompt's tokens, each text encoded separately
-                    tokens    the generated tokens
-                    top2      per token of `tokens`: best id, its log-probability, second id, its log-probability, without
-                              `ends`; null inside a character, for which llama.cpp reports only the last token
-                    answer    the generated text, for readers
+                    ids       the prompt's tokens; each text is encoded separately
+                    tokens    the completion's tokens
+                    top2      per token of `tokens`: best id, its log-probability, second id, its log-probability,
+                              without excluded tokens; null inside a multi-token character, for which llama.cpp reports
+                              the last token only
+                    answer    the completion's text, for readers
 """
 
 import importlib.metadata
@@ -46,17 +47,17 @@ def serve(path, port):
     return xllamacpp.Server(params)
 
 
-def request(server, path, body):
+def ask(server, path, body):
     data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(server.listening_address + path, data, kind), timeout=900) as response:
-        return json.load(response)
+    with urllib.request.urlopen(urllib.request.Request(server.listening_address + path, data, kind), timeout=900) as answer:
+        return json.load(answer)
 
 
 def tokenize(server, text, special=False):
-    return request(server, "/tokenize", {"content": text, "parse_special": special})["tokens"]
+    return ask(server, "/tokenize", {"content": text, "parse_special": special})["tokens"]
 
 
-def make_case(server, ends, name, text, fills):
+def golden(server, ends, name, text, fills):
     if HOLE in text and fills:
         prefix, suffix = text.split(HOLE)
         asked = {"prefix": prefix, "suffix": suffix}
@@ -67,7 +68,7 @@ def make_case(server, ends, name, text, fills):
         asked = {"text": text.split(HOLE)[0]}
         ids = tokenize(server, asked["text"])
     body = {"prompt": ids, "n_predict": TOKENS, "temperature": 0, "ignore_eos": True, "n_probs": 2 + len(ends)}
-    answer = request(server, "/completion", {**body, "cache_prompt": False, "return_tokens": True})
+    answer = ask(server, "/completion", {**body, "cache_prompt": False, "return_tokens": True})
     tokens, top2, choices = answer["tokens"], [], answer["completion_probabilities"]
     for token in tokens:
         if not choices or choices[0]["id"] != token:
@@ -88,8 +89,8 @@ def main(folder):
         print(model)
         server = serve(Path(folder) / f"{model}.gguf", port)
         ends = [ids[0] for ids in (tokenize(server, end, True) for end in ENDS) if len(ids) == 1]
-        cases = [make_case(server, ends, name, texts[name], model in CODERS) for name in TEXTS + HOLES]
-        lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
+        goldens = [golden(server, ends, name, texts[name], model in CODERS) for name in TEXTS + HOLES]
+        lines = ",\n".join(json.dumps(golden, ensure_ascii=False) for golden in goldens)
         head = json.dumps({"model": model, "peer": peer, "ends": ends})[:-1]
         (HERE / f"llama_cpp/{model}.json").write_text(f'{head}, "prompts": [\n{lines}\n]}}\n')
         del server

@@ -1,33 +1,33 @@
 #!/usr/bin/env python3
-"""Regenerates `embedded.json`, the reference that the Rust decoder is compared with.
+"""Regenerates `embedded.json`, the reference with which the Rust decoder is compared.
 
 From the repository's root, on any machine with Python 3.11 or later (no GPU, no PyTorch, about 7 minutes on two cores):
 
-    python3 -m venv /tmp/reference
-    /tmp/reference/bin/pip install "mlx[cpu]==0.32.4" mlx-lm==0.32.2 tokenizers==0.23.3
-    /tmp/reference/bin/python tests/reference/make.py            # everything derived from the weights, then check.py
+    python3 -m venv /tmp/goldens
+    /tmp/goldens/bin/pip install "mlx[cpu]==0.32.4" mlx-lm==0.32.2 tokenizers==0.23.3
+    /tmp/goldens/bin/python tests/reference/make.py            # regenerates embedded.json, then runs check.py
 
-The reference is mlx-lm's `llama` network on `assets/`, with activations, scales and biases in float32, so the 4-bit weights
-are the only quantization. Each prompt of `prompts.toml` is completed greedily with 64 tokens; EOS does not stop it, so
-that every prompt has 64 positions to compare.
+The reference is mlx-lm's `llama` network on `assets/`, with activations, scales and biases in float32. The 4-bit weights
+are the model's own, so the reference adds no rounding to them. Each prompt of `prompts.toml` is completed greedily with 64
+tokens. EOS tokens do not end the completion, so that every prompt has 64 positions to compare.
 
 `embedded.json`:
 
-    source      sizes and SHA-256 of the weights and the tokenizer that it was made from
+    source      sizes and SHA-256 of the weights and the tokenizer that it was generated from
     probes      the vocabulary indices whose logits are kept in full
-    near_tie    the fraction of the largest |logit| under which two best logits count as tied
+    near_tie    the fraction of the largest |logit| below which the best two logits count as tied
     prompts[]   name, language
                 infill      the request: { prefix, suffix, path?, repository?, files, order }, or
                 complete    the request: { prompt }
-                pieces      the prompt as [control token id] and "text", in order; every text is encoded separately,
-                            and control tokens spelled in it are plain text
+                pieces      the prompt as [control token id] and "text", in order; each text is encoded separately and
+                            without special tokens, and text that looks like a control token is plain text
                 ids         the prompt's tokens
-                tokens      the 64 greedy tokens; the logits of position i chose tokens[i]
+                tokens      the 64 greedy tokens; tokens[i] is the best token of the logits at position i
                 top2        per position [best id, best logit, second id, second logit]
                 largest     per position the largest |logit|
                 checkpoints [{ position, logits at `probes`, mean, mean square of all logits }]
-                gap_min     the smallest gap between the best two, as a fraction of the largest |logit|
-                near_ties   the positions where that fraction is below `near_tie`: these tokens may flip
+                gap_min     the smallest difference of the best two logits, as a fraction of the largest |logit|
+                near_ties   the positions at which that fraction is below `near_tie`: these tokens may differ
 """
 
 import hashlib
@@ -50,19 +50,19 @@ OUT = HERE / "embedded.json"
 TOKENS = 64
 CHECKPOINTS = [0, 31, 63]
 NEAR_TIE = 1e-3
-# 64 indices spread over the vocabulary: control tokens, bytes, and merged tokens.
+# 64 indices spread over the vocabulary: control tokens, bytes, and merges.
 PROBES = [0, 3, 4, 5, 8, 10, 100, 200] + [300 + 287 * i for i in range(56)]
 
 FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, REPO_NAME, FILE_SEP = 3, 4, 5, 7, 8
-# The cursor in an infill prompt's text.
-CURSOR = "<|>"
+# Marks the hole in a prompt's text.
+HOLE = "<|>"
 
 
 def pieces_of(prompt):
-    """The prompt as control token ids and texts, and the request for it."""
-    if CURSOR not in prompt["text"]:
+    """Returns the prompt as control token ids and texts, and the request that produces it."""
+    if HOLE not in prompt["text"]:
         return [prompt["text"]], {"complete": {"prompt": prompt["text"]}}
-    prefix, suffix = prompt["text"].split(CURSOR)
+    prefix, suffix = prompt["text"].split(HOLE)
     infill = {"prefix": prefix, "suffix": suffix, "files": prompt.get("files", []), "order": prompt["order"]}
     pieces = []
     if "repository" in prompt:
@@ -89,10 +89,10 @@ def encode(tokenizer, pieces):
 
 
 def generate(model, ids):
-    """The greedy tokens and, per position, all logits as float32."""
+    """Returns the greedy tokens and, per position, all logits as float32."""
     cache = make_prompt_cache(model)
     if len(ids) > 1:
-        # Without the lm_head: the logits of the inner prompt positions are not needed.
+        # Without lm_head: the logits of the prompt's inner positions are not used.
         mx.eval(model.model(mx.array([ids[:-1]]), cache), [c.state for c in cache])
     tokens, rows = [], []
     last = ids[-1]
@@ -107,15 +107,15 @@ def generate(model, ids):
 
 
 def number(x):
-    """Nine significant digits represent every float32 exactly."""
+    """Nine significant digits identify every float32."""
     return float(f"{float(x):.9g}")
 
 
-def make_case(model, tokenizer, prompt):
-    pieces, request = pieces_of(prompt)
+def golden(model, tokenizer, prompt):
+    pieces, asked = pieces_of(prompt)
     ids = encode(tokenizer, pieces)
     tokens, logits = generate(model, ids)
-    # A stable sort: of equal logits the lower id comes first, as in argmax.
+    # A stable sort: of two equal logits the lower id is first, as in argmax.
     best = np.argsort(-logits, axis=1, kind="stable")[:, :2]
     top2 = np.take_along_axis(logits, best, axis=1)
     largest = np.abs(logits).max(axis=1)
@@ -123,7 +123,7 @@ def make_case(model, tokenizer, prompt):
     return {
         "name": prompt["name"],
         "language": prompt["language"],
-        **request,
+        **asked,
         "pieces": pieces,
         "ids": ids,
         "tokens": tokens,
@@ -148,8 +148,8 @@ def source(name):
     return {"file": f"assets/{name}", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def write(cases):
-    """One line per field of a prompt, so that a diff shows what moved."""
+def write(goldens):
+    """One line per field of a prompt, so that a diff shows which fields changed."""
     head = {
         "source": [source("model.safetensors"), source("tokenizer.json"), source("config.json")],
         "reference": "mlx-lm, float32 activations, greedy, end of text ignored",
@@ -161,34 +161,34 @@ def write(cases):
         pad = " " * indent
         return ",\n".join(f"{pad}{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, separators=(',', ':'))}" for k, v in value.items())
 
-    prompts = ",\n".join("  {\n" + fields(case, 3) + "\n  }" for case in cases)
+    prompts = ",\n".join("  {\n" + fields(g, 3) + "\n  }" for g in goldens)
     OUT.write_text("{\n" + fields(head, 1) + ',\n "prompts": [\n' + prompts + "\n ]\n}\n", encoding="utf-8")
 
 
 def main():
-    # MLX would call a C++ compiler, if there is one, for fused elementwise kernels.
+    # With compilation, MLX would use a C++ compiler for fused elementwise kernels if the machine has one.
     mx.disable_compile()
     mx.set_default_device(mx.cpu)
     model, _ = load_model(ASSETS)
     model.set_dtype(mx.float32)
     tokenizer = Tokenizer.from_file(str(ASSETS / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
-    cases = []
+    goldens = []
     for prompt in tomllib.loads((HERE / "prompts.toml").read_text(encoding="utf-8"))["prompt"]:
-        case = make_case(model, tokenizer, prompt)
-        cases.append(case)
-        text = tokenizer.decode(case["tokens"], skip_special_tokens=False)
-        print(f"{case['name']:32} {len(case['ids']):5} tokens, gap {case['gap_min']:.1e} {case['near_ties'] or ''} {text[:60]!r}", flush=True)
-    write(cases)
+        g = golden(model, tokenizer, prompt)
+        goldens.append(g)
+        text = tokenizer.decode(g["tokens"], skip_special_tokens=False)
+        print(f"{g['name']:32} {len(g['ids']):5} tokens, gap {g['gap_min']:.1e} {g['near_ties'] or ''} {text[:60]!r}", flush=True)
+    write(goldens)
     size = OUT.stat().st_size
     assert size < 1_000_000, size
-    print(f"{OUT.name}: {len(cases)} prompts, {size} bytes", flush=True)
+    print(f"{OUT.name}: {len(goldens)} prompts, {size} bytes", flush=True)
     return subprocess.call([sys.executable, str(HERE / "check.py")])
 
 
 if __name__ == "__main__":
     if "--count" in sys.argv:
-        # Prints only the prompts' lengths, without loading the model.
+        # Prints the prompts' lengths only, without the model: for writing prompts.
         t = Tokenizer.from_file(str(ASSETS / "tokenizer.json"))
         t.encode_special_tokens = True
         for p in tomllib.loads((HERE / "prompts.toml").read_text(encoding="utf-8"))["prompt"]:

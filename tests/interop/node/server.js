@@ -1,10 +1,10 @@
-// Starts the binary. Its command line and its output format are known only here.
+// Starts the binary and finds its address. Only this file knows the command line and the output of the binary.
 "use strict";
 
 const { spawn } = require("node:child_process");
 const readline = require("node:readline");
 
-/** The address that `serve` prints. */
+/** The URL that `serve` prints for the user, on stdout or stderr. */
 const ADDRESS = /http:\/\/127\.0\.0\.1:(\d+)\/#token=([0-9a-f]+)/;
 
 const START_LIMIT_MS = 30_000;
@@ -14,7 +14,7 @@ function stdio(binary) {
   return spawn(binary, ["stdio"], { stdio: ["pipe", "pipe", "inherit"] });
 }
 
-/** Starts `serve`; resolves to its process, port and token. */
+/** Starts `serve`; resolves to its process, its port and its token. */
 function serve(binary) {
   const child = spawn(binary, ["serve", "--port", "0"], { stdio: ["ignore", "pipe", "pipe"] });
   return new Promise((resolve, reject) => {
@@ -25,7 +25,7 @@ function serve(binary) {
     };
     const timer = setTimeout(() => fail(`serve printed no address within ${START_LIMIT_MS} ms`), START_LIMIT_MS);
     child.on("error", reject);
-    child.on("exit", (code) => fail(`serve exited with ${code} before it listened`));
+    child.on("exit", (code) => fail(`serve ended with ${code} before it listened`));
     for (const stream of [child.stdout, child.stderr]) {
       readline.createInterface({ input: stream }).on("line", (line) => {
         seen.push(line);
@@ -40,8 +40,8 @@ function serve(binary) {
   });
 }
 
-/** Waits for the process to exit; resolves to its exit code. */
-function exited(child) {
+/** Waits for the process to end by itself; resolves to its exit code. */
+function ended(child) {
   if (child.exitCode !== null) {
     return Promise.resolve(child.exitCode);
   }
@@ -57,4 +57,4 @@ function exited(child) {
   });
 }
 
-module.exports = { stdio, serve, exited };
+module.exports = { stdio, serve, ended };

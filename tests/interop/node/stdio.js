@@ -1,10 +1,10 @@
-// vscode-jsonrpc over stdio with Content-Length framing: initialize, the common checks, shutdown, exit.
+// A client like an editor's over stdio, with Content-Length framing: initialize, the checks, shutdown, exit.
 "use strict";
 
 const assert = require("node:assert/strict");
 const { createMessageConnection, StreamMessageReader, StreamMessageWriter } = require("vscode-jsonrpc/node");
 const { common, run } = require("./checks");
-const { exited, stdio } = require("./server");
+const { ended, stdio } = require("./server");
 
 async function main(binary) {
   const child = stdio(binary);
@@ -31,7 +31,7 @@ async function main(binary) {
       async () => {
         assert.equal(await connection.sendRequest("shutdown"), null);
         await connection.sendNotification("exit");
-        assert.equal(await exited(child), 0);
+        assert.equal(await ended(child), 0);
         return "exit code 0";
       },
     ],

@@ -1,4 +1,4 @@
-// vscode-jsonrpc over a WebSocket.
+// A client like a page's over WebSocket: the same connection object, over a socket instead of a pipe.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -39,7 +39,7 @@ class SocketWriter extends AbstractMessageWriter {
   end() {}
 }
 
-/** Resolves to an open socket, or to the HTTP status of a refusal. */
+/** Resolves to an open socket, or to the HTTP status of the refusal. */
 function connect(port, protocols, headers = {}) {
   return new Promise((resolve, reject) => {
     const socket = new WebSocket(`ws://127.0.0.1:${port}/rpc`, protocols, { headers });
