@@ -80,7 +80,7 @@ fn values_are_checked() {
     let huge = (u64::MAX / 2).to_le_bytes();
     let list = |kind: u32, count: &[u8]| [&kind.to_le_bytes()[..], count].concat();
     let check = |refusal: String, parts: &[&str]| {
-        assert!(parts.iter().all(|part| refusal.contains(part)), "{refusal:?} does not say {parts:?}");
+        assert!(parts.iter().all(|part| refusal.contains(part)), "{refusal:?} does not contain {parts:?}");
     };
     check(changed(|file| _ = file.value("x", 13, &[])), &["x at byte", "value type 13; supported are 0 to 12"]);
     check(changed(|file| _ = file.value("x", 7, &[2])), &["x at byte", "2 is neither true nor false"]);
