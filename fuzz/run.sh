@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Fuzzes a target from its kept seeds, with the stable compiler and no cargo-fuzz (which works too).
+# Fuzzes a target, starting from the committed seeds, with the stable compiler. cargo-fuzz works too but is not needed.
 #
 #   fuzz/run.sh header|model [SECONDS]
 #
-# New inputs collect in fuzz/corpus, which is not kept; a crash is written to fuzz/artifacts. An allocation of more
-# than 64 MiB, which no seed's length pays for, counts as a crash.
+# New inputs are written to fuzz/corpus, which is not committed, and crashes to fuzz/artifacts. An allocation of more than
+# 64 MiB counts as a crash: no input is long enough to justify it.
 set -euo pipefail
 cd "$(dirname "$0")"
 TARGET=${1:?usage: fuzz/run.sh header|model [SECONDS]}

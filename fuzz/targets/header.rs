@@ -1,4 +1,4 @@
-//! A GGUF file's header: metadata, tensor infos, the network that they describe.
+//! Parses a GGUF file's header: metadata, tensor infos, and the network that they describe.
 
 #![no_main]
 
@@ -10,8 +10,8 @@ fuzz_target!(|bytes: &[u8]| {
     let files = Files::of_gguf("a.gguf", bytes.to_vec());
     let Ok(gguf) = files.gguf() else { return };
     let bytes_of_tensors: usize = gguf.tensors.iter().map(|tensor| tensor.data.len()).sum();
-    assert!(bytes_of_tensors <= bytes.len(), "tensors share no byte");
+    assert!(bytes_of_tensors <= bytes.len(), "two tensors share bytes");
     let Ok(spec) = DecoderSpec::parse(&files) else { return };
-    let tensors = Tensors::open(&files).expect("a header that was read");
+    let tensors = Tensors::open(&files).expect("the header was parsed above");
     let _ = tensors.expect(&spec.parameters());
 });

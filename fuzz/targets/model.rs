@@ -1,4 +1,4 @@
-//! A whole GGUF model: its tokenizer reads, its weights are packed.
+//! Loads a complete GGUF model: tokenizes a text and packs the weights.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! `bench`: that it measures what it says. How fast anything is, no test asks.
+//! The output of `bench`. No test checks how fast anything is.
 
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader};
@@ -14,8 +14,8 @@ fn bench(options: &[&str]) -> (bool, String, String) {
 
 #[test]
 fn every_measurement_and_every_ratio_is_in_the_json() {
-    let (well, out, err) = bench(&["--json", "--rounds", "1", "--threads", "2", "--only", "rows,start"]);
-    assert!(well, "{err}");
+    let (succeeded, out, err) = bench(&["--json", "--rounds", "1", "--threads", "2", "--only", "rows,start"]);
+    assert!(succeeded, "{err}");
     let parts: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
     let names = |key: &str, part: &Value| {
         part[key].as_array().expect("a list").iter().map(|entry| entry["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
@@ -42,8 +42,8 @@ fn every_measurement_and_every_ratio_is_in_the_json() {
 
 #[test]
 fn the_busy_neighbour_is_measured_with_threads_of_its_own_or_left_out() {
-    let (well, out, err) = bench(&["--json", "--rounds", "1", "--threads", "1", "--only", "beside"]);
-    assert!(well, "{err}");
+    let (succeeded, out, err) = bench(&["--json", "--rounds", "1", "--threads", "1", "--only", "beside"]);
+    assert!(succeeded, "{err}");
     let part: Value = serde_json::from_str(&out).expect("one line of JSON");
     assert_eq!(part["part"], "beside");
     if std::thread::available_parallelism().expect("a number").get() < 2 {
@@ -77,6 +77,6 @@ fn a_neighbour_ends_with_its_parent() {
 
 #[test]
 fn a_peer_needs_a_gguf_file() {
-    let (well, _, err) = bench(&["--peer", "llama-bench=/bin/true"]);
-    assert!(!well && err.contains("a peer reads .gguf files"), "{err}");
+    let (succeeded, _, err) = bench(&["--peer", "llama-bench=/bin/true"]);
+    assert!(!succeeded && err.contains("a peer reads .gguf files"), "{err}");
 }

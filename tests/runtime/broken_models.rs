@@ -1,8 +1,8 @@
-//! Model folders that are broken in one place each: the error names it, and a neighbour streams on.
+//! Model folders with one defect each: the error names it, and a stream of another model continues.
 
 use crate::{
-    support::{House, MODEL, Told, ask, endless, text, within},
-    terabyte::terabyte,
+    oversized_model::oversized_model,
+    support::{MODEL, Output, TestRuntime, ban_eos, greedy, run_test, text},
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
@@ -15,9 +15,9 @@ const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets");
 const WEIGHTS: &str = "model.safetensors";
 const TERABYTE: u64 = 1 << 40;
 
-/// What a broken folder must be answered with.
+/// The expected error.
 enum Expected {
-    /// File and field.
+    /// The file and the field in it.
     File(&'static str, String),
     Missing(String),
     Unexpected(String),
@@ -34,7 +34,7 @@ fn case(name: &'static str, expected: Expected, damage: impl Fn(&Path) + 'static
     Case { name, damage: Box::new(damage), expected }
 }
 
-/// A key of config.json set to something; `null` takes it away.
+/// Sets a key of config.json; `null` removes it.
 fn config(name: &'static str, key: &'static str, value: Value) -> Case {
     case(name, Expected::File("config.json", key.into()), move |folder| {
         let path = folder.join("config.json");
@@ -44,14 +44,14 @@ fn config(name: &'static str, key: &'static str, value: Value) -> Case {
     })
 }
 
-fn cut(file: &'static str, keep: impl Fn(u64) -> u64) -> impl Fn(&Path) {
+fn truncate(file: &'static str, keep: impl Fn(u64) -> u64) -> impl Fn(&Path) {
     move |folder| {
         let file = OpenOptions::new().write(true).open(folder.join(file)).unwrap();
         file.set_len(keep(file.metadata().unwrap().len())).unwrap();
     }
 }
 
-/// Writes the weights anew; a tensor's entry may be changed, left out or doubled.
+/// Rewrites the weights; `edit` returns the tensors that replace one.
 fn rewrite(edit: impl Fn(&str, TensorView<'static>) -> Vec<(String, TensorView<'static>)>) -> impl Fn(&Path) {
     move |folder| {
         let bytes: &'static [u8] = fs::read(folder.join(WEIGHTS)).unwrap().leak();
@@ -61,8 +61,8 @@ fn rewrite(edit: impl Fn(&str, TensorView<'static>) -> Vec<(String, TensorView<'
     }
 }
 
-/// The name of a norm in the middle of the model: whatever has one dimension.
-fn a_norm() -> String {
+/// The name of a norm weight in the middle of the model: a tensor of one dimension.
+fn norm_name() -> String {
     let bytes = fs::read(Path::new(ASSETS).join(WEIGHTS)).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut norms: Vec<_> = tensors.iter().filter(|(_, view)| view.shape().len() == 1).map(|(name, _)| name.to_owned()).collect();
@@ -71,12 +71,11 @@ fn a_norm() -> String {
 }
 
 fn cases() -> Vec<Case> {
-    let norm = a_norm();
+    let norm = norm_name();
     let file = |file, field: &str| Expected::File(file, field.into());
     let reshaped = |name: String, dtype: Dtype, halves: bool| {
         rewrite(move |each, view| {
             let length = view.shape()[0] / if halves { 2 } else { 1 };
-            // Zeros are as good as anything in what must not be read.
             let zeros: &'static [u8] = vec![0; length * 8].leak();
             let bits = if dtype == Dtype::F64 { 8 } else { 2 };
             let new = || TensorView::new(dtype, vec![length], &zeros[..length * bits]).unwrap();
@@ -85,51 +84,51 @@ fn cases() -> Vec<Case> {
     };
     let (left_out, doubled) = (norm.clone(), norm.clone());
     vec![
-        case("half the weights", file(WEIGHTS, "header"), cut(WEIGHTS, |length| length / 2)),
-        case("one byte less of weights", file(WEIGHTS, "header"), cut(WEIGHTS, |length| length - 1)),
-        case("half a header of weights", file(WEIGHTS, "header"), cut(WEIGHTS, |_| 100)),
-        case("no byte of weights", file(WEIGHTS, "header"), cut(WEIGHTS, |_| 0)),
-        case("a header of 2^64 bytes", file(WEIGHTS, "header"), |folder| fs::write(folder.join(WEIGHTS), [255; 64]).unwrap()),
-        case("no weights", file("*.safetensors", ""), |folder| fs::remove_file(folder.join(WEIGHTS)).unwrap()),
-        case("a terabyte of weights", Expected::Memory, terabyte),
+        case("half of the weights file", file(WEIGHTS, "header"), truncate(WEIGHTS, |length| length / 2)),
+        case("weights file without its last byte", file(WEIGHTS, "header"), truncate(WEIGHTS, |length| length - 1)),
+        case("truncated weights header", file(WEIGHTS, "header"), truncate(WEIGHTS, |_| 100)),
+        case("empty weights file", file(WEIGHTS, "header"), truncate(WEIGHTS, |_| 0)),
+        case("weights header of 2^64 bytes", file(WEIGHTS, "header"), |folder| fs::write(folder.join(WEIGHTS), [255; 64]).unwrap()),
+        case("no weights file", file("*.safetensors", ""), |folder| fs::remove_file(folder.join(WEIGHTS)).unwrap()),
+        case("weights larger than memory", Expected::Memory, oversized_model),
         case(
-            "a tensor left out",
+            "missing tensor",
             Expected::Missing(norm.clone()),
             rewrite(move |each, view| if each == left_out { vec![] } else { vec![(each.to_owned(), view)] }),
         ),
         case(
-            "a tensor too many",
+            "unexpected tensor",
             Expected::Unexpected("surplus".into()),
             rewrite(move |each, view| {
                 let surplus = (each == doubled).then(|| ("surplus".to_owned(), view.clone()));
                 surplus.into_iter().chain([(each.to_owned(), view)]).collect()
             }),
         ),
-        case("a tensor of half the length", file(WEIGHTS, &norm), reshaped(norm.clone(), Dtype::F16, true)),
-        case("a tensor of doubles", file(WEIGHTS, &norm), reshaped(norm.clone(), Dtype::F64, false)),
-        config("a size that is a word", "hidden_size", json!("many")),
-        config("a size that is huge", "hidden_size", json!(u64::MAX)),
-        config("heads that can't share", "num_key_value_heads", json!(3)),
+        case("tensor of half the length", file(WEIGHTS, &norm), reshaped(norm.clone(), Dtype::F16, true)),
+        case("f64 tensor", file(WEIGHTS, &norm), reshaped(norm.clone(), Dtype::F64, false)),
+        config("size that is a string", "hidden_size", json!("many")),
+        config("huge size", "hidden_size", json!(u64::MAX)),
+        config("head counts that do not divide", "num_key_value_heads", json!(3)),
         config("no layers", "num_hidden_layers", json!(null)),
-        config("an unknown model_type", "model_type", json!("mystery")),
-        config("an unknown activation", "hidden_act", json!("gelu")),
-        config("a negative base", "rope_theta", json!(-1)),
+        config("unknown model_type", "model_type", json!("mystery")),
+        config("unknown activation", "hidden_act", json!("gelu")),
+        config("negative rope_theta", "rope_theta", json!(-1)),
         config("unknown quantization", "quantization", json!({ "bits": 7, "group_size": 64 })),
-        case("a config that is no JSON", file("config.json", "json"), cut("config.json", |length| length / 2)),
+        case("config that is not JSON", file("config.json", "json"), truncate("config.json", |length| length / 2)),
         case("no config", file("config.json", "config.json"), |folder| fs::remove_file(folder.join("config.json")).unwrap()),
-        case("half a tokenizer", file("tokenizer.json", "json"), cut("tokenizer.json", |length| length / 2)),
-        case("a tokenizer of another kind", file("tokenizer.json", "json"), |folder| {
+        case("truncated tokenizer", file("tokenizer.json", "json"), truncate("tokenizer.json", |length| length / 2)),
+        case("tokenizer that is an array", file("tokenizer.json", "json"), |folder| {
             fs::write(folder.join("tokenizer.json"), "[1]").unwrap()
         }),
         case("no tokenizer", file("tokenizer.json", "tokenizer.json"), |folder| fs::remove_file(folder.join("tokenizer.json")).unwrap()),
-        case("half a tokenizer_config", file("tokenizer_config.json", "json"), cut("tokenizer_config.json", |length| length / 2)),
-        case("a broken generation_config", file("generation_config.json", "json"), |folder| {
+        case("truncated tokenizer_config", file("tokenizer_config.json", "json"), truncate("tokenizer_config.json", |length| length / 2)),
+        case("truncated generation_config", file("generation_config.json", "json"), |folder| {
             fs::write(folder.join("generation_config.json"), "{").unwrap();
         }),
     ]
 }
 
-/// A copy of the embedded model's folder; the weights are copied only where nothing else would do.
+/// Copies the embedded model's folder.
 pub(crate) fn copy(folder: &Path) {
     fs::create_dir(folder).unwrap();
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS] {
@@ -138,7 +137,7 @@ pub(crate) fn copy(folder: &Path) {
 }
 
 #[test]
-fn broken_folders_are_named_and_disturb_nobody() {
+fn errors_name_the_defect_and_a_running_stream_continues() {
     let root = tempfile::tempdir().unwrap();
     let cases = cases();
     let folders: Vec<(String, PathBuf)> = cases.iter().map(|case| (case.name.to_owned(), root.path().join(case.name))).collect();
@@ -146,30 +145,30 @@ fn broken_folders_are_named_and_disturb_nobody() {
         copy(folder);
         (case.damage)(folder);
     }
-    within(async {
-        let house = House::start(Settings::default(), folders);
-        let sampling = Sampling { temperature: 0.8, seed: 5, logit_bias: endless(&house.model_info().await), ..Sampling::default() };
-        let request = Request { sampling, ..ask(text("# a neighbour\n"), 1500) };
-        let (mut neighbour, mut reader) = (Told::default(), house.runtime.complete(request.clone()).unwrap());
-        assert!(neighbour.reach(&mut reader, 2).await);
-        let pid = house.model().await.worker_pid;
+    run_test(async {
+        let runtime = TestRuntime::with_folders(Settings::default(), folders);
+        let sampling = Sampling { temperature: 0.8, seed: 5, logit_bias: ban_eos(&runtime.model_info().await), ..Sampling::default() };
+        let request = Request { sampling, ..greedy(text("# another stream\n"), 1500) };
+        let (mut running, mut reader) = (Output::default(), runtime.complete(request.clone()).unwrap());
+        assert!(running.read_tokens(&mut reader, 2).await);
+        let pid = runtime.model().await.worker_pid;
         for case in &cases {
-            let error = house.runtime.load(case.name, |_, _| {}).await.expect_err(case.name);
+            let error = runtime.load(case.name, |_, _| {}).await.expect_err(case.name);
             check(case, &error);
-            // A request is answered with the same, and the model is not loaded but may be tried again.
-            let told = house.run(Request { model: case.name.into(), ..request.clone() }).await;
-            check(case, told.error());
+            // A completion fails with the same error.
+            let output = runtime.run(Request { model: case.name.into(), ..request.clone() }).await;
+            check(case, output.error());
         }
-        for model in house.runtime.models().await.iter().filter(|model| model.name != MODEL) {
+        for model in runtime.models().await.iter().filter(|model| model.name != MODEL) {
             assert_eq!((model.state, model.worker_pid, model.restarts), (ModelState::Unloaded, None, 0), "{}", model.name);
         }
-        let model = house.model().await;
+        let model = runtime.model().await;
         assert_eq!((model.worker_pid, model.restarts), (pid, 0));
-        let so_far = neighbour.tokens.len();
-        neighbour.reach(&mut reader, so_far + 1).await;
+        let received = running.tokens.len();
+        running.read_tokens(&mut reader, received + 1).await;
         drop(reader);
-        let alone = house.run(Request { tokens_max: neighbour.tokens.len() as u32, ..request }).await;
-        assert_eq!(neighbour.ids(), alone.ids());
+        let expected = runtime.run(Request { tokens_max: running.tokens.len() as u32, ..request }).await;
+        assert_eq!(running.ids(), expected.ids());
     });
 }
 
@@ -193,17 +192,17 @@ fn check(case: &Case, error: &Error) {
 }
 
 #[test]
-fn a_folder_that_was_repaired_loads() {
+fn a_repaired_folder_loads() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("model");
     copy(&folder);
     fs::write(folder.join("config.json"), "{").unwrap();
-    within(async {
-        let house = House::start(Settings::default(), vec![("model".into(), folder.clone())]);
-        assert!(house.runtime.load("model", |_, _| {}).await.is_err());
+    run_test(async {
+        let runtime = TestRuntime::with_folders(Settings::default(), vec![("model".into(), folder.clone())]);
+        assert!(runtime.load("model", |_, _| {}).await.is_err());
         fs::copy(Path::new(ASSETS).join("config.json"), folder.join("config.json")).unwrap();
-        let embedded = house.run(ask(text("import os\n"), 8)).await;
-        let repaired = house.run(Request { model: "model".into(), ..ask(text("import os\n"), 8) }).await;
+        let embedded = runtime.run(greedy(text("import os\n"), 8)).await;
+        let repaired = runtime.run(Request { model: "model".into(), ..greedy(text("import os\n"), 8) }).await;
         assert_eq!(repaired.tokens, embedded.tokens);
     });
 }

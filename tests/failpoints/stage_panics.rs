@@ -1,15 +1,15 @@
-//! A panic in a stage ends the request that it happened to, at once, and nothing else.
+//! A panic in a stage fails the request that caused it, immediately, and no other.
 
-use crate::stand::{Stand, completion};
-use crate::support::Wire;
+use crate::harness::{Harness, completion};
+use crate::support::Transport;
 use serde_json::{Value, json};
 use souffleur::failpoints::{Action, Point, Site};
 use std::time::{Duration, Instant};
 
-/// From a request to its answer, which is that a stage panicked.
-const ANSWER_TIME: Duration = Duration::from_millis(50);
+/// From a request to its `stage_panicked` error.
+const RESPONSE_TIME: Duration = Duration::from_millis(50);
 
-/// A method, its params, and whether it is a completion.
+/// A method, its params, and whether it generates text.
 fn calls() -> Vec<(&'static str, Value, bool)> {
     let complete = completion(7, 8);
     let mut infill = complete.clone();
@@ -32,8 +32,8 @@ fn calls() -> Vec<(&'static str, Value, bool)> {
     ]
 }
 
-/// Which stages a message goes through.
-fn goes_through(point: Point, method: &str, completion: bool) -> bool {
+/// Whether requests of `method` pass `point`.
+fn passes(point: Point, method: &str, completion: bool) -> bool {
     match point {
         Point::Tokenizer => true,
         Point::Template => completion || method == "prompt/render",
@@ -41,20 +41,20 @@ fn goes_through(point: Point, method: &str, completion: bool) -> bool {
     }
 }
 
-/// The stage as its error names it.
+/// The stage name in the error data.
 fn stage(point: Point) -> &'static str {
     match point {
-        // They are one stage.
+        // Logits processors run in the sampler stage.
         Point::Processor => "sampler",
         other => other.spec().0,
     }
 }
 
 #[test]
-fn a_panic_in_any_stage_is_one_typed_answer_to_any_message() {
-    let mut stand = Stand::new(Wire::Lines, &["--restarts", "1000"]);
-    stand.undisturbed(1, 8);
-    let worker = stand.model()["workerPid"].clone();
+fn a_panic_in_any_stage_gives_one_typed_error_for_every_method() {
+    let mut harness = Harness::new(Transport::Lines, &["--restarts", "1000"]);
+    harness.reference_text(1, 8);
+    let worker = harness.model()["workerPid"].clone();
     let stages = Point::ALL.iter().filter(|point| matches!(point.spec().1, Site::Stage | Site::StageStep));
     let mut times = Vec::new();
     for &point in stages {
@@ -67,45 +67,45 @@ fn a_panic_in_any_stage_is_one_typed_answer_to_any_message() {
                 if streams {
                     params["partialResultToken"] = json!(0);
                 }
-                let here = format!("{point:?}, {method}, streaming: {streams}");
-                stand.arm(point, Action::Panic, "");
+                let case = format!("{point:?}, {method}, streaming: {streams}");
+                harness.arm(point, Action::Panic, "");
                 let start = Instant::now();
-                let answer = stand.call(method, params.clone());
+                let response = harness.call(method, params.clone());
                 let time = start.elapsed();
-                assert_eq!(stand.disarm(point), goes_through(point, method, completion), "{here}");
-                if goes_through(point, method, completion) {
+                assert_eq!(harness.disarm(point), passes(point, method, completion), "{case}");
+                if passes(point, method, completion) {
                     assert_eq!(
-                        (&answer["error"]["data"]["kind"], &answer["error"]["data"]["stage"]),
+                        (&response["error"]["data"]["kind"], &response["error"]["data"]["stage"]),
                         (&json!("stage_panicked"), &json!(stage(point))),
-                        "{here}: {answer}"
+                        "{case}: {response}"
                     );
                     times.push(time);
                 } else {
-                    assert!(answer["result"].is_object(), "{here}: {answer}");
+                    assert!(response["result"].is_object(), "{case}: {response}");
                 }
                 params.as_object_mut().unwrap().remove("partialResultToken");
-                let next = stand.call(method, params);
-                assert!(next["result"].is_object(), "{here}, and then {next}");
+                let next = harness.call(method, params);
+                assert!(next["result"].is_object(), "{case}, and then {next}");
             }
         }
     }
     times.sort();
     let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
-    eprintln!("{} panics were answered, half of them within {median:?}, all within {longest:?}", times.len());
-    // A machine that is busy with other tests may be late once.
-    assert!(median <= ANSWER_TIME, "{median:?}");
-    assert_eq!(stand.model()["workerPid"], worker, "nothing ended the worker");
+    eprintln!("time to the error of {} panics: median {median:?}, maximum {longest:?}", times.len());
+    // The median only: other tests that run at the same time can delay single responses.
+    assert!(median <= RESPONSE_TIME, "{median:?}");
+    assert_eq!(harness.model()["workerPid"], worker, "the worker was restarted");
 }
 
 #[test]
-fn a_panic_for_one_member_of_a_batch_is_of_that_member() {
-    let mut stand = Stand::new(Wire::Socket, &["--restarts", "1000"]);
-    let undisturbed = stand.batch(&[("complete", completion(1, 8)), ("complete", completion(2, 8))]);
+fn a_panic_in_one_batch_member_fails_only_that_member() {
+    let mut harness = Harness::new(Transport::WebSocket, &["--restarts", "1000"]);
+    let reference = harness.batch(&[("complete", completion(1, 8)), ("complete", completion(2, 8))]);
     for &point in Point::ALL.iter().filter(|point| matches!(point.spec().1, Site::Stage | Site::StageStep)) {
-        stand.arm(point, Action::Panic, "seed=2");
-        let answers = stand.batch(&[("complete", completion(1, 8)), ("complete", completion(2, 8))]);
-        assert!(stand.disarm(point));
-        assert_eq!(answers[0]["result"]["text"], undisturbed[0]["result"]["text"]);
-        assert_eq!(answers[1]["error"]["data"]["kind"], "stage_panicked", "{point:?}: {answers}");
+        harness.arm(point, Action::Panic, "seed=2");
+        let responses = harness.batch(&[("complete", completion(1, 8)), ("complete", completion(2, 8))]);
+        assert!(harness.disarm(point));
+        assert_eq!(responses[0]["result"]["text"], reference[0]["result"]["text"]);
+        assert_eq!(responses[1]["error"]["data"]["kind"], "stage_panicked", "{point:?}: {responses}");
     }
 }

@@ -1,6 +1,6 @@
-//! One network as GGUF and as safetensors gives one set of logits.
+//! The same weights as GGUF and as safetensors give the same logits.
 
-use crate::file::{self, HEAD_SIZE, HEADS, HIDDEN, KV_HEADS, LAYERS, WIDTH};
+use crate::gguf_writer::{self, HEAD_DIM, HEADS, HIDDEN_SIZE, INTERMEDIATE_SIZE, KV_HEADS, LAYERS};
 use crate::{Random, logits};
 use safetensors::tensor::{Dtype, TensorView};
 use souffleur::models::codec::TextCodec;
@@ -10,10 +10,10 @@ use souffleur::models::{ModelSource, Prompt};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// An EOS token that no family adds by itself.
+/// An EOS token that no model family adds by itself.
 const EOS: u32 = 262;
 
-/// The logits and the tokens of a prompt, the EOS ids and the network.
+/// The logits and the tokens of a prompt, the EOS ids and the parsed spec.
 fn run(source: ModelSource) -> (Vec<Vec<f32>>, Vec<u32>, BTreeSet<u32>, DecoderSpec) {
     let files = Files::open(&source, None).expect("files");
     let spec = DecoderSpec::parse(&files).expect("a spec");
@@ -22,14 +22,14 @@ fn run(source: ModelSource) -> (Vec<Vec<f32>>, Vec<u32>, BTreeSet<u32>, DecoderS
     (logits(&files, &tokens), tokens, codec.tokenizer.eos_ids().clone(), spec)
 }
 
-/// What the converter to GGUF does to q and k of llama: the rows that are rotated together become neighbours.
-fn paired(shape: &[usize], values: &[f32]) -> Vec<f32> {
+/// llama.cpp's converter permutes the q and k rows of llama, so that rows that are rotated together are adjacent.
+fn interleave_rope_rows(shape: &[usize], values: &[f32]) -> Vec<f32> {
     let row = |row: usize| &values[row * shape[1]..(row + 1) * shape[1]];
     let mut out = Vec::new();
-    for head in 0..shape[0] / HEAD_SIZE {
-        for i in 0..HEAD_SIZE / 2 {
-            out.extend(row(head * HEAD_SIZE + i));
-            out.extend(row(head * HEAD_SIZE + HEAD_SIZE / 2 + i));
+    for head in 0..shape[0] / HEAD_DIM {
+        for i in 0..HEAD_DIM / 2 {
+            out.extend(row(head * HEAD_DIM + i));
+            out.extend(row(head * HEAD_DIM + HEAD_DIM / 2 + i));
         }
     }
     out
@@ -62,9 +62,9 @@ fn write_folder(folder: &Path, architecture: &str, weights: &[(String, Vec<usize
         .zip(&bytes)
         .map(|((name, shape, _), bytes)| (hugging_face_name(name), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("a tensor")));
     std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).expect("a file")).expect("written");
-    let (tokens, merges, kinds) = file::vocabulary();
+    let (tokens, merges, kinds) = gguf_writer::vocabulary();
     let config = serde_json::json!({
-        "model_type": architecture, "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS,
+        "model_type": architecture, "hidden_size": HIDDEN_SIZE, "intermediate_size": INTERMEDIATE_SIZE, "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "vocab_size": tokens.len(), "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "max_position_embeddings": 512, "tie_word_embeddings": true, "eos_token_id": EOS,
     });
@@ -91,51 +91,51 @@ fn write_folder(folder: &Path, architecture: &str, weights: &[(String, Vec<usize
 }
 
 #[test]
-fn gguf_and_safetensors_of_one_network_are_one_network() {
+fn gguf_and_safetensors_give_the_same_logits() {
     for architecture in ["llama", "qwen2"] {
         let folder = tempfile::tempdir().expect("a folder");
-        let weights = file::weights(&mut Random(7), architecture == "qwen2");
+        let weights = gguf_writer::weights(&mut Random(7), architecture == "qwen2");
         write_folder(folder.path(), architecture, &weights);
         let gguf: Vec<_> = weights
             .iter()
             .map(|(name, shape, values)| {
-                let rotated = architecture == "llama" && (name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight"));
-                (name.clone(), shape.clone(), if rotated { paired(shape, values) } else { values.clone() })
+                let permuted = architecture == "llama" && (name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight"));
+                (name.clone(), shape.clone(), if permuted { interleave_rope_rows(shape, values) } else { values.clone() })
             })
             .collect();
         let path = folder.path().join("small.gguf");
-        std::fs::write(&path, file::model(architecture, &gguf).u32("tokenizer.ggml.eos_token_id", EOS).bytes()).expect("written");
+        std::fs::write(&path, gguf_writer::model(architecture, &gguf).u32("tokenizer.ggml.eos_token_id", EOS).bytes()).expect("written");
 
-        let (want, want_tokens, want_eos_ids, spec) = run(ModelSource::Folder(folder.path().into()));
-        let (got, tokens, eos_ids, gguf_spec) = run(ModelSource::File(path));
-        assert_eq!(tokens, want_tokens, "{architecture}");
-        assert_eq!(got, want, "{architecture}");
-        assert!(want.iter().flatten().all(|x| x.is_finite()) && want[0] != want[1], "{architecture} computes something");
-        assert_eq!((&eos_ids, &want_eos_ids), (&BTreeSet::from([259, EOS]), &eos_ids), "{architecture}");
+        let (expected, expected_tokens, expected_eos_ids, spec) = run(ModelSource::Folder(folder.path().into()));
+        let (actual, tokens, eos_ids, gguf_spec) = run(ModelSource::File(path));
+        assert_eq!(tokens, expected_tokens, "{architecture}");
+        assert_eq!(actual, expected, "{architecture}");
+        assert!(expected.iter().flatten().all(|x| x.is_finite()) && expected[0] != expected[1], "{architecture}: logits are degenerate");
+        assert_eq!((&eos_ids, &expected_eos_ids), (&BTreeSet::from([259, EOS]), &eos_ids), "{architecture}");
         assert_eq!((gguf_spec.architecture, gguf_spec.tied), (spec.architecture, true));
     }
 }
 
 #[test]
-fn a_head_of_its_own_and_biases_count() {
+fn an_untied_lm_head_and_biases_are_used() {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut weights = file::weights(&mut Random(8), true);
+    let mut weights = gguf_writer::weights(&mut Random(8), true);
     let write = |weights: &[_], name: &str| {
         let path = folder.path().join(name);
-        std::fs::write(&path, file::model("qwen2", weights).bytes()).expect("written");
+        std::fs::write(&path, gguf_writer::model("qwen2", weights).bytes()).expect("written");
         ModelSource::File(path)
     };
     let (tied, ..) = run(write(&weights, "tied.gguf"));
     let embedding = weights[0].clone();
     weights.push(("output.weight".into(), embedding.1, embedding.2.iter().map(|x| 2.0 * x).collect()));
-    let (own, .., spec) = run(write(&weights, "own.gguf"));
+    let (untied, .., spec) = run(write(&weights, "untied.gguf"));
     assert!(!spec.tied);
     let doubled: Vec<Vec<f32>> = tied.iter().map(|row| row.iter().map(|x| 2.0 * x).collect()).collect();
-    assert_eq!(own, doubled);
+    assert_eq!(untied, doubled);
     for (name, _, values) in &mut weights {
         if name.ends_with(".bias") {
             values.fill(0.0);
         }
     }
-    assert_ne!(run(write(&weights, "unbiased.gguf")).0, own);
+    assert_ne!(run(write(&weights, "unbiased.gguf")).0, untied);
 }

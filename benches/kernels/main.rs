@@ -1,10 +1,12 @@
 //! The kernels one by one, on one thread: `cargo bench --bench kernels -- products` (or attention, quantize, sampler).
+//! Further words select by name: `-- products Q4_K`.
 //!
-//! Elements a second are multiplications (products, attention), inputs (quantize) and tokens of the vocabulary (sampler).
+//! Elements per second are multiplications (products, attention), inputs (quantize) and logits (sampler).
 
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
-use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
+mod timing;
+
 use souffleur::models::backend::cpu::Cpu;
 use souffleur::models::backend::{Backend, LinearPart, Span};
 use souffleur::models::network::{Attention, AttentionSpec, DecoderSpec};
@@ -13,30 +15,28 @@ use souffleur::models::weights::{Files, FloatType, GgmlBlock, Matrix, Quantizati
 use souffleur::models::{Activations, CpuSettings, Embedded, ModelSource, Sampling};
 use std::borrow::Cow;
 use std::hint::black_box;
-use std::time::Duration;
+use timing::Timing;
 
 type Linear = <Cpu as Backend>::Linear;
 
-/// Weights that stay in a second-level cache, so that the kernel is measured and not the memory.
+/// The weights fit the L2 cache, so this measures the kernel and not the memory.
 const OUTPUTS: usize = 128;
 const INPUTS: usize = 1024;
 
 fn main() {
     println!("{}", Cpu::describe(&CpuSettings::default()).expect("a known instruction set").name);
-    let (measured, warm) = (Duration::from_millis(600), Duration::from_millis(200));
-    let mut criterion = Criterion::default().sample_size(20).measurement_time(measured).warm_up_time(warm).configure_from_args();
-    products(&mut criterion);
-    quantize(&mut criterion);
-    attention(&mut criterion);
-    sampler(&mut criterion);
-    criterion.final_summary();
+    let timing = Timing::from_arguments();
+    products(&timing);
+    quantize(&timing);
+    attention(&timing);
+    sampler(&timing);
 }
 
-/// Any network: only its shape is asked for, and each bench sets what it needs.
+/// The embedded model's shape; each bench changes the sizes that it needs.
 fn spec() -> DecoderSpec {
     let embedded = Embedded {
         name: "souffleur-46m",
-        config: include_bytes!("../assets/config.json"),
+        config: include_bytes!("../../assets/config.json"),
         tokenizer: b"",
         tokenizer_config: b"",
         weights: b"",
@@ -44,7 +44,7 @@ fn spec() -> DecoderSpec {
     DecoderSpec::parse(&Files::open(&ModelSource::Embedded, Some(embedded)).expect("files")).expect("a network")
 }
 
-/// As scales, none of these is a denormal, which would be slow, or not a number.
+/// Pseudo-random bytes. Read as scales, none is NaN or a denormal, which would be slow.
 fn bytes(count: usize) -> Vec<u8> {
     let mut state = 1u32;
     let mut next = || {
@@ -68,14 +68,14 @@ fn affine(backend: &mut Cpu, bits: usize, group: usize) -> Linear {
     backend.linear(vec![LinearPart { weight: Matrix::Quantized(quantized), bias: None }]).expect("it packs")
 }
 
-/// Rows of a table as activations.
+/// The first rows of `table` as activations.
 fn rows(backend: &mut Cpu, table: &Linear, rows: usize) -> <Cpu as Backend>::Tensor {
     let tokens: Vec<u32> = (0..rows as u32).collect();
     let mut cache = backend.cache();
     backend.embed(table, &[Span::ids(&tokens, 0, &mut cache)])
 }
 
-fn products(criterion: &mut Criterion) {
+fn products(timing: &Timing) {
     let spec = spec();
     let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
     let mut weights: Vec<(String, Linear)> = Vec::new();
@@ -93,19 +93,18 @@ fn products(criterion: &mut Criterion) {
         weights.push((format!("{element:?}"), plain(&mut backend, element, OUTPUTS, INPUTS)));
     }
     let table = plain(&mut backend, FloatType::F32, 64, INPUTS);
-    let mut group = criterion.benchmark_group("products");
     for (name, weight) in &weights {
         for count in [1, 4, 16, 64] {
             let x = rows(&mut backend, &table, count);
-            group.throughput(Throughput::Elements((count * OUTPUTS * INPUTS) as u64));
-            group.bench_function(BenchmarkId::new(name, count), |b| b.iter(|| black_box::<[_; 1]>(backend.project(&x, weight))));
+            timing.measure(&format!("products, {name}, {count} rows"), count * OUTPUTS * INPUTS, || {
+                black_box::<[_; 1]>(backend.project(&x, weight));
+            });
         }
     }
-    group.finish();
 }
 
-/// With the product of eight outputs, which is little beside it.
-fn quantize(criterion: &mut Criterion) {
+/// Includes a product of eight outputs, which takes little time beside the quantization.
+fn quantize(timing: &Timing) {
     let spec = spec();
     let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
     let data = Cow::Owned(bytes(8 * INPUTS / GgmlBlock::Q4_1.elements() * GgmlBlock::Q4_1.bytes()));
@@ -113,44 +112,36 @@ fn quantize(criterion: &mut Criterion) {
         .linear(vec![LinearPart { weight: Matrix::Blocks { rows: 8, columns: INPUTS, block: GgmlBlock::Q4_1, data }, bias: None }])
         .expect("it packs");
     let table = plain(&mut backend, FloatType::F32, 64, INPUTS);
-    let mut group = criterion.benchmark_group("quantize");
     for count in [1, 64] {
         let x = rows(&mut backend, &table, count);
-        group.throughput(Throughput::Elements((count * INPUTS) as u64));
-        group.bench_function(BenchmarkId::from_parameter(count), |b| b.iter(|| black_box::<[_; 1]>(backend.project(&x, &weight))));
+        timing.measure(&format!("quantize, {count} rows"), count * INPUTS, || {
+            black_box::<[_; 1]>(backend.project(&x, &weight));
+        });
     }
-    group.finish();
 }
 
-/// One layer of Coder-0.5B, Coder-1.5B and SmolLM2-135M, for one row and for many, behind so many positions.
-fn attention(criterion: &mut Criterion) {
-    for (name, heads, kv_heads, head_size) in
-        [("14 heads of 64 on 2", 14, 2, 64), ("12 heads of 128 on 2", 12, 2, 128), ("9 heads of 64 on 3", 9, 3, 64)]
-    {
+/// One layer of Qwen2.5-Coder-0.5B, Qwen2.5-Coder-1.5B and SmolLM2-135M, for one row and for 64, over two context lengths.
+fn attention(timing: &Timing) {
+    for (heads, kv_heads, head_dim) in [(14, 2, 64), (12, 2, 128), (9, 3, 64)] {
         let mut spec = spec();
         spec.layers = 1;
-        spec.attention = AttentionSpec { heads, kv_heads, head_dim: head_size, ..spec.attention };
+        spec.attention = AttentionSpec { heads, kv_heads, head_dim, ..spec.attention };
         let mut backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::Int8 }).expect("a backend");
-        let (queries, keys) = (heads * head_size, kv_heads * head_size);
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let tables = [queries, keys, keys].map(|width| plain(&mut backend, FloatType::Bf16, 512, width));
-        let mut group = criterion.benchmark_group(format!("attention, {name}"));
         for depth in [512, 4096] {
             let mut cache = backend.cache();
             for position in (0..depth).step_by(512) {
                 step(&mut backend, &spec, &tables, &mut cache, position, 512);
             }
             for count in [1, 64] {
-                group.throughput(Throughput::Elements((count * depth * queries * 2) as u64));
-                let work = |b: &mut Bencher| {
-                    b.iter(|| {
-                        step(&mut backend, &spec, &tables, &mut cache, depth, count);
-                        backend.truncate(&mut cache, depth);
-                    });
-                };
-                group.bench_function(BenchmarkId::new(format!("behind {depth}"), count), work);
+                let name = format!("attention, {heads}/{kv_heads} heads of {head_dim}, context {depth}, {count} rows");
+                timing.measure(&name, count * depth * queries * 2, || {
+                    step(&mut backend, &spec, &tables, &mut cache, depth, count);
+                    backend.truncate(&mut cache, depth);
+                });
             }
         }
-        group.finish();
     }
 }
 
@@ -163,21 +154,23 @@ fn step(backend: &mut Cpu, spec: &DecoderSpec, tables: &[Linear; 3], cache: &mut
     black_box(backend.attend(qkv, &attention, 0, &begun, &mut spans));
 }
 
-/// Over the vocabulary of Qwen2.5.
-fn sampler(criterion: &mut Criterion) {
+/// With as many logits as the vocabulary of Qwen2.5.
+fn sampler(timing: &Timing) {
     let logits: Vec<f32> = bytes(151_936).into_iter().zip(0..).map(|(byte, i)| f32::from(byte) / 4.0 + (i % 97) as f32 / 50.0).collect();
-    let mut group = criterion.benchmark_group("sampler");
-    group.throughput(Throughput::Elements(logits.len() as u64));
-    let ways = [
+    let settings = [
         ("greedy", Sampling::default()),
         ("temperature 0.8", Sampling { temperature: 0.8, ..Sampling::default() }),
         ("temperature 0.8, top-k 40, top-p 0.9", Sampling { temperature: 0.8, top_k: 40, top_p: 0.9, ..Sampling::default() }),
     ];
-    for (name, sampling) in ways {
+    for (name, sampling) in settings {
         let mut sampler = Sampler::new(sampling, None);
-        let sample =
-            |b: &mut Bencher| b.iter_batched_ref(|| logits.clone(), |logits| sampler.sample(logits, &[1, 2, 3]), BatchSize::LargeInput);
-        group.bench_function(name, sample);
+        timing.measure_with_setup(
+            &format!("sampler, {name}"),
+            logits.len(),
+            || logits.clone(),
+            |logits| {
+                black_box(sampler.sample(logits, &[1, 2, 3]).expect("a token"));
+            },
+        );
     }
-    group.finish();
 }

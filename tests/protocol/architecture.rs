@@ -1,34 +1,30 @@
-//! The house's rules, read from its sources: who may mention whom, and what every file owes its reader.
+//! Architecture rules, checked on the source text: which module may use which, and what every file must have.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A folder or file of `src`, what its code must not mention, and the sentence that then is broken.
+/// A folder or file of `src`, the words that its code must not contain, and the rule that they would break.
 const RULES: &[(&str, &[&str], &str)] = &[
     (
         "models",
         &["tokio", "actix", "jsonrpsee", "crate::actors", "crate::protocol", "crate::config"],
-        "models is pure compute: it knows no runtime, no actor, no wire and none of the other rooms",
+        "models only computes: it does not use a runtime, actors, the protocol or any other module",
     ),
-    ("actors", &["jsonrpsee", "serde_json", "crate::protocol"], "actors decides who runs: it knows no JSON and not the protocol"),
-    ("actors/worker", &["actix", "tokio"], "a worker is plain threads: it knows no actix and no tokio"),
+    ("actors", &["jsonrpsee", "serde_json", "crate::protocol"], "actors schedules and supervises: it does not use JSON or the protocol"),
+    ("actors/worker", &["actix", "tokio"], "a worker is plain threads: it does not use actix or tokio"),
     (
         "actors/front",
         &["models::backend", "models::network", "models::tokenizer", "models::prompt", "models::weights", "models::codec"],
-        "the front never touches a model: what reads its files runs in a worker",
+        "the front never reads model files: that happens in a worker",
     ),
-    ("protocol", &["crate::models", "models::"], "protocol knows no model: it takes shared types from actors"),
-    ("models", &["println!", "process::exit"], "stdout is the protocol, and only main and a worker's end of input exit"),
-    ("protocol", &["println!", "process::exit"], "stdout is the protocol, and only main and a worker's end of input exit"),
-    ("actors/front", &["println!", "process::exit"], "stdout is the protocol, and only main and a worker's end of input exit"),
-    (
-        "",
-        &["unbounded_channel", "mpsc::channel()", "todo!(", "unimplemented!(", "dbg!("],
-        "no queue is without a bound, and nothing is left undone",
-    ),
+    ("protocol", &["crate::models", "models::"], "protocol does not use models: it takes shared types from actors"),
+    ("models", &["println!", "process::exit"], "stdout carries the protocol, and only main and a worker at end of input call exit"),
+    ("protocol", &["println!", "process::exit"], "stdout carries the protocol, and only main and a worker at end of input call exit"),
+    ("actors/front", &["println!", "process::exit"], "stdout carries the protocol, and only main and a worker at end of input call exit"),
+    ("", &["unbounded_channel", "mpsc::channel()", "todo!(", "unimplemented!(", "dbg!("], "no unbounded queues, no unfinished code"),
 ];
 
-/// The only places with `unsafe`.
+/// The only modules that may contain `unsafe`.
 const UNSAFE: &[&str] = &["models/backend", "models/weights"];
 
 fn source(folder: &str) -> Vec<(PathBuf, String)> {
@@ -36,7 +32,7 @@ fn source(folder: &str) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     let mut folders = vec![root.join(folder)];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a room's folder") {
+        for entry in fs::read_dir(&folder).expect("a module folder") {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 folders.push(path);
@@ -56,13 +52,13 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 #[test]
-fn rooms_mention_only_whom_they_may() {
+fn modules_use_only_what_they_may() {
     let mut broken = Vec::new();
-    for (folder, forbidden, sentence) in RULES {
+    for (folder, forbidden, rule) in RULES {
         for (path, text) in source(folder) {
             for (number, line) in code(&text) {
                 for word in forbidden.iter().filter(|word| line.contains(**word)) {
-                    broken.push(format!("src/{}:{number} mentions {word}: {sentence}", path.display()));
+                    broken.push(format!("src/{}:{number} mentions {word}: {rule}", path.display()));
                 }
             }
         }
@@ -71,7 +67,7 @@ fn rooms_mention_only_whom_they_may() {
 }
 
 #[test]
-fn unsafe_code_lives_in_two_places() {
+fn unsafe_code_is_confined_to_two_modules() {
     let mut broken = Vec::new();
     for (path, text) in source("") {
         if UNSAFE.iter().any(|allowed| path.starts_with(allowed)) {
@@ -81,16 +77,16 @@ fn unsafe_code_lives_in_two_places() {
         broken.extend(code(&text).filter(|(_, line)| words(line)).map(|(number, _)| format!("src/{}:{number}", path.display())));
     }
     assert!(broken.is_empty(), "unsafe outside of {UNSAFE:?}: {broken:?}");
-    for room in ["protocol", "actors"] {
-        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room).join("mod.rs")).expect("a room");
-        assert!(text.contains("#![forbid(unsafe_code)]"), "src/{room}/mod.rs opens with #![forbid(unsafe_code)]");
+    for module in ["protocol", "actors"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(module).join("mod.rs")).expect("a module");
+        assert!(text.contains("#![forbid(unsafe_code)]"), "src/{module}/mod.rs opens with #![forbid(unsafe_code)]");
     }
 }
 
 #[test]
-fn every_file_says_what_it_is_and_stays_readable() {
+fn every_file_starts_with_a_doc_comment_and_is_short() {
     for (path, text) in source("") {
-        assert!(text.starts_with("//!"), "src/{} opens by saying what it is", path.display());
-        assert!(text.lines().count() <= 400, "src/{} is over 400 lines: which second thing moved in?", path.display());
+        assert!(text.starts_with("//!"), "src/{} does not start with //!", path.display());
+        assert!(text.lines().count() <= 400, "src/{} is over 400 lines: split it", path.display());
     }
 }

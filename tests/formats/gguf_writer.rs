@@ -1,15 +1,15 @@
-//! Writes GGUF files, and a small model as one.
+//! A GGUF writer, and a small model in that format.
 
 use crate::Random;
 
-/// Metadata and tensors in the order of a file.
+/// Metadata and tensors in file order.
 #[derive(Clone, Default)]
 pub(crate) struct File {
     pub(crate) values: Vec<(String, Vec<u8>)>,
     pub(crate) tensors: Vec<Tensor>,
 }
 
-/// Name, dimensions (columns first), ggml's type, bytes.
+/// Name, dimensions (columns first), ggml type number, bytes.
 pub(crate) type Tensor = (String, Vec<u64>, u32, Vec<u8>);
 
 fn string(out: &mut Vec<u8>, text: &str) {
@@ -18,7 +18,7 @@ fn string(out: &mut Vec<u8>, text: &str) {
 }
 
 impl File {
-    /// `kind` and bytes of a value, in place of one of the same key.
+    /// Sets a value by its GGUF type number and bytes; replaces an earlier one of the same key.
     pub(crate) fn value(&mut self, key: &str, kind: u32, bytes: &[u8]) -> &mut Self {
         self.remove(key);
         self.values.push((key.into(), [&kind.to_le_bytes(), bytes].concat()));
@@ -95,21 +95,21 @@ impl File {
 }
 
 /// Sizes of the small model.
-pub(crate) const WIDTH: usize = 64;
-pub(crate) const HIDDEN: usize = 96;
+pub(crate) const HIDDEN_SIZE: usize = 64;
+pub(crate) const INTERMEDIATE_SIZE: usize = 96;
 pub(crate) const LAYERS: usize = 2;
 pub(crate) const HEADS: usize = 4;
 pub(crate) const KV_HEADS: usize = 2;
-pub(crate) const HEAD_SIZE: usize = 16;
+pub(crate) const HEAD_DIM: usize = 16;
 
-/// How a byte is written in a byte-level vocabulary: printable ones as they are, the others from U+0100 on.
+/// GPT-2's byte-to-character table: printable bytes are themselves, the others are numbered from U+0100.
 fn byte_text(byte: u8) -> char {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let before = (0..byte).filter(|&b| !printable(b)).count() as u32;
     if printable(byte) { char::from(byte) } else { char::from_u32(0x100 + before).expect("below U+0200") }
 }
 
-/// All bytes, three merges and four control tokens.
+/// Tokens, merges and token types: all bytes, three merges and four control tokens.
 pub(crate) fn vocabulary() -> (Vec<String>, Vec<String>, Vec<i32>) {
     let mut tokens: Vec<String> = (0..=255).map(|byte| byte_text(byte).to_string()).collect();
     tokens.extend(["in", "Ġin", "lo"].map(String::from));
@@ -119,27 +119,28 @@ pub(crate) fn vocabulary() -> (Vec<String>, Vec<String>, Vec<i32>) {
     (tokens, ["i n", "Ġ in", "l o"].map(String::from).to_vec(), kinds)
 }
 
-/// Weights by GGUF's names, rows first.
+/// Names in GGUF, shapes (rows first) and values of the weights.
 pub(crate) fn weights(random: &mut Random, biases: bool) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let vocabulary = vocabulary().0.len();
-    let (q, kv) = (HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE);
-    let mut shapes = vec![("token_embd.weight".to_owned(), vec![vocabulary, WIDTH]), ("output_norm.weight".into(), vec![WIDTH])];
+    let (q, kv) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
+    let mut shapes =
+        vec![("token_embd.weight".to_owned(), vec![vocabulary, HIDDEN_SIZE]), ("output_norm.weight".into(), vec![HIDDEN_SIZE])];
     for layer in 0..LAYERS {
         let mut add = |name: &str, shape: &[usize]| shapes.push((format!("blk.{layer}.{name}"), shape.to_vec()));
-        add("attn_norm.weight", &[WIDTH]);
-        add("attn_q.weight", &[q, WIDTH]);
-        add("attn_k.weight", &[kv, WIDTH]);
-        add("attn_v.weight", &[kv, WIDTH]);
+        add("attn_norm.weight", &[HIDDEN_SIZE]);
+        add("attn_q.weight", &[q, HIDDEN_SIZE]);
+        add("attn_k.weight", &[kv, HIDDEN_SIZE]);
+        add("attn_v.weight", &[kv, HIDDEN_SIZE]);
         if biases {
             add("attn_q.bias", &[q]);
             add("attn_k.bias", &[kv]);
             add("attn_v.bias", &[kv]);
         }
-        add("attn_output.weight", &[WIDTH, q]);
-        add("ffn_norm.weight", &[WIDTH]);
-        add("ffn_gate.weight", &[HIDDEN, WIDTH]);
-        add("ffn_up.weight", &[HIDDEN, WIDTH]);
-        add("ffn_down.weight", &[WIDTH, HIDDEN]);
+        add("attn_output.weight", &[HIDDEN_SIZE, q]);
+        add("ffn_norm.weight", &[HIDDEN_SIZE]);
+        add("ffn_gate.weight", &[INTERMEDIATE_SIZE, HIDDEN_SIZE]);
+        add("ffn_up.weight", &[INTERMEDIATE_SIZE, HIDDEN_SIZE]);
+        add("ffn_down.weight", &[HIDDEN_SIZE, INTERMEDIATE_SIZE]);
     }
     let fill = |(name, shape): (String, Vec<usize>)| {
         let count = shape.iter().product();
@@ -150,15 +151,15 @@ pub(crate) fn weights(random: &mut Random, biases: bool) -> Vec<(String, Vec<usi
     shapes.into_iter().map(fill).collect()
 }
 
-/// A whole model of that architecture, in f32.
+/// A complete model of this architecture with f32 weights.
 pub(crate) fn model(architecture: &str, weights: &[(String, Vec<usize>, Vec<f32>)]) -> File {
     let mut file = File::default();
     let (tokens, merges, kinds) = vocabulary();
     let mut number = |name: &str, value: usize| _ = file.u32(&format!("{architecture}.{name}"), value as u32);
     number("block_count", LAYERS);
     number("context_length", 512);
-    number("embedding_length", WIDTH);
-    number("feed_forward_length", HIDDEN);
+    number("embedding_length", HIDDEN_SIZE);
+    number("feed_forward_length", INTERMEDIATE_SIZE);
     number("attention.head_count", HEADS);
     number("attention.head_count_kv", KV_HEADS);
     file.text("general.architecture", architecture)

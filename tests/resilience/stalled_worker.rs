@@ -1,8 +1,8 @@
-//! A worker that is stopped: told, replaced, and its streams go on.
+//! A worker stopped by SIGSTOP is reported as stalled, then replaced, and its streams continue.
 
 use crate::{
     program::{Received, Server, Socket, call, read_head, receive},
-    support::{HANG, alone, ended_within, signal},
+    support::{HANG, exclusive, exits_within, signal},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -13,11 +13,11 @@ use std::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-/// How long a decoder may be silent here.
-const SILENCE: Duration = Duration::from_secs(4);
+/// The `--stall-limit`: how long a decoder may not respond.
+const STALL_LIMIT: Duration = Duration::from_secs(4);
 const STREAMS: usize = 4;
 
-/// What `/health` says, and to whom.
+/// The status and body of `/health`, with and without a token.
 fn health(server: &Server, token: Option<&str>) -> (u16, Value) {
     let mut stream = server.dial();
     let bearer = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
@@ -45,13 +45,13 @@ fn message(socket: &mut Socket) -> Value {
     }
 }
 
-/// Reads on until so many streams have been answered.
-fn follow(socket: &mut Socket, texts: &mut BTreeMap<u64, String>, ends: usize) {
+/// Reads until this many streams have ended.
+fn read_streams(socket: &mut Socket, texts: &mut BTreeMap<u64, String>, ends: usize) {
     let mut ended = 0;
     while ended < ends {
         let message = message(socket);
         match (message["params"]["token"].as_u64(), message["params"]["value"]["text"].as_str()) {
-            (Some(id), Some(piece)) => *texts.entry(id).or_default() += piece,
+            (Some(id), Some(delta)) => *texts.entry(id).or_default() += delta,
             _ => {
                 assert_eq!(message["result"]["finishReason"], "length", "{message}");
                 ended += 1;
@@ -61,21 +61,21 @@ fn follow(socket: &mut Socket, texts: &mut BTreeMap<u64, String>, ends: usize) {
 }
 
 #[test]
-fn a_stopped_worker_is_told_and_replaced_and_its_streams_go_on() {
-    let _alone = alone();
-    let server = Server::with(&["--stall-limit", &SILENCE.as_secs().to_string()]);
+fn a_stopped_worker_is_reported_and_replaced_and_its_streams_continue() {
+    let _exclusive = exclusive();
+    let server = Server::with(&["--stall-limit", &STALL_LIMIT.as_secs().to_string()]);
     assert_eq!(health(&server, None), (200, json!({ "status": "ok" })));
     let mut socket = server.connect();
-    let mut undisturbed = BTreeMap::new();
+    let mut reference = BTreeMap::new();
     for id in 0..STREAMS {
         socket.send(Message::text(stream(id))).unwrap();
     }
-    follow(&mut socket, &mut undisturbed, STREAMS);
+    read_streams(&mut socket, &mut reference, STREAMS);
     let (status, full) = health(&server, Some(&server.token));
     let model = &full["models"][0];
     assert_eq!((status, &full["status"], &model["state"], &model["restarts"]), (200, &json!("ok"), &json!("ready"), &json!(0)));
     assert!(model["decoder"]["steps"].as_u64() > Some(0) && model["decoder"]["lastStepMs"].is_u64(), "{full}");
-    let worker = model["workerPid"].as_u64().expect("it is loaded") as u32;
+    let worker = model["workerPid"].as_u64().expect("loaded") as u32;
 
     let mut texts = BTreeMap::new();
     for id in 0..STREAMS {
@@ -88,22 +88,22 @@ fn a_stopped_worker_is_told_and_replaced_and_its_streams_go_on() {
     }
     let stopped = Instant::now();
     signal(worker, Signal::STOP);
-    // From what it says to when it said so first.
-    let mut said = Vec::<(String, Duration)>::new();
-    while said.last().is_none_or(|(word, _)| word != "ok") || said.len() == 1 {
-        let (status, body) = health(&server, None);
-        let word = body["status"].as_str().unwrap().to_owned();
-        assert_eq!(status, if word == "ok" { 200 } else { 503 });
-        if said.last().is_none_or(|(last, _)| *last != word) {
-            said.push((word, stopped.elapsed()));
+    // Each status with the time it was first seen.
+    let mut seen = Vec::<(String, Duration)>::new();
+    while seen.last().is_none_or(|(status, _)| status != "ok") || seen.len() == 1 {
+        let (code, body) = health(&server, None);
+        let status = body["status"].as_str().unwrap().to_owned();
+        assert_eq!(code, if status == "ok" { 200 } else { 503 });
+        if seen.last().is_none_or(|(last, _)| *last != status) {
+            seen.push((status, stopped.elapsed()));
         }
-        assert!(stopped.elapsed() < HANG, "{said:?}");
+        assert!(stopped.elapsed() < HANG, "{seen:?}");
     }
-    eprintln!("stopped; /health said {said:?}");
-    assert!(said.iter().any(|(word, at)| word == "stalled" && *at < SILENCE), "{said:?}");
-    ended_within(worker, stopped, HANG);
-    follow(&mut socket, &mut texts, STREAMS);
-    assert_eq!(texts, undisturbed);
+    eprintln!("/health after the stop: {seen:?}");
+    assert!(seen.iter().any(|(status, at)| status == "stalled" && *at < STALL_LIMIT), "{seen:?}");
+    exits_within(worker, stopped, HANG);
+    read_streams(&mut socket, &mut texts, STREAMS);
+    assert_eq!(texts, reference);
     let (_, full) = health(&server, Some(&server.token));
     let model = &full["models"][0];
     assert_eq!((&model["state"], &model["restarts"]), (&json!("ready"), &json!(1)));

@@ -1,10 +1,10 @@
-//! Thousands of broken files: no panic, and no memory that the file's own length does not pay for.
+//! Thousands of randomly damaged files: no panic, and no allocation larger than a valid file of this size needs.
 
 use crate::refusals::{load, small};
-use crate::{Random, largest_block};
+use crate::{Random, largest_allocation};
 
-/// A file with a few changes of the kinds that break parsers.
-fn broken(random: &mut Random, good: &[u8], header: usize) -> Vec<u8> {
+/// A copy of `good` with a few random changes in its header.
+fn mutate(random: &mut Random, good: &[u8], header: usize) -> Vec<u8> {
     const NUMBERS: [u64; 12] = [0, 1, 2, 31, 255, 256, 1 << 16, 1 << 31, (1 << 32) - 1, 1 << 40, i64::MAX as u64, u64::MAX];
     let mut bytes = good.to_vec();
     for _ in 0..=random.below(3) {
@@ -36,17 +36,17 @@ fn broken(random: &mut Random, good: &[u8], header: usize) -> Vec<u8> {
 }
 
 #[test]
-fn no_change_of_a_file_makes_a_panic_or_a_big_allocation() {
+fn mutated_files_cause_no_panic_and_no_large_allocation() {
     let random = &mut Random(10);
     let good = small().bytes();
     let header = good.len() - small().tensors.iter().map(|tensor| tensor.3.len()).sum::<usize>();
-    // The tokenizer's regular expressions and its tables of all characters take some hundred KiB whatever the file says.
-    let most = largest_block(|| load(good.clone()).expect("a good file")) + (64 << 10);
+    // The tokenizer's regular expressions and character tables take some hundred KiB for any file.
+    let limit = largest_allocation(|| load(good.clone()).expect("a good file")) + (64 << 10);
     let (mut refused, rounds) = (0, 4000);
     for round in 0..rounds {
-        let bytes = broken(random, &good, header);
-        let largest = largest_block(|| refused += usize::from(load(bytes).is_err()));
-        assert!(largest <= most, "round {round}: {largest} bytes at once, where a good file asks for {most}");
+        let bytes = mutate(random, &good, header);
+        let largest = largest_allocation(|| refused += usize::from(load(bytes).is_err()));
+        assert!(largest <= limit, "round {round}: an allocation of {largest} bytes; the limit is {limit}");
     }
-    assert!(refused > rounds / 2, "only {refused} of {rounds} were refused: the changes change nothing");
+    assert!(refused > rounds / 2, "only {refused} of {rounds} were refused: the mutations have no effect");
 }

@@ -1,7 +1,7 @@
-//! The embedded model written out plainly, in each element type, says what it says quantized.
+//! The embedded model dequantized to f32, f16 and bf16 generates what the quantized weights generate.
 
-use crate::broken::copy;
-use crate::support::{House, Told, ask, hole, text, within};
+use crate::broken_models::copy;
+use crate::support::{Output, TestRuntime, greedy, infill, run_test, text};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use std::path::Path;
 
 const TOKENS: u32 = 32;
 
-/// A plain variant, and how far its log-probabilities may be from those of the quantized weights.
+/// A dequantized copy of the weights, and the allowed difference in log-probabilities to the quantized weights.
 struct Variant {
     name: &'static str,
     dtype: Dtype,
@@ -21,39 +21,39 @@ struct Variant {
 }
 
 const VARIANTS: [Variant; 4] = [
-    // The same numbers, summed in another order.
+    // The same values, summed in another order.
     Variant { name: "f32", dtype: Dtype::F32, tied: true, tolerance: 1e-3 },
     Variant { name: "f32 untied", dtype: Dtype::F32, tied: false, tolerance: 1e-3 },
-    // Rounded to 11 and to 8 bits.
+    // Rounded to significands of 11 and 8 bits.
     Variant { name: "f16", dtype: Dtype::F16, tied: true, tolerance: 0.05 },
     Variant { name: "bf16", dtype: Dtype::BF16, tied: true, tolerance: 0.4 },
 ];
 
-struct Plain {
+struct Dense {
     shape: Vec<usize>,
     values: Vec<f32>,
 }
 
-/// MLX affine by its definition: `bits`-wide numbers in 32-bit words, lowest first, times a scale plus a bias per group.
-fn dequantized(folder: &Path) -> BTreeMap<String, Plain> {
+/// MLX affine dequantization: `bits`-wide integers in 32-bit words, lowest bits first, times a scale plus a bias per group.
+fn dequantized(folder: &Path) -> BTreeMap<String, Dense> {
     let config: Value = serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
     let bits = config["quantization"]["bits"].as_u64().unwrap() as usize;
     let group = config["quantization"]["group_size"].as_u64().unwrap() as usize;
-    assert_eq!(32 % bits, 0, "this test reads widths that fit a word evenly");
+    assert_eq!(32 % bits, 0, "only bit widths that divide 32 are handled here");
     let bytes = fs::read(folder.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut plain = BTreeMap::new();
     for (name, view) in tensors.iter().filter(|(name, _)| !name.ends_with(".scales") && !name.ends_with(".biases")) {
         let base = name.strip_suffix(".weight").unwrap_or(name);
         let (Ok(scales), Ok(biases)) = (tensors.tensor(&format!("{base}.scales")), tensors.tensor(&format!("{base}.biases"))) else {
-            plain.insert(name.to_owned(), Plain { shape: view.shape().to_vec(), values: floats(&view) });
+            plain.insert(name.to_owned(), Dense { shape: view.shape().to_vec(), values: floats(&view) });
             continue;
         };
         let (scales, biases, per_word) = (floats(&scales), floats(&biases), 32 / bits);
         let words = view.data().chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap()));
         let numbers = words.flat_map(|word| (0..per_word).map(move |i| word >> (i * bits) & ((1 << bits) - 1)));
         let values = numbers.enumerate().map(|(i, number)| number as f32 * scales[i / group] + biases[i / group]).collect();
-        plain.insert(name.to_owned(), Plain { shape: vec![view.shape()[0], view.shape()[1] * per_word], values });
+        plain.insert(name.to_owned(), Dense { shape: vec![view.shape()[0], view.shape()[1] * per_word], values });
     }
     plain
 }
@@ -64,17 +64,17 @@ fn floats(view: &TensorView<'_>) -> Vec<f32> {
         Dtype::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
         Dtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
         Dtype::F32 => view.data().chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect(),
-        other => panic!("{other:?} is no element type of weights"),
+        other => panic!("{other:?} is not an element type of weights"),
     }
 }
 
-fn write(folder: &Path, variant: &Variant, plain: &BTreeMap<String, Plain>) {
+fn write(folder: &Path, variant: &Variant, plain: &BTreeMap<String, Dense>) {
     let element = |x: &f32| match variant.dtype {
         Dtype::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
         Dtype::BF16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
         _ => x.to_le_bytes().to_vec(),
     };
-    let mut bytes: Vec<(&str, &Plain, Vec<u8>)> =
+    let mut bytes: Vec<(&str, &Dense, Vec<u8>)> =
         plain.iter().map(|(name, tensor)| (name.as_str(), tensor, tensor.values.iter().flat_map(element).collect())).collect();
     if !variant.tied {
         let (_, embedding, data) = bytes.iter().find(|(name, ..)| name.contains("embed_tokens")).expect("an embedding");
@@ -94,7 +94,7 @@ fn write(folder: &Path, variant: &Variant, plain: &BTreeMap<String, Plain>) {
 fn prompts() -> [Prompt; 3] {
     [
         text("import json\nimport os\n\n\ndef load(path):\n    with open(path) as f:\n"),
-        hole(
+        infill(
             "impl fmt::Display for Error {\n    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {\n        match self {\n            Error::Parse(e) => ",
             "\n        }\n    }\n}\n",
         ),
@@ -103,7 +103,7 @@ fn prompts() -> [Prompt; 3] {
 }
 
 #[test]
-fn plain_weights_say_what_quantized_ones_say() {
+fn dequantized_weights_generate_the_same_text() {
     let root = tempfile::tempdir().unwrap();
     let mut folders = Vec::new();
     for variant in &VARIANTS {
@@ -112,38 +112,38 @@ fn plain_weights_say_what_quantized_ones_say() {
         write(&folder, variant, &dequantized(&folder));
         folders.push((variant.name.to_owned(), folder));
     }
-    within(async {
-        let house =
-            House::start(Settings { cpu: CpuSettings { threads: 0, activations: Activations::F32 }, ..Settings::default() }, folders);
-        let quantized = house.model_info().await;
+    run_test(async {
+        let cpu = CpuSettings { threads: 0, activations: Activations::F32 };
+        let runtime = TestRuntime::with_folders(Settings { cpu, ..Settings::default() }, folders);
+        let quantized = runtime.model_info().await;
         for variant in &VARIANTS {
-            let card = house.runtime.load(variant.name, |_, _| {}).await.expect(variant.name);
-            assert_eq!(card.quantization, variant.name.split(' ').next().unwrap());
+            let info = runtime.load(variant.name, |_, _| {}).await.expect(variant.name);
+            assert_eq!(info.quantization, variant.name.split(' ').next().unwrap());
             assert_eq!(
-                (card.layers, card.hidden_size, card.vocab_size, card.eos),
+                (info.layers, info.hidden_size, info.vocab_size, info.eos),
                 (quantized.layers, quantized.hidden_size, quantized.vocab_size, quantized.eos.clone())
             );
             for prompt in prompts() {
-                let request = Request { logprobs: Some(2), ..ask(prompt, TOKENS) };
-                let expected = house.run(request.clone()).await;
-                let told = house.run(Request { model: variant.name.into(), ..request }).await;
-                compare(variant, &expected, &told);
+                let request = Request { logprobs: Some(2), ..greedy(prompt, TOKENS) };
+                let expected = runtime.run(request.clone()).await;
+                let output = runtime.run(Request { model: variant.name.into(), ..request }).await;
+                compare(variant, &expected, &output);
             }
-            house.runtime.unload(variant.name).await.unwrap();
+            runtime.unload(variant.name).await.unwrap();
         }
     });
 }
 
-/// Equal up to where the best two were closer than rounding; beyond, the texts are not the same any more.
-fn compare(variant: &Variant, expected: &Told, told: &Told) {
-    for (index, (a, b)) in expected.tokens.iter().zip(&told.tokens).enumerate() {
+/// The outputs must agree up to the first token whose two best candidates differ by no more than the rounding.
+fn compare(variant: &Variant, expected: &Output, output: &Output) {
+    for (index, (a, b)) in expected.tokens.iter().zip(&output.tokens).enumerate() {
         let gap = a.top[0].1 - a.top[1].1;
         if a.token != b.token {
-            assert!(gap <= 2.0 * variant.tolerance, "{}: token {index} differs where the best two are {gap} apart", variant.name);
+            assert!(gap <= 2.0 * variant.tolerance, "{}: token {index} differs, and the best two are {gap} apart", variant.name);
             return;
         }
-        let off = (a.logprob - b.logprob).abs();
-        assert!(off <= variant.tolerance, "{}: the log-probability of token {index} is {off} off", variant.name);
+        let difference = (a.logprob - b.logprob).abs();
+        assert!(difference <= variant.tolerance, "{}: the log-probability of token {index} differs by {difference}", variant.name);
     }
-    assert_eq!((&expected.text, expected.reason()), (&told.text, told.reason()), "{}", variant.name);
+    assert_eq!((&expected.text, expected.reason()), (&output.text, output.reason()), "{}", variant.name);
 }

@@ -1,9 +1,9 @@
-//! ggml's types by number: what a tensor's bytes are taken for, and how many they must be.
+//! Tensor types by their ggml number, and the size of their data.
 
-use crate::file::File;
+use crate::gguf_writer::File;
 use souffleur::models::weights::Gguf;
 
-/// Number, name, elements and bytes of a block, as ggml has them.
+/// Number, name, elements per block and bytes per block, from ggml.
 const TYPES: [(u32, &str, usize, usize); 14] = [
     (0, "F32", 1, 4),
     (1, "F16", 1, 2),
@@ -21,22 +21,22 @@ const TYPES: [(u32, &str, usize, usize); 14] = [
     (30, "BF16", 1, 2),
 ];
 
-/// Three rows of that many elements, of so many bytes in all.
+/// A file with one tensor of three rows, `columns` elements each, and `bytes` bytes of data.
 fn file(number: u32, columns: usize, bytes: usize) -> Vec<u8> {
     File::default().tensor("t", &[columns as u64, 3], number, vec![1; bytes]).bytes()
 }
 
 #[test]
-fn every_number_is_the_type_that_ggml_calls_so() {
+fn type_numbers_and_block_sizes_are_those_of_ggml() {
     for (number, name, elements, bytes) in TYPES {
         let whole = file(number, 2 * elements, 6 * bytes);
         let gguf = Gguf::parse("a.gguf", &whole).expect(name);
         let tensor = &gguf.tensors[0];
         assert_eq!((tensor.tensor_type.to_string().as_str(), tensor.data.len()), (name, 6 * bytes), "type {number}");
         assert_eq!(tensor.shape, [3, 2 * elements], "{name}");
-        assert!(Gguf::parse("a.gguf", &file(number, 2 * elements, 6 * bytes - 1)).is_err(), "{name} with a byte too few");
+        assert!(Gguf::parse("a.gguf", &file(number, 2 * elements, 6 * bytes - 1)).is_err(), "{name} with one byte missing");
         if elements > 1 {
-            assert!(Gguf::parse("a.gguf", &file(number, elements / 2, 6 * bytes)).is_err(), "{name} with half a block in a row");
+            assert!(Gguf::parse("a.gguf", &file(number, elements / 2, 6 * bytes)).is_err(), "{name} with rows of half a block");
         }
     }
     let others = (0..64).filter(|number| TYPES.iter().all(|(known, ..)| known != number));

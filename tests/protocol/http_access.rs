@@ -1,4 +1,4 @@
-//! Every route, and what is none, by host, origin, token and method: who gets in, and what the others are told.
+//! Access checks on every route, and on unknown paths: host, origin, token and method.
 
 use crate::support::{Server, read_head};
 use souffleur::protocol::guard::ROUTES;
@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 
 const ORIGIN: &str = "http://localhost:3000";
 
-/// What one request is answered with: its status, its head and its body.
+/// Sends one request and returns the status, the head and the body of the response.
 fn request(server: &Server, method: &str, target: &str, headers: &[(&str, &str)]) -> (u16, String, String) {
     let mut stream = server.dial();
     let mut text = format!("{method} {target} HTTP/1.1\r\n");
@@ -33,10 +33,10 @@ const UPGRADE: [(&str, &str); 4] = [
 ];
 
 #[test]
-fn host_origin_and_token_over_every_route() {
+fn host_origin_and_token_are_checked_on_every_route() {
     let server = Server::with(&["--origin", ORIGIN]);
     let (port, token) = (server.address.port(), &*server.token);
-    let ours = [format!("127.0.0.1:{port}"), format!("localhost:{port}"), format!("[::1]:{port}")];
+    let allowed = [format!("127.0.0.1:{port}"), format!("localhost:{port}"), format!("[::1]:{port}")];
     let foreign = [
         "",
         "127.0.0.1",
@@ -55,7 +55,7 @@ fn host_origin_and_token_over_every_route() {
         &format!("\u{ff}:{port}"),
     ]
     .map(str::to_owned);
-    let hosts = ours.iter().map(|host| (host, true)).chain(foreign.iter().map(|host| (host, false)));
+    let hosts = allowed.iter().map(|host| (host, true)).chain(foreign.iter().map(|host| (host, false)));
     let other = format!("http://127.0.0.1:{port}");
     let origins = [
         (None, true),
@@ -71,11 +71,11 @@ fn host_origin_and_token_over_every_route() {
     let tokens = [(Some(token), true), (None, false), (Some(&*wrong), false), (Some(&token[1..]), false), (Some(""), false)];
     let paths = ROUTES.iter().map(|route| (route.path, route.needs_token)).chain([("/", true), ("/rpc/", true), ("//health", true)]);
     for (path, needs_token) in paths {
-        for (host, host_is_ours) in hosts.clone() {
-            for (origin, origin_may) in origins {
-                for (token, token_fits) in tokens {
-                    // Not the whole product: two wrongs of three are told as the first of them.
-                    if !host_is_ours && (!origin_may || token.is_none()) {
+        for (host, host_is_allowed) in hosts.clone() {
+            for (origin, origin_is_allowed) in origins {
+                for (token, token_is_valid) in tokens {
+                    // Not the whole product: the first failed check decides the status.
+                    if !host_is_allowed && (!origin_is_allowed || token.is_none()) {
                         continue;
                     }
                     let bearer = token.map(|token| format!("Bearer {token}"));
@@ -85,9 +85,9 @@ fn host_origin_and_token_over_every_route() {
                     headers.extend(UPGRADE);
                     let (status, head, body) = request(&server, "GET", path, &headers);
                     let case = format!("{path} {headers:?}: {head}");
-                    if !host_is_ours || !origin_may {
+                    if !host_is_allowed || !origin_is_allowed {
                         refused(403, status, &head, &body, &case);
-                    } else if needs_token && !token_fits {
+                    } else if needs_token && !token_is_valid {
                         refused(401, status, &head, &body, &case);
                     } else {
                         assert!(![401, 403].contains(&status), "{case}");
@@ -98,25 +98,25 @@ fn host_origin_and_token_over_every_route() {
     }
 }
 
-/// A status, the two lines that HTTP asks for, and not a byte more.
+/// A refusal has only the two headers that HTTP requires, and no body.
 #[track_caller]
-fn refused(wanted: u16, status: u16, head: &str, body: &str, case: &str) {
-    assert_eq!((status, body), (wanted, ""), "{case}");
+fn refused(expected: u16, status: u16, head: &str, body: &str, case: &str) {
+    assert_eq!((status, body), (expected, ""), "{case}");
     let mut names: Vec<_> =
         head.split("\r\n").skip(1).filter_map(|line| line.split_once(':')).map(|(name, _)| name.to_ascii_lowercase()).collect();
-    // Where the request asked for something else than HTTP, it adds that it closes.
+    // The response to an upgrade request has a `connection` header as well.
     names.retain(|name| name != "connection");
     names.sort_unstable();
     assert_eq!(names, ["content-length", "date"], "{case}");
 }
 
 #[test]
-fn no_method_gets_around_the_guard() {
+fn no_method_bypasses_the_access_checks() {
     let server = Server::new();
     let host = server.address.to_string();
     for route in &ROUTES {
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "FOO"] {
-            // CONNECT names a host where others name a path.
+            // The target of CONNECT is a host, not a path.
             let target = if method == "CONNECT" { &*host } else { route.path };
             let (status, head, body) = request(&server, method, target, &[("Host", "evil.test")]);
             refused(403, status, &head, &body, method);
@@ -129,7 +129,7 @@ fn no_method_gets_around_the_guard() {
 }
 
 #[test]
-fn the_token_travels_as_a_header_a_subprotocol_or_in_the_address() {
+fn the_token_is_accepted_as_a_header_a_subprotocol_or_a_query_parameter() {
     let server = Server::new();
     let (host, token) = (server.address.to_string(), &server.token);
     let with = |target: &str, more: &[(&str, &str)]| request(&server, "GET", target, &[&[("Host", &*host)], &UPGRADE[..], more].concat());
@@ -143,7 +143,7 @@ fn the_token_travels_as_a_header_a_subprotocol_or_in_the_address() {
 }
 
 #[test]
-fn a_handshake_must_be_one() {
+fn invalid_websocket_handshakes_are_refused() {
     let server = Server::new();
     let (host, bearer) = (server.address.to_string(), format!("Bearer {}", server.token));
     let with =
@@ -161,14 +161,14 @@ fn a_handshake_must_be_one() {
 }
 
 #[test]
-fn health_says_up_and_no_more() {
+fn health_without_a_token_reports_only_the_status() {
     let server = Server::new();
     let (status, _, body) = request(&server, "GET", "/health", &[("Host", &server.address.to_string())]);
     assert_eq!((status, &*body), (200, r#"{"status":"ok"}"#));
 }
 
 #[test]
-fn the_tokens_file_is_its_owners_and_goes_with_the_server() {
+fn the_token_file_is_private_and_removed_with_the_server() {
     let mut server = Server::new();
     let file = server.token_file.clone();
     assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
@@ -178,19 +178,19 @@ fn the_tokens_file_is_its_owners_and_goes_with_the_server() {
     rustix::process::kill_process(rustix::process::Pid::from_child(&server.program.child), rustix::process::Signal::TERM).unwrap();
     assert_eq!(crate::support::receive(&mut socket), crate::support::Received::Closed(Some(1001)));
     drop(socket);
-    assert!(server.program.ended().success());
+    assert!(server.program.wait().success());
     assert!(!file.exists());
 }
 
 #[test]
-fn other_machines_are_let_in_only_when_that_is_asked_for() {
+fn other_machines_have_access_only_with_beyond_loopback() {
     let output = crate::support::souffleur(&["serve", "--port", "0", "--address", "0.0.0.0"]).output().unwrap();
     assert!(!output.status.success());
-    let sentence = String::from_utf8(output.stderr).unwrap();
-    assert!(sentence.contains("0.0.0.0:0 is reached from other machines"), "{sentence}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("0.0.0.0:0 is reached from other machines"), "{stderr}");
     let server = Server::with(&["--address", "0.0.0.0", "--beyond-loopback", "--host", "build.lan:7"]);
     let local = format!("127.0.0.1:{}", server.address.port());
-    for (host, wanted) in [("build.lan:7", 401), (&*local, 401), (&*format!("0.0.0.0:{}", server.address.port()), 403)] {
-        assert_eq!(request(&server, "GET", "/rpc", &[("Host", host)]).0, wanted, "{host}");
+    for (host, expected) in [("build.lan:7", 401), (&*local, 401), (&*format!("0.0.0.0:{}", server.address.port()), 403)] {
+        assert_eq!(request(&server, "GET", "/rpc", &[("Host", host)]).0, expected, "{host}");
     }
 }
