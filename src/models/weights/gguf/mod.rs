@@ -1,8 +1,8 @@
 //! GGUF, versions 2 and 3: metadata, tensor infos, then the tensors' bytes, all in one file.
 //!
-//! Everything here is a view of the mapped file. A size, offset, count or type that the file says is checked before
-//! it is used, so a hostile file costs an error that names the field and its byte, and never memory or time beyond
-//! what its own length pays for.
+//! Metadata and tensor infos are views of a private copy of the header, so that what was checked can't change before it is
+//! used. Tensors are views of the mapped file. Every size, offset, count and type in the header is checked before it is
+//! used: a hostile file costs an error that names the field and its byte, and no more memory or time than its own length.
 
 mod metadata;
 mod reader;
@@ -45,9 +45,39 @@ pub struct TensorInfo<'a> {
     pub data: &'a [u8],
 }
 
+/// What `Gguf::header_len` finds in the beginning of a file.
+pub enum HeaderLen {
+    /// The header's length, or where its first error is behind.
+    Complete(usize),
+    /// The header goes on: at least this many bytes of the file have to be read.
+    Needs(usize),
+}
+
 impl<'a> Gguf<'a> {
+    /// Parses a whole file.
     pub fn parse(file: &'a str, bytes: &'a [u8]) -> Result<Self> {
-        let reader = &mut Reader::new(file, bytes);
+        Self::parse_header(file, bytes, bytes)
+    }
+
+    /// Parses `header`, a private copy of the beginning of `bytes`. Tensors are views of `bytes`, everything else is one of
+    /// `header`.
+    pub fn parse_header(file: &'a str, header: &'a [u8], bytes: &'a [u8]) -> Result<Self> {
+        Self::read(&mut Reader::new(file, header, bytes.len()), bytes)
+    }
+
+    /// How much of a file has to be copied for `parse_header`.
+    pub fn header_len(file: &'a str, header: &'a [u8], bytes: &'a [u8]) -> HeaderLen {
+        let mut reader = Reader::new(file, header, bytes.len());
+        match Self::read(&mut reader, bytes) {
+            Ok(_) => HeaderLen::Complete(reader.at()),
+            Err(_) if reader.needed() > 0 => HeaderLen::Needs(reader.needed()),
+            // `parse_header` finds the same error.
+            Err(_) => HeaderLen::Complete(header.len()),
+        }
+    }
+
+    fn read(reader: &mut Reader<'a>, bytes: &'a [u8]) -> Result<Self> {
+        let file = reader.file;
         if reader.take(4, "magic")? != b"GGUF" {
             return Err(Error::file_at(file, "magic", 0, "this is not a GGUF file"));
         }
