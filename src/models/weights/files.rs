@@ -212,8 +212,9 @@ fn map(file: &File) -> std::io::Result<Mmap> {
     // it. What follows if the file is
     // - written to: tensors may have any values, and two reads of one byte may differ. Tensor data is only ever read as
     //   integers and floats, for which every bit pattern is valid. It is copied into packed weights before it is used, and no
-    //   length, offset or index is ever read from it. Those come from headers: GGUF's is a private copy (`copy_header`).
-    //   A safetensors header is parsed by its crate from the mapping, once, into values of its own that are then checked.
+    //   length, offset or index is ever read from it. Those come from headers. GGUF's is a private copy (`copy_header`).
+    //   A safetensors header is parsed once, by its crate, into values of its own that are then checked. Not guarded is a
+    //   write in the midst of that parse, which could change text between its UTF-8 check and its use.
     // - truncated: the next access beyond its end raises SIGBUS, which ends this process. That is why model files are opened
     //   in a worker process, which the front restarts, and why `Isolation::Thread` is for trusted files only.
     // The compiler may in theory assume that the bytes stay the same; nothing here compares two reads of one byte.
