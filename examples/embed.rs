@@ -14,7 +14,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (prefix, suffix) = text.split_at(text.find("\n    except").expect("the hole is the line before it"));
     let request = Request {
         model: "coder".into(),
-        prompt: Prompt::Infill { prefix: prefix.into(), suffix: suffix.into(), path: None, repository: None, files: Vec::new(), order: None },
+        prompt: Prompt::Infill {
+            prefix: prefix.into(),
+            suffix: suffix.into(),
+            path: None,
+            repository: None,
+            files: Vec::new(),
+            order: None,
+        },
         sampling: Sampling::default(),
         stop: vec!["\n".into()],
         tokens_max: 64,

@@ -1,7 +1,7 @@
 //! Every route, and what is none, by host, origin, token and method: who gets in, and what the others are told.
 
 use crate::support::{Server, read_head};
-use souffleur::protocol::guard::ROUTES;
+use souffleur::protocol::transport::http::ROUTES;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 

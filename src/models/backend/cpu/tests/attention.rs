@@ -65,17 +65,8 @@ fn attention_matches_the_definition_on_every_instruction_set() {
                         unsafe { (kernels.append)(cache.page_ptr(t / PAGE_TOKENS), shape, 1, 1, t, &keys[t], &values[t]) };
                     }
                     let mut out = vec![0.0; q.len()];
-                    let tile = QueryTile {
-                        pages: &pages,
-                        shape,
-                        layer: 1,
-                        kv_head: 1,
-                        group,
-                        position,
-                        rows,
-                        q: &q,
-                        q_stride: group * head_dim,
-                    };
+                    let tile =
+                        QueryTile { pages: &pages, shape, layer: 1, kv_head: 1, group, position, rows, q: &q, q_stride: group * head_dim };
                     let mut scratch = Scratch::default();
                     // SAFETY: the kernels run on this processor; `out` has the tile's rows, and the cache holds all positions.
                     unsafe { (kernels.attend)(&tile, &mut scratch, out.as_mut_ptr(), group * head_dim) };
