@@ -60,7 +60,7 @@ fn the_busy_neighbour_is_measured_with_threads_of_its_own_or_left_out() {
 #[test]
 fn a_neighbour_ends_with_its_parent() {
     // The shell says the neighbour's number and is gone; its output ends when the neighbour, who has it too, does.
-    let script = format!("{} bench --neighbour $$ & echo $!", env!("CARGO_BIN_EXE_souffleur"));
+    let script = format!("{} bench --cpu-hog $$ & echo $!", env!("CARGO_BIN_EXE_souffleur"));
     let mut shell = Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("a shell");
     let mut output = BufReader::new(shell.stdout.take().expect("piped"));
     let mut neighbour = String::new();
