@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod ggml_blocks;
 mod matmul;
+mod misuse;
 
 use super::isa::LANES;
 use super::kernels::Kernels;
