@@ -89,7 +89,7 @@ impl Files {
         })
     }
 
-    /// Parses the header of a GGUF model. The result borrows from this value's copy of the header and from the mapped file.
+    /// Parses the header of a GGUF model.
     ///
     /// # Errors
     /// `ModelFile` if the header is invalid.

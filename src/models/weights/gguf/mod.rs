@@ -1,8 +1,8 @@
 //! The GGUF format, versions 2 and 3 (docs/gguf.md of ggml): metadata, tensor infos, then the tensors' data, in one file.
 //!
-//! Tensors borrow from the mapped file, everything else from a private copy of the header, so that nothing can change between
-//! its check and its use. Each size, offset, count and type is checked before use: an invalid file gives an error with the
-//! field and its offset, and parsing takes time and memory at most proportional to the file's length.
+//! Metadata and tensor infos borrow from a private copy of the header, so that checked values cannot change before their use.
+//! Tensors borrow from the mapped file. Each size, offset, count and type is checked before use: an invalid file gives an error
+//! with the field and its offset, and parsing takes time and memory at most proportional to the file's length.
 
 mod metadata;
 mod reader;
@@ -54,9 +54,10 @@ pub enum HeaderLen {
 }
 
 impl<'a> Gguf<'a> {
-    //! Tensors borrow from the mapped file, everything else from a private copy of the header, so that nothing can change between
-    //! its check and its use. Each size, offset, count and type is checked before use: an invalid file gives an error with the
-    //! field and its offset, and parsing takes time and memory at most proportional to the file's length.
+    /// Parses a whole file.
+    ///
+    /// # Errors
+    /// `ModelFile` if the header is invalid or a tensor is not inside the file.
     pub fn parse(file: &'a str, bytes: &'a [u8]) -> Result<Self> {
         Self::parse_header(file, bytes, bytes)
     }
