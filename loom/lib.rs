@@ -8,8 +8,8 @@
 mod pool;
 
 use loom::cell::UnsafeCell;
-use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::sync::Arc;
+use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use pool::Pool;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -54,9 +54,10 @@ pub enum HeaderLen {
 }
 
 impl<'a> Gguf<'a> {
-    //! Metadata and tensor infos borrow from a private copy of the header, so that checked values cannot change before their use.
-    //! Tensors borrow from the mapped file. Each size, offset, count and type is checked before use: an invalid file gives an error
-    //! with the field and its offset, and parsing takes time and memory at most proportional to the file's length.
+    /// Parses a whole file.
+    ///
+    /// # Errors
+    /// `ModelFile` if the header is invalid or a tensor is not inside the file.
     pub fn parse(file: &'a str, bytes: &'a [u8]) -> Result<Self> {
         Self::parse_header(file, bytes, bytes)
     }

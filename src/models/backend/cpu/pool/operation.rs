@@ -144,11 +144,12 @@ impl<T> Operation<T> {
         for (task, TaskState(state)) in states.iter().enumerate() {
             let mut polls = 0u32;
             while state.load(Acquire) != DONE {
-                spin_loop();
                 polls += 1;
                 if polls.is_multiple_of(POLLS) && since.get_or_insert_with(Instant::now).elapsed() > STRAGGLER_AFTER {
                     self.run_task(task, scratch);
                 }
+                // After the backup task: loom would let every other thread finish first.
+                spin_loop();
             }
         }
     }
