@@ -107,19 +107,19 @@ fn compare(model: &str, json: &str) {
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
 fn smollm2_completes_as_llama_cpp_does() {
-    compare(SMOLLM2, include_str!("goldens/SmolLM2-135M-Instruct.Q4_1.json"));
+    compare(SMOLLM2, include_str!("llama_cpp/SmolLM2-135M-Instruct.Q4_1.json"));
 }
 
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
 fn coder_05_completes_as_llama_cpp_does() {
-    compare(CODER_05, include_str!("goldens/qwen2.5-coder-0.5b-instruct-q4_k_m.json"));
+    compare(CODER_05, include_str!("llama_cpp/qwen2.5-coder-0.5b-instruct-q4_k_m.json"));
 }
 
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
 fn coder_15_completes_as_llama_cpp_does() {
-    compare(CODER_15, include_str!("goldens/qwen2.5-coder-1.5b-instruct-q4_k_m.json"));
+    compare(CODER_15, include_str!("llama_cpp/qwen2.5-coder-1.5b-instruct-q4_k_m.json"));
 }
 
 /// The greedy completion, and whether it ended with EOS.

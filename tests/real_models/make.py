@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Regenerates `goldens/*.json`: the completions of llama.cpp on real models, with which the Rust decoder is compared.
+"""Regenerates `llama_cpp/*.json`: the completions of llama.cpp on real models, with which the Rust decoder is compared.
 
     tests/real_models/fetch.sh DIR
     python3 -m venv /tmp/peer && /tmp/peer/bin/pip install xllamacpp==2026.10.11549
@@ -92,7 +92,7 @@ def main(folder):
         goldens = [golden(server, ends, name, texts[name], model in CODERS) for name in TEXTS + HOLES]
         lines = ",\n".join(json.dumps(golden, ensure_ascii=False) for golden in goldens)
         head = json.dumps({"model": model, "peer": peer, "ends": ends})[:-1]
-        (HERE / f"goldens/{model}.json").write_text(f'{head}, "prompts": [\n{lines}\n]}}\n')
+        (HERE / f"llama_cpp/{model}.json").write_text(f'{head}, "prompts": [\n{lines}\n]}}\n')
         del server
 
 

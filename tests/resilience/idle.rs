@@ -59,8 +59,8 @@ fn an_idle_stdio_program_never_wakes_up() {
     let ask = |pipes: &mut StdioClient, message: String| {
         let framed = pipes.frame(&message);
         pipes.write(&framed);
-        let Received::Message(answer) = pipes.receive() else { panic!("closed") };
-        answer
+        let Received::Message(response) = pipes.receive() else { panic!("closed") };
+        response
     };
     ask(&mut pipes, call("0", "initialize", json!({ "processId": std::process::id() })));
     ask(&mut pipes, call("1", "complete", COMPLETE));
@@ -76,8 +76,8 @@ fn an_idle_server_wakes_up_only_for_http_timers() {
     let mut socket = server.connect();
     let mut ask = |message: String| {
         socket.send(Message::text(message)).unwrap();
-        let Received::Message(answer) = receive(&mut socket) else { panic!("closed") };
-        answer
+        let Received::Message(response) = receive(&mut socket) else { panic!("closed") };
+        response
     };
     ask(call("1", "complete", COMPLETE));
     let worker = worker(&ask(call("2", "status", "{}")));

@@ -76,7 +76,7 @@ impl TestRuntime {
         models.into_iter().find(|model| model.name == MODEL).expect("it is configured")
     }
 
-    /// The status of the decode loop. Asks again when a busy machine answers without it.
+    /// The status of the decode loop. Retries, because the status lacks it while the worker is too busy to report.
     pub(crate) async fn decoder(&self) -> DecoderStatus {
         self.model_info().await;
         loop {
