@@ -78,5 +78,5 @@ fn a_neighbour_ends_with_its_parent() {
 #[test]
 fn a_peer_needs_a_gguf_file() {
     let (well, _, err) = bench(&["--peer", "llama-bench=/bin/true"]);
-    assert!(!well && err.contains("a peer reads .gguf files"), "{err}");
+    assert!(!well && err.contains("--peer needs a .gguf file"), "{err}");
 }
