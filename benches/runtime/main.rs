@@ -1,4 +1,4 @@
-//! What the house costs on this machine, measured through the real program and its worker on the embedded model.
+//! Latency and throughput of the whole program with its worker process, on the embedded model.
 //!
 //! `cargo bench --bench runtime -- [first decode gap cancel readers rss ghost] [--seconds N]`
 
@@ -19,7 +19,7 @@ use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{House, Told, ask, done, endless, hole, text};
+use support::{Output, TestRuntime, ban_eos, done, greedy, infill, text};
 use table::{ms, p99, row, warn_of_other_load};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_souffleur");
@@ -30,7 +30,7 @@ const EXAMPLE: &str = "fn main() {\n    let name = \"world\";\n    println!(\"He
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    // Cargo itself says `--bench`.
+    // Cargo itself passes `--bench`.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let seconds = arguments
         .iter()
@@ -40,7 +40,7 @@ async fn main() {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown").trim_matches([':', ' ', '\t']);
     let threads = Native::describe(&CpuSettings::default()).expect("a known instruction set").threads;
-    println!("{processor}, {threads} threads; souffleur {}; median (least to most of n)", env!("CARGO_PKG_VERSION"));
+    println!("{processor}, {threads} threads; souffleur {}; median (minimum to maximum of n)", env!("CARGO_PKG_VERSION"));
     for name in if wanted.is_empty() { NAMES.to_vec() } else { wanted } {
         println!("\n{name}");
         warn_of_other_load();
@@ -58,49 +58,54 @@ async fn main() {
     }
 }
 
-fn endlessly(card: &ModelInfo, prompt: impl Into<String>, tokens_max: u32, seed: u64) -> Request {
-    let sampling = Sampling { temperature: 0.8, seed, logit_bias: endless(card), ..Sampling::default() };
-    Request { sampling, ..ask(text(prompt), tokens_max) }
+fn unending(info: &ModelInfo, prompt: impl Into<String>, tokens_max: u32, seed: u64) -> Request {
+    let sampling = Sampling { temperature: 0.8, seed, logit_bias: ban_eos(info), ..Sampling::default() };
+    Request { sampling, ..greedy(text(prompt), tokens_max) }
 }
 
-/// A stream that has been running for a while.
-async fn running(house: &House, card: &ModelInfo) -> Reader {
-    let mut reader = house.runtime.complete(endlessly(card, "def f(x):\n", 1900, 1)).expect("a ticket");
-    Told::default().reach(&mut reader, 20).await;
+/// A stream that has generated 20 tokens.
+async fn running(runtime: &TestRuntime, info: &ModelInfo) -> Reader {
+    let mut reader = runtime.complete(unending(info, "def f(x):\n", 1900, 1)).expect("below the limit of requests");
+    Output::default().read_tokens(&mut reader, 20).await;
     reader
 }
 
-/// From the start of a process to its first byte, and what that is made of.
+/// From process start to the first byte of text, and the parts of that time.
 fn first_token() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("hello.rs");
     std::fs::write(&file, EXAMPLE).expect("a file");
     let mut runs = Vec::new();
-    // The first two bring the program into the page cache.
+    // The first two runs fill the page cache and are not counted.
     for _ in 0..12 {
         let start = Instant::now();
-        let mut child =
-            Command::new(PROGRAM).arg("complete").arg(&file).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut child = Command::new(PROGRAM)
+            .arg("complete")
+            .arg(&file)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
         child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("a first byte");
         let first = start.elapsed();
-        let output = child.wait_with_output().expect("it ends");
+        let output = child.wait_with_output().expect("the program exits");
         runs.push((ms(first), String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     let mut runs = runs.split_off(2);
     row("process start to first byte of text", runs.iter().map(|(first, _)| *first).collect(), "ms");
-    row("  of these: a worker's process start to its hello", (0..10).map(|_| hello()).collect(), "ms");
-    row("  of these: tokenizer, while the weights load", (0..10).map(|_| tokenizer()).collect(), "ms");
+    row("  of these: worker process start to its hello", (0..10).map(|_| hello()).collect(), "ms");
+    row("  of these: tokenizer, parallel to the weights", (0..10).map(|_| tokenizer()).collect(), "ms");
     runs.sort_by(|a, b| a.0.total_cmp(&b.0));
-    println!("  the median run said: {}", runs[runs.len() / 2].1);
+    println!("  stderr of the median run: {}", runs[runs.len() / 2].1);
 }
 
 fn hello() -> f64 {
     let start = Instant::now();
-    let mut worker = Command::new(PROGRAM).arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut worker = Command::new(PROGRAM).arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program starts");
     worker.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("a hello");
     let time = ms(start.elapsed());
     drop(worker.stdin.take());
-    worker.wait().expect("it ends with its input");
+    worker.wait().expect("exits at end of input");
     time
 }
 
@@ -112,23 +117,23 @@ fn tokenizer() -> f64 {
 }
 
 async fn decode() {
-    let house = House::warm();
-    let card = house.model_info().await;
-    // Choosing at a temperature costs something for every stream, and none of it is shared.
+    let runtime = TestRuntime::new();
+    let info = runtime.model_info().await;
+    // Sampling costs are per stream and do not shrink with batching.
     for (how, temperature) in [("at temperature 0.8", 0.8), ("greedy", 0.0)] {
         let request = |prompt: String, tokens_max, seed| {
-            let mut request = endlessly(&card, prompt, tokens_max, seed);
+            let mut request = unending(&info, prompt, tokens_max, seed);
             request.sampling.temperature = temperature;
             request
         };
         let sixteen: Vec<_> = (0..16).map(|seed| request(format!("# number {seed}\ndef f(x):\n"), 128, seed)).collect();
         let (mut ones, mut sixteens, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            let usage = house.run(request("def f(x):\n".into(), 256, 1)).await.usage();
+            let usage = runtime.run(request("def f(x):\n".into(), 256, 1)).await.usage();
             let one = f64::from(usage.completion_tokens - 1) / (usage.decode_us as f64 / 1e6);
             let start = Instant::now();
-            let told = join_all(sixteen.iter().map(|request| house.run(request.clone()))).await;
-            let tokens: u32 = told.iter().map(|told| told.usage().completion_tokens).sum();
+            let outputs = join_all(sixteen.iter().map(|request| runtime.run(request.clone()))).await;
+            let tokens: u32 = outputs.iter().map(|output| output.usage().completion_tokens).sum();
             let all = f64::from(tokens) / start.elapsed().as_secs_f64();
             ones.push(one);
             sixteens.push(all);
@@ -136,84 +141,80 @@ async fn decode() {
         }
         row(&format!("one stream {how}, 256 tokens"), ones, "tokens/s");
         row(&format!("16 streams {how}, 128 tokens each, with prompts"), sixteens, "tokens/s");
-        row(&format!("16 streams {how} to one"), ratios, "times");
+        row(&format!("16 streams {how}, relative to one"), ratios, "times");
     }
-    println!("  largest step: {} sequences", house.decoder().await.step_sequences_max);
+    println!("  largest step: {} sequences", runtime.decoder().await.step_sequences_max);
 }
 
 async fn gap() {
-    let house = House::warm();
-    let card = house.model_info().await;
-    let (mut largest, mut nearly, mut prefill) = (Vec::new(), Vec::new(), Vec::new());
+    let runtime = TestRuntime::new();
+    let info = runtime.model_info().await;
+    let (mut largest, mut p99_gaps, mut prefill) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let long = ask(text(house.text_of(1500, 100 + round).await), 1);
-        let mut reader = running(&house, &card).await;
-        let over = Cell::new(false);
-        let reading = async {
+        let long = greedy(text(runtime.text_with_tokens(1500, 100 + round).await), 1);
+        let mut reader = running(&runtime, &info).await;
+        let finished = Cell::new(false);
+        let prefilling = async {
             let start = Instant::now();
-            house.run(long).await;
-            over.set(true);
+            runtime.run(long).await;
+            finished.set(true);
             ms(start.elapsed())
         };
-        let following = async {
+        let streaming = async {
             let mut gaps = Vec::new();
-            while !over.get() {
+            while !finished.get() {
                 let start = Instant::now();
                 reader.next().await;
                 gaps.push(ms(start.elapsed()));
             }
             gaps
         };
-        let (took, while_reading) = tokio::join!(reading, following);
+        let (took, gaps) = tokio::join!(prefilling, streaming);
         prefill.push(took);
-        largest.push(while_reading.iter().copied().fold(0.0, f64::max));
-        nearly.push(p99(while_reading));
+        largest.push(gaps.iter().copied().fold(0.0, f64::max));
+        p99_gaps.push(p99(gaps));
     }
-    row("largest gap while 1,500 tokens are read beside it", largest, "ms");
-    row("p99 gap while 1,500 tokens are read beside it", nearly, "ms");
-    row("and that reading took", prefill, "ms");
+    row("largest gap during a concurrent prefill of 1,500 tokens", largest, "ms");
+    row("p99 gap during a concurrent prefill of 1,500 tokens", p99_gaps, "ms");
+    row("duration of that prefill", prefill, "ms");
 }
 
 async fn cancel() {
-    let house = House::warm();
-    let card = house.model_info().await;
-    let (mut decoding, mut reading) = (Vec::new(), Vec::new());
+    let runtime = TestRuntime::new();
+    let info = runtime.model_info().await;
+    let (mut decoding, mut prefilling) = (Vec::new(), Vec::new());
     for round in 0..2 * ROUNDS {
-        let reader = running(&house, &card).await;
+        let reader = running(&runtime, &info).await;
         let start = Instant::now();
         done(&reader.abandon().wait().await);
         decoding.push(ms(start.elapsed()));
 
-        let long = ask(text(house.text_of(1500, 200 + round).await), 1);
-        let before = house.decoder().await.rows;
-        let reader = house.runtime.complete(long).expect("a ticket");
-        while house.decoder().await.rows == before {}
+        let long = greedy(text(runtime.text_with_tokens(1500, 200 + round).await), 1);
+        let before = runtime.decoder().await.rows;
+        let reader = runtime.complete(long).expect("below the limit of requests");
+        while runtime.decoder().await.rows == before {}
         let start = Instant::now();
         done(&reader.abandon().wait().await);
-        reading.push(ms(start.elapsed()));
+        prefilling.push(ms(start.elapsed()));
     }
-    row("abandon to end, while decoding", decoding, "ms");
-    row("abandon to end, while a prompt is read", reading, "ms");
+    row("cancel to end, while decoding", decoding, "ms");
+    row("cancel to end, during prefill", prefilling, "ms");
 }
 
-/// The front's own memory: a process that speaks JSON-RPC, with the model loaded and one text written.
+/// Memory of the front process after one completion.
 fn rss() {
-    let knows = Command::new(PROGRAM).args(["stdio", "--help"]).stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it starts");
-    if !knows.success() {
-        return println!("  skipped: this program has no `stdio` yet");
-    }
-    let mut front = Command::new(PROGRAM).arg("stdio").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut front = Command::new(PROGRAM).arg("stdio").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program starts");
     let (mut to, mut from) = (front.stdin.take().expect("piped"), BufReader::new(front.stdout.take().expect("piped")));
     let calls = [
         r#"{"jsonrpc":"2.0","id":1,"method":"models/load","params":{"model":"embedded"}}"#,
         r#"{"jsonrpc":"2.0","id":2,"method":"complete","params":{"prompt":"import os\n","maxTokens":16}}"#,
     ];
     for call in calls {
-        writeln!(to, "{call}").expect("it reads");
-        let mut answer = String::new();
-        from.read_line(&mut answer).expect("it answers");
-        if !answer.contains("\"result\"") {
-            println!("  {call} was answered {answer}");
+        writeln!(to, "{call}").expect("the request is written");
+        let mut response = String::new();
+        from.read_line(&mut response).expect("a response");
+        if !response.contains("\"result\"") {
+            println!("  {call}: {response}");
         }
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", front.id())).unwrap_or_default();
@@ -222,28 +223,30 @@ fn rss() {
         row(&format!("{key} of the front"), vec![kb.unwrap_or(f64::NAN) / 1000.0], "MB");
     }
     drop(to);
-    front.wait().expect("it ends with its input");
+    front.wait().expect("exits at end of input");
 }
 
-/// A key is typed in a file that was read before: how long until the ghost text begins, and is whole.
+/// A key is typed in a file whose tokens are cached: time to the first and to the last token of the suggestion.
 async fn ghost() {
-    let house = House::warm();
-    let card = house.model_info().await;
-    let mut prefix = format!("{}\ndef total(entries):\n    ", house.text_of(600, 300).await);
+    let runtime = TestRuntime::new();
+    let info = runtime.model_info().await;
+    let mut prefix = format!("{}\ndef total(entries):\n    ", runtime.text_with_tokens(600, 300).await);
     let suffix = "\n\n\nprint(total([1, 2, 3]))\n";
-    house.run(ask(hole(&prefix, suffix), 1)).await;
+    runtime.run(greedy(infill(&prefix, suffix), 1)).await;
     let (mut first, mut last) = (Vec::new(), Vec::new());
     for typed in "result = sum(entry.amount for".chars() {
         prefix.push(typed);
-        let sampling = Sampling { logit_bias: endless(&card), ..Sampling::default() };
+        let sampling = Sampling { logit_bias: ban_eos(&info), ..Sampling::default() };
         let start = Instant::now();
-        let (mut told, mut reader) =
-            (Told::default(), house.runtime.complete(Request { sampling, ..ask(hole(&prefix, suffix), 24) }).expect("a ticket"));
-        told.reach(&mut reader, 1).await;
+        let (mut output, mut reader) = (
+            Output::default(),
+            runtime.complete(Request { sampling, ..greedy(infill(&prefix, suffix), 24) }).expect("below the limit of requests"),
+        );
+        output.read_tokens(&mut reader, 1).await;
         first.push(ms(start.elapsed()));
-        told.follow(&mut reader).await;
+        output.read_to_end(&mut reader).await;
         last.push(ms(start.elapsed()));
     }
-    row("one key later: request to first token", first, "ms");
-    row("one key later: request to the last of 24 tokens", last, "ms");
+    row("one typed key: request to first token", first, "ms");
+    row("one typed key: request to the last of 24 tokens", last, "ms");
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The kernels' tests on aarch64: built here, run by qemu-user, which has NEON, dotprod and i8mm.
+# Runs the kernel tests for aarch64: cross-compiled here, executed by qemu-user, which has NEON, dotprod and i8mm.
 #
-# For Debian 12 or later on x86-64. Installs what is missing, by apt-get as root or through sudo:
-#   rustc-web, libstd-rust-web-dev:arm64          a Rust compiler whose standard library exists for arm64, in /usr/bin;
-#                                                 cargo stays the machine's own
-#   gcc-aarch64-linux-gnu, libc6-dev-arm64-cross  the linker, and the C library to link with
+# For Debian 12 or later on x86-64. Installs missing packages with apt-get, as root or through sudo:
+#   rustc-web, libstd-rust-web-dev:arm64          a Rust compiler in /usr/bin whose standard library is packaged for
+#                                                 arm64; cargo remains the installed one
+#   gcc-aarch64-linux-gnu, libc6-dev-arm64-cross  the linker, and the C library for linking
 #   qemu-user                                     runs the tests
-# For the arm64 package, the architecture arm64 is added to dpkg's.
+# For the arm64 package, the script adds the architecture arm64 to dpkg.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -24,14 +24,14 @@ if [[ ${#missing[@]} -gt 0 ]]; then
 fi
 
 export RUSTC=/usr/bin/rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-# The arm64 package brings the C library that the emulator finds by itself. With `-L /usr/aarch64-linux-gnu` a program gets the
-# loader of another version than its C library, and its first thread never starts.
+# The arm64 package installs a C library that the emulator finds without `-L`. With `-L /usr/aarch64-linux-gnu`, a program gets
+# a loader and a C library of different versions, and its first thread never starts.
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64
-# Another compiler than the machine's must not share its target folder.
+# Two compilers must not share a target folder.
 export CARGO_TARGET_DIR=target/aarch64
-# A test fails unless these are the kernels that run: without it, an emulator without i8mm would test less.
+# Tests fail if i8mm is not available. Without this, they would silently run without i8mm on an emulator that lacks it.
 export SOUFFLEUR_ISA=i8mm
-# Built as quickly as can be: only the kernels have to run fast, and what they give is the same at any level.
+# Favours compile time: only the kernels have to be fast, and their results are the same at any optimization level.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=1
 cargo test --locked --release --target aarch64-unknown-linux-gnu --config 'profile.release.package."*".opt-level=0' \
     --lib models::backend::cpu

@@ -1,20 +1,20 @@
-//! The program, made to fail on purpose: its worker a process of its own, its peer at the other end of a real transport.
+//! Fault injection through failpoints: the real program, its worker process, and a client over a real transport.
 //!
-//! What is tested is in `souffleur::failpoints`: a point that is added there is tested by being there.
+//! The tests iterate over `souffleur::failpoints::Point::ALL`, so a new failpoint is tested automatically.
 
-mod deaths;
-mod points;
-mod stages;
-mod stand;
+mod every_failpoint;
+mod harness;
+mod repeated_crashes;
+mod stage_panics;
 #[path = "../protocol/support.rs"]
-#[allow(dead_code, reason = "these tests need a part of what those over there do")]
+#[allow(dead_code, reason = "the protocol tests use the rest of it")]
 mod support;
 
 #[test]
-fn this_build_says_what_it_is() {
+fn a_build_with_failpoints_reports_it() {
     for arguments in [&["--version"][..], &["doctor"]] {
         let output = support::souffleur(arguments).output().expect("it runs");
-        let said = String::from_utf8(output.stdout).expect("UTF-8");
-        assert!(said.lines().next().is_some_and(|line| line.ends_with("with failpoints, for tests only")), "{said}");
+        let stdout = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(stdout.lines().next().is_some_and(|line| line.ends_with("with failpoints, for tests only")), "{stdout}");
     }
 }

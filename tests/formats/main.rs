@@ -1,13 +1,13 @@
-//! GGUF files that are built here, byte by byte: what they must mean, and what hostile ones must not do.
+//! GGUF files built byte by byte: valid ones must load correctly, and invalid ones must be refused safely.
 
-mod file;
-mod hostile;
-mod networks;
-mod plain;
+mod fuzz_seeds;
+mod ggml_types;
+mod gguf_vs_safetensors;
+mod gguf_writer;
+mod mutations;
+mod reference_decoder;
 mod refusals;
-mod seeds;
 mod tokenizers;
-mod types;
 
 use souffleur::models::backend::cpu::Cpu;
 use souffleur::models::backend::{Backend, Span};
@@ -17,15 +17,15 @@ use souffleur::models::{Activations, CpuSettings};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// The system's allocator, which remembers the largest block that this thread asked for.
-struct Watching;
+/// The system allocator; records the largest allocation of each thread.
+struct RecordingAllocator;
 
 thread_local! {
     static LARGEST: Cell<usize> = const { Cell::new(0) };
 }
 
 // SAFETY: every call is the system allocator's; a thread's own cell needs no memory.
-unsafe impl GlobalAlloc for Watching {
+unsafe impl GlobalAlloc for RecordingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(layout.size())));
         // SAFETY: the caller's layout.
@@ -39,16 +39,16 @@ unsafe impl GlobalAlloc for Watching {
 }
 
 #[global_allocator]
-static ALLOCATOR: Watching = Watching;
+static ALLOCATOR: RecordingAllocator = RecordingAllocator;
 
-/// The largest block that `work` asked for at once.
-fn largest_block(work: impl FnOnce()) -> usize {
+/// The largest single allocation made by `work`, in bytes.
+fn largest_allocation(work: impl FnOnce()) -> usize {
     LARGEST.with(|largest| largest.set(0));
     work();
     LARGEST.with(Cell::get)
 }
 
-/// The logits behind each of some tokens, with f32 activations.
+/// The logits after each token, with f32 activations.
 fn logits(files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
     let spec = DecoderSpec::parse(files).expect("a spec");
     let backend = Cpu::open(&spec, &CpuSettings { threads: 1, activations: Activations::F32 }).expect("a backend");
@@ -59,7 +59,7 @@ fn logits(files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
     decoder.backend.to_host(&tensor).expect("this backend does not fail")
 }
 
-/// xorshift64: numbers that are the same in every run.
+/// xorshift64: the same numbers in every run.
 struct Random(u64);
 
 impl Random {
@@ -74,7 +74,7 @@ impl Random {
         (self.next() >> 11) as usize % end
     }
 
-    /// In -1..1.
+    /// A number in -1..1.
     fn float(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }

@@ -1,14 +1,14 @@
-//! What a file may not say: every refusal names the field and, where there is one, its byte.
+//! Invalid GGUF files: every error names the field and, if there is one, its byte offset.
 
 use crate::Random;
-use crate::file::{self, File, Tensor};
+use crate::gguf_writer::{self, File, Tensor};
 use souffleur::models::backend::{Backend, cpu::Cpu};
 use souffleur::models::codec::TextCodec;
 use souffleur::models::network::{Decoder, DecoderSpec};
 use souffleur::models::weights::{Files, Gguf, Tensors};
 use souffleur::models::{Activations, CpuSettings, Error};
 
-/// Everything that is done with a file before its first token.
+/// Does everything that happens to a file before the first token.
 pub(crate) fn load(bytes: Vec<u8>) -> Result<(), Error> {
     let files = Files::of_gguf("a.gguf", bytes);
     let spec = DecoderSpec::parse(&files)?;
@@ -20,17 +20,17 @@ pub(crate) fn load(bytes: Vec<u8>) -> Result<(), Error> {
 }
 
 pub(crate) fn small() -> File {
-    file::model("llama", &file::weights(&mut Random(9), false))
+    gguf_writer::model("llama", &gguf_writer::weights(&mut Random(9), false))
 }
 
-/// The field and the reason of the refusal.
+/// The field and the reason of the error.
 fn refusal(bytes: Vec<u8>) -> String {
     match load(bytes) {
         Err(Error::ModelFile { file, field, reason }) => {
             assert_eq!(file, "a.gguf");
             format!("{field}: {reason}")
         }
-        other => panic!("not a refusal of the file: {other:?}"),
+        other => panic!("not an error in the file: {other:?}"),
     }
 }
 
@@ -50,7 +50,7 @@ fn versions_2_and_3_and_other_alignments_are_read() {
 }
 
 #[test]
-fn a_file_that_was_merged_from_several_is_read() {
+fn a_file_merged_from_a_split_is_read() {
     for count in [0u16, 1] {
         let mut file = small();
         file.value("split.count", 2, &count.to_le_bytes());
@@ -70,100 +70,109 @@ fn the_head_is_checked() {
     assert_eq!(with(4, &[1, 0, 0, 0]), "version at byte 4: 1; supported are 2 and 3");
     assert_eq!(with(4, &[0, 0, 0, 3]), "version at byte 4: big-endian files are not supported");
     let largest = u64::MAX.to_le_bytes();
-    assert_eq!(with(8, &largest), "tensor count at byte 8: 18446744073709551615 is more than the 65536 that are supported");
-    assert_eq!(with(16, &largest), "metadata count at byte 16: 18446744073709551615 is more than the 65536 that are supported");
-    assert_eq!(with(24, &largest), "key 0 at byte 24: 18446744073709551615 bytes, more than the 65536 that are supported");
+    assert_eq!(with(8, &largest), "tensor count at byte 8: 18446744073709551615 is more than the supported 65536");
+    assert_eq!(with(16, &largest), "metadata count at byte 16: 18446744073709551615 is more than the supported 65536");
+    assert_eq!(with(24, &largest), "key 0 at byte 24: 18446744073709551615 bytes, more than the supported 65536");
 }
 
 #[test]
 fn values_are_checked() {
     let huge = (u64::MAX / 2).to_le_bytes();
     let list = |kind: u32, count: &[u8]| [&kind.to_le_bytes()[..], count].concat();
-    let says = |refusal: String, parts: &[&str]| {
-        assert!(parts.iter().all(|part| refusal.contains(part)), "{refusal:?} does not say {parts:?}");
+    let check = |refusal: String, parts: &[&str]| {
+        assert!(parts.iter().all(|part| refusal.contains(part)), "{refusal:?} does not contain {parts:?}");
     };
-    says(changed(|file| _ = file.value("x", 13, &[])), &["x at byte", "value type 13; supported are 0 to 12"]);
-    says(changed(|file| _ = file.value("x", 7, &[2])), &["x at byte", "2 is neither true nor false"]);
-    says(changed(|file| _ = file.value("x", 8, &huge)), &["x at byte", "9223372036854775807 bytes, but the file ends after"]);
-    says(changed(|file| _ = file.value("x", 8, &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff])), &["x at byte", "utf-8"]);
-    says(changed(|file| _ = file.value("x", 9, &list(5, &huge))), &["x at byte", "a list of 9223372036854775807, but the file ends after"]);
-    says(changed(|file| _ = file.value("x", 9, &list(8, &huge))), &["x at byte", "a list of 9223372036854775807, but the file ends after"]);
-    says(changed(|file| _ = file.value("x", 9, &list(9, &huge))), &["x at byte", "a list of value type 9; supported are"]);
-    says(changed(|file| file.values.push(file.values[0].clone())), &["llama.block_count at byte", "this key is there twice"]);
-    says(changed(|file| _ = file.u32("general.alignment", 48)), &["general.alignment at byte", "48 is not a power of two"]);
-    says(changed(|file| _ = file.u32("general.alignment", 0)), &["general.alignment at byte", "not a whole number from 1 to 65536"]);
+    check(changed(|file| _ = file.value("x", 13, &[])), &["x at byte", "value type 13; supported are 0 to 12"]);
+    check(changed(|file| _ = file.value("x", 7, &[2])), &["x at byte", "2 is neither true nor false"]);
+    check(changed(|file| _ = file.value("x", 8, &huge)), &["x at byte", "9223372036854775807 bytes, but the file ends after"]);
+    check(changed(|file| _ = file.value("x", 8, &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff])), &["x at byte", "utf-8"]);
+    check(
+        changed(|file| _ = file.value("x", 9, &list(5, &huge))),
+        &["x at byte", "an array of 9223372036854775807, but the file ends after"],
+    );
+    check(
+        changed(|file| _ = file.value("x", 9, &list(8, &huge))),
+        &["x at byte", "an array of 9223372036854775807, but the file ends after"],
+    );
+    check(changed(|file| _ = file.value("x", 9, &list(9, &huge))), &["x at byte", "an array of value type 9; supported are"]);
+    check(changed(|file| file.values.push(file.values[0].clone())), &["llama.block_count at byte", "duplicate key"]);
+    check(changed(|file| _ = file.u32("general.alignment", 48)), &["general.alignment at byte", "48 is not a power of two"]);
+    check(changed(|file| _ = file.u32("general.alignment", 0)), &["general.alignment at byte", "not an integer from 1 to 65536"]);
 }
 
 #[test]
-fn a_long_key_is_cut_and_its_byte_is_not() {
+fn a_long_key_is_truncated_in_the_error() {
     let refusal = changed(|file| _ = file.value(&"k".repeat(5000), 13, &[]));
-    let (key, reason) = refusal.split_once('…').expect("cut");
+    let (key, reason) = refusal.split_once('…').expect("truncated");
     assert_eq!((key.len(), reason.starts_with(" at byte ")), (1024, true), "{refusal}");
 }
 
 #[test]
 fn tensors_are_checked() {
     let tensor = |index: usize, change: &dyn Fn(&mut Tensor)| changed(|file| change(&mut file.tensors[index]));
-    let says = |refusal: String, part: &str| assert!(refusal.contains(" at byte ") && refusal.contains(part), "{refusal:?}");
-    says(tensor(0, &|t| t.2 = 23), "ggml type 23; supported are F32, F16, BF16, Q4_0");
-    says(tensor(0, &|t| t.1 = vec![]), "0 dimensions; supported are 1 to 4");
-    says(tensor(0, &|t| t.1 = vec![1; 5]), "5 dimensions; supported are 1 to 4");
-    says(tensor(0, &|t| t.1 = vec![1 << 40, 1 << 40]), "has no size");
-    says(tensor(0, &|t| t.1 = vec![0, 7]), "has no size");
-    says(tensor(0, &|t| (t.1, t.2) = (vec![33, 1], 8)), "rows of 33 are not whole blocks of 32");
-    says(tensor(0, &|t| t.1 = vec![64, 1 << 30]), "bytes at offset 0 of the data, but the file has");
-    says(tensor(0, &|t| t.1 = vec![64, 264]), "its bytes are also those of token_embd.weight");
-    says(changed(|file| _ = file.tensor("output_norm.weight", &[1], 0, vec![0; 4])), "this tensor is there twice");
+    let check = |refusal: String, part: &str| assert!(refusal.contains(" at byte ") && refusal.contains(part), "{refusal:?}");
+    check(tensor(0, &|t| t.2 = 23), "ggml type 23; supported are F32, F16, BF16, Q4_0");
+    check(tensor(0, &|t| t.1 = vec![]), "0 dimensions; supported are 1 to 4");
+    check(tensor(0, &|t| t.1 = vec![1; 5]), "5 dimensions; supported are 1 to 4");
+    check(tensor(0, &|t| t.1 = vec![1 << 40, 1 << 40]), "is empty or too large");
+    check(tensor(0, &|t| t.1 = vec![0, 7]), "is empty or too large");
+    check(tensor(0, &|t| (t.1, t.2) = (vec![33, 1], 8)), "rows of 33 elements are not a multiple of the block size 32");
+    check(tensor(0, &|t| t.1 = vec![64, 1 << 30]), "bytes at offset 0 of the data, but the file has");
+    check(tensor(0, &|t| t.1 = vec![64, 264]), "its data overlap those of token_embd.weight");
+    check(changed(|file| _ = file.tensor("output_norm.weight", &[1], 0, vec![0; 4])), "duplicate tensor name");
     let mut bytes = small().bytes();
     let at = bytes.windows(18).position(|window| window == b"output_norm.weight").expect("a name") + 18 + 4 + 8 + 4;
     bytes[at] += 4;
-    says(refusal(bytes), "is not aligned to 32");
+    check(refusal(bytes), "is not aligned to 32");
     let mut cut = small().bytes();
     cut.pop();
-    says(refusal(cut), "blk.1.ffn_down.weight");
+    check(refusal(cut), "blk.1.ffn_down.weight");
 }
 
-/// Makes the last control token one of so many bytes.
+/// Gives the last control token this length in bytes.
 fn control_token_of(file: &mut File, bytes: usize) {
-    let (mut tokens, ..) = file::vocabulary();
+    let (mut tokens, ..) = gguf_writer::vocabulary();
     tokens[262] = "x".repeat(bytes);
     file.texts("tokenizer.ggml.tokens", &tokens);
 }
 
 #[test]
-fn what_a_network_does_not_know_is_refused_by_name() {
-    let says = |refusal: String, whole: &str| assert!(refusal.contains(whole), "{refusal:?} is not {whole:?}");
-    says(changed(|file| _ = file.text("general.architecture", "mamba")), "\"mamba\" is not supported; supported are llama and qwen2");
-    says(changed(|file| file.remove("general.architecture")), "general.architecture: missing");
-    says(changed(|file| _ = file.text("llama.rope.scaling.type", "yarn")), "\"yarn\" is not supported; only \"none\" is");
-    says(changed(|file| _ = file.u32("llama.expert_count", 8)), "llama.expert_count");
-    says(changed(|file| _ = file.u32("llama.rope.dimension_count", 8)), "is not supported; only 16 is, the size of a head");
-    says(changed(|file| _ = file.u32("llama.attention.head_count", 3)), "3 heads can't share 2 evenly");
-    says(changed(|file| _ = file.u32("llama.attention.head_count", 0)), "is not a whole number from 1 to 1024");
-    says(changed(|file| _ = file.i32s("llama.attention.head_count_kv", &[2, 2])), "is a list; supported is one number for all layers");
-    says(changed(|file| _ = file.f32("llama.rope.freq_base", f32::NAN)), "is not a positive number");
-    says(changed(|file| _ = file.u32("split.count", 3)), "split over several files");
-    says(changed(|file| _ = file.text("tokenizer.ggml.model", "llama")), "only \"gpt2\" is, byte-level BPE");
-    says(changed(|file| _ = file.text("tokenizer.ggml.pre", "klingon")), "\"klingon\" is not supported; supported are gpt-2");
-    says(
-        changed(|file| _ = file.texts("tokenizer.ggml.merges", &["<|endoftext|> <|fim_prefix|>".into()])),
-        "merge 0 is not two tokens that make a third",
+fn unsupported_metadata_and_tensors_are_named() {
+    let check = |refusal: String, whole: &str| assert!(refusal.contains(whole), "{refusal:?} is not {whole:?}");
+    check(changed(|file| _ = file.text("general.architecture", "mamba")), "\"mamba\" is not supported; supported are llama and qwen2");
+    check(changed(|file| file.remove("general.architecture")), "general.architecture: missing");
+    check(changed(|file| _ = file.text("llama.rope.scaling.type", "yarn")), "\"yarn\" is not supported; only \"none\" is");
+    check(changed(|file| _ = file.u32("llama.expert_count", 8)), "llama.expert_count");
+    check(changed(|file| _ = file.u32("llama.rope.dimension_count", 8)), "is not supported; only 16 is, the size of a head");
+    check(changed(|file| _ = file.u32("llama.attention.head_count", 3)), "3 heads cannot be divided evenly among 2 key-value heads");
+    check(changed(|file| _ = file.u32("llama.attention.head_count", 0)), "is not an integer from 1 to 1024");
+    check(
+        changed(|file| _ = file.i32s("llama.attention.head_count_kv", &[2, 2])),
+        "is an array; only one number for all layers is supported",
     );
-    says(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "Token `li` out of vocabulary");
-    says(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 kinds of 263 tokens");
-    says(changed(|file| _ = file.text("tokenizer.ggml.eos_token_id", "259")), "tokenizer.ggml.eos_token_id at byte");
-    says(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token's id");
-    says(changed(|file| _ = file.f32("tokenizer.ggml.bos_token_id", 1.0)), "is not a token's id");
-    says(changed(|file| _ = file.u32("tokenizer.ggml.bos_token_id", 263)), "263 is beyond the 263 tokens");
-    says(
+    check(changed(|file| _ = file.f32("llama.rope.freq_base", f32::NAN)), "is not a positive number");
+    check(changed(|file| _ = file.u32("split.count", 3)), "split over several files");
+    check(changed(|file| _ = file.text("tokenizer.ggml.model", "llama")), "only \"gpt2\" (byte-level BPE) is");
+    check(changed(|file| _ = file.text("tokenizer.ggml.pre", "klingon")), "\"klingon\" is not supported; supported are gpt-2");
+    check(
+        changed(|file| _ = file.texts("tokenizer.ggml.merges", &["<|endoftext|> <|fim_prefix|>".into()])),
+        "merge 0 is not two tokens that form a third",
+    );
+    check(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "Token `li` out of vocabulary");
+    check(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 token types for 263 tokens");
+    check(changed(|file| _ = file.text("tokenizer.ggml.eos_token_id", "259")), "tokenizer.ggml.eos_token_id at byte");
+    check(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token id");
+    check(changed(|file| _ = file.f32("tokenizer.ggml.bos_token_id", 1.0)), "is not a token id");
+    check(changed(|file| _ = file.u32("tokenizer.ggml.bos_token_id", 263)), "263 is beyond the 263 tokens");
+    check(
         changed(|file| {
-            let (tokens, _, kinds) = file::vocabulary();
+            let (tokens, _, kinds) = gguf_writer::vocabulary();
             file.texts("tokenizer.ggml.tokens", &tokens[..262]).i32s("tokenizer.ggml.token_type", &kinds[..262]);
         }),
         "262 tokens where token_embd.weight has 263 rows",
     );
-    says(changed(|file| control_token_of(file, 257)), "token 262 has 257 bytes, more than the 256 that are supported of a control token");
-    says(changed(|file| _ = file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32])), "rotary frequencies of a model's own");
+    check(changed(|file| control_token_of(file, 257)), "token 262 has 257 bytes, more than the supported 256 of an added token");
+    check(changed(|file| _ = file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32])), "rotary frequencies of a model's own");
     let mut file = small();
     control_token_of(&mut file, 256);
     assert_eq!(load(file.bytes()), Ok(()));
@@ -175,7 +184,7 @@ fn what_a_network_does_not_know_is_refused_by_name() {
 }
 
 #[test]
-fn metadata_are_typed() {
+fn metadata_values_are_typed() {
     let mut file = File::default();
     file.value("i", 1, &[0xff]).value("u", 10, &u64::MAX.to_le_bytes()).value("d", 12, &0.5f64.to_le_bytes()).bool("b", true);
     let bytes = file.bytes();

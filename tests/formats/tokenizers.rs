@@ -1,4 +1,4 @@
-//! A tokenizer that is built from metadata.
+//! Tokenizers built from GGUF metadata.
 
 use crate::refusals::small;
 use souffleur::models::codec::TextCodec;
@@ -13,8 +13,8 @@ fn tokenizer(pre: &str) -> Tokenizer {
     Tokenizer::open(&Files::of_gguf("a.gguf", file.bytes())).expect("a tokenizer")
 }
 
-/// The tokens of a text, a line between them.
-fn pieces(pre: &str, text: &str) -> String {
+/// The tokens of a text, separated by `|`.
+fn tokens_of(pre: &str, text: &str) -> String {
     let tokenizer = tokenizer(pre);
     let ids = tokenizer.encode(text).expect("tokens");
     assert_eq!(tokenizer.decode(&ids).expect("text"), text);
@@ -22,14 +22,14 @@ fn pieces(pre: &str, text: &str) -> String {
 }
 
 #[test]
-fn words_are_cut_as_the_name_says() {
-    assert_eq!(pieces("qwen2", "a in lo"), "a|Ġin|Ġ|lo");
-    // Only what stays in one word merges.
-    assert_eq!(pieces("gpt-2", "in\nin in"), "in|Ċ|in|Ġin");
-    assert_eq!(pieces("deepseek-coder", "x in"), "x|Ġin");
-    assert_eq!(pieces("default", "<in>"), "<|in|>");
+fn the_pre_tokenizer_follows_tokenizer_ggml_pre() {
+    assert_eq!(tokens_of("qwen2", "a in lo"), "a|Ġin|Ġ|lo");
+    // Merges do not cross word boundaries.
+    assert_eq!(tokens_of("gpt-2", "in\nin in"), "in|Ċ|in|Ġin");
+    assert_eq!(tokens_of("deepseek-coder", "x in"), "x|Ġin");
+    assert_eq!(tokens_of("default", "<in>"), "<|in|>");
     for pre in ["gpt-2", "smollm", "starcoder", "qwen2", "llama-bpe", "deepseek-coder", "default"] {
-        assert!(!pieces(pre, "'S 12345 ½ ß\r\n\t  {x}\u{a0}日本語 🦀").is_empty(), "{pre}");
+        assert!(!tokens_of(pre, "'S 12345 ½ ß\r\n\t  {x}\u{a0}日本語 🦀").is_empty(), "{pre}");
     }
 }
 
@@ -43,12 +43,12 @@ fn text_never_becomes_a_control_token() {
 }
 
 #[test]
-fn a_text_begins_as_the_file_says() {
-    let bos = |pre: &str, says: Option<bool>| {
+fn bos_follows_add_bos_token_or_the_pre_tokenizer_default() {
+    let bos = |pre: &str, add_bos: Option<bool>| {
         let mut file = small();
         file.text("tokenizer.ggml.pre", pre).u32("tokenizer.ggml.bos_token_id", 259);
-        if let Some(says) = says {
-            file.bool("tokenizer.ggml.add_bos_token", says);
+        if let Some(add_bos) = add_bos {
+            file.bool("tokenizer.ggml.add_bos_token", add_bos);
         }
         Tokenizer::open(&Files::of_gguf("a.gguf", file.bytes())).expect("a tokenizer").bos()
     };
@@ -57,7 +57,7 @@ fn a_text_begins_as_the_file_says() {
 }
 
 #[test]
-fn what_a_prompt_lacks_is_looked_for_in_the_file_itself() {
+fn an_infill_error_names_the_missing_token_and_the_gguf_file() {
     let files = Files::of_gguf("a.gguf", small().bytes());
     let codec = TextCodec::open(&files, &DecoderSpec::parse(&files).expect("a network")).expect("a codec");
     let infill = Prompt::Infill {
@@ -68,7 +68,7 @@ fn what_a_prompt_lacks_is_looked_for_in_the_file_itself() {
         files: Vec::new(),
         order: None,
     };
-    // The vocabulary has the three markers of a hole, and none of a file.
-    let Err(Error::ModelFile { file, field, .. }) = codec.encode(&infill) else { panic!("it has no such marker") };
+    // The vocabulary has the three FIM tokens, and no token for a file.
+    let Err(Error::ModelFile { file, field, .. }) = codec.encode(&infill) else { panic!("no error") };
     assert_eq!((file.as_str(), field.as_str()), ("a.gguf", "<|file_sep|>"));
 }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Clients that others wrote speak to the built binary: vscode-jsonrpc over stdio and WebSocket, Python's websockets.
+# Tests the built binary with third-party clients: vscode-jsonrpc over stdio and WebSocket, and Python's websockets.
 #
-#     tests/interop/interop.sh [BINARY]        BINARY is target/release/souffleur unless named
+#     tests/interop/interop.sh [BINARY]        BINARY defaults to target/release/souffleur
 #
-# Needs node 18 or later with npm, python3 with venv, and the two package registries the first time. What it installs
-# lies in target/interop. It skips nothing: what is missing or fails ends it with a status other than 0.
+# Needs node 18 or later with npm, python3 with venv, and on the first run access to both package registries. Installs
+# into target/interop. Nothing is skipped: a missing program or a failed check ends the script with a non-zero status.
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
@@ -16,14 +16,14 @@ fail() {
     exit 1
 }
 
-[[ -x $binary ]] || fail "$binary is not there: cargo build --release"
+[[ -x $binary ]] || fail "$binary does not exist: run cargo build --release"
 command -v node >/dev/null || fail "node is not installed"
 command -v npm >/dev/null || fail "npm is not installed"
 command -v python3 >/dev/null || fail "python3 is not installed"
-node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 18 ? 0 : 1)' || fail "node $(node --version) is too old: 18 or later"
+node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 18 ? 0 : 1)' || fail "node $(node --version) is too old: it must be 18 or later"
 
 mkdir -p "$work"
-# Copied, so that a run leaves nothing between the sources.
+# Copied, so that a run leaves no files in the source tree.
 rm -rf "$work/node"
 cp -r tests/interop/node "$work/node"
 (cd "$work/node" && npm ci --no-audit --no-fund --loglevel=error)

@@ -1,9 +1,9 @@
-//! What a peer may send by mistake or by malice: exactly one typed answer, or the close code that the standard asks for,
-//! and nobody else disturbed.
+//! Invalid and malicious input: exactly one typed error, or the close code that RFC 6455 requires, and no effect on
+//! other clients.
 
 use crate::{
-    support::{Client, Pipes, Program, Received, Server, WIRES, Wire, call, model_folder, receive, souffleur},
-    terabyte::terabyte,
+    oversized_model::oversized_model,
+    support::{Client, Program, Received, Server, StdioClient, TRANSPORTS, Transport, call, model_folder, receive, souffleur},
 };
 use serde_json::{Value, json};
 use std::{
@@ -12,39 +12,39 @@ use std::{
     process::Stdio,
 };
 
-/// Bytes of a message, as PROTOCOL.md says.
+/// The message size limit in PROTOCOL.md.
 const MESSAGE_BYTES: usize = 4 << 20;
 
 #[track_caller]
-fn refused(answer: &Value, id: Value, code: i32, kind: &str) {
-    assert_eq!(answer["id"], id, "{answer}");
-    assert_eq!((&answer["error"]["code"], &answer["error"]["data"]["kind"]), (&json!(code), &json!(kind)), "{answer}");
+fn refused(response: &Value, id: Value, code: i32, kind: &str) {
+    assert_eq!(response["id"], id, "{response}");
+    assert_eq!((&response["error"]["code"], &response["error"]["data"]["kind"]), (&json!(code), &json!(kind)), "{response}");
 }
 
-/// Still there, in step, and nothing was left to be read.
+/// The connection still works, and no other message is pending.
 #[track_caller]
-fn lives(client: &mut Client) {
-    let answer = client.ask(call("\"alive\"", "status", "{}"));
-    assert_eq!(answer["id"], "alive", "{answer}");
+fn assert_usable(client: &mut Client) {
+    let response = client.request(call("\"alive\"", "status", "{}"));
+    assert_eq!(response["id"], "alive", "{response}");
 }
 
-/// On every wire a client of its own; after each text the one answer and a sign of life.
+/// Over every transport: sends each text, checks the one response, and checks that the connection still works.
 #[track_caller]
 fn each(texts: &[&str], check: impl Fn(&str, &Value)) {
-    for wire in WIRES {
-        let mut client = Client::new(wire);
+    for transport in TRANSPORTS {
+        let mut client = Client::new(transport);
         for text in texts {
-            let answer = client.ask(text);
-            check(text, &answer);
-            lives(&mut client);
+            let response = client.request(text);
+            check(text, &response);
+            assert_usable(&mut client);
         }
     }
 }
 
 #[test]
 fn bad_json() {
-    each(&["{", "nul", "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"stat", "{} {}", "[1,]", "\u{feff}x"], |_, answer| {
-        refused(answer, Value::Null, -32700, "parse_error");
+    each(&["{", "nul", "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"stat", "{} {}", "[1,]", "\u{feff}x"], |_, response| {
+        refused(response, Value::Null, -32700, "parse_error");
     });
 }
 
@@ -53,7 +53,7 @@ fn a_hundred_thousand_nested_arrays() {
     let open = "[".repeat(100_000);
     let closed = format!("{open}{}", "]".repeat(100_000));
     let within = call("1", "complete", format!(r#"{{"prompt":{closed}}}"#));
-    each(&[&open, &closed, &within], |_, answer| refused(answer, Value::Null, -32700, "parse_error"));
+    each(&[&open, &closed, &within], |_, response| refused(response, Value::Null, -32700, "parse_error"));
 }
 
 #[test]
@@ -61,64 +61,66 @@ fn lone_surrogates() {
     let within = call("1", "complete", r#"{"prompt":"\ud800"}"#);
     let cut = call("1", "complete", r#"{"prompt":"\ud83d"}"#);
     let swapped = call("1", "complete", r#"{"prompt":"\udc00\ud800"}"#);
-    each(&[&within, &cut, &swapped, &call(r#""\udfff""#, "status", "{}")], |_, answer| refused(answer, Value::Null, -32700, "parse_error"));
+    each(&[&within, &cut, &swapped, &call(r#""\udfff""#, "status", "{}")], |_, response| {
+        refused(response, Value::Null, -32700, "parse_error")
+    });
 }
 
 #[test]
 fn an_empty_batch() {
-    each(&["[]", " [ ] "], |_, answer| refused(answer, Value::Null, -32600, "invalid_request"));
+    each(&["[]", " [ ] "], |_, response| refused(response, Value::Null, -32600, "invalid_request"));
 }
 
 #[test]
 fn a_batch_that_is_too_large() {
     let batch = format!("[{}]", vec![call("1", "status", "{}"); 33].join(","));
-    each(&[&batch], |_, answer| {
-        refused(answer, Value::Null, -32600, "batch_too_large");
-        assert_eq!(answer["error"]["data"]["limit"], 32);
+    each(&[&batch], |_, response| {
+        refused(response, Value::Null, -32600, "batch_too_large");
+        assert_eq!(response["error"]["data"]["limit"], 32);
     });
 }
 
 #[test]
 fn ids_of_every_type() {
     let request = |id: &str| call(id, "models/list", "{}");
-    for wire in WIRES {
-        let mut client = Client::new(wire);
+    for transport in TRANSPORTS {
+        let mut client = Client::new(transport);
         for id in ["0", "-1", "1", "9007199254740993", "-9007199254740993", "18446744073709551616", "\"\"", "\"1\"", "\"é\""] {
-            let answer = client.ask(request(id));
-            assert_eq!(answer["id"], serde_json::from_str::<Value>(id).unwrap(), "{wire:?}");
-            assert!(answer.get("result").is_some(), "{answer}");
+            let response = client.request(request(id));
+            assert_eq!(response["id"], serde_json::from_str::<Value>(id).unwrap(), "{transport:?}");
+            assert!(response.get("result").is_some(), "{response}");
         }
         for id in ["null", "1.5", "1.0", "1e2", "true", "{}", "{\"a\":1}", "[]", "[1]"] {
-            refused(&client.ask(request(id)), Value::Null, -32600, "invalid_request");
+            refused(&client.request(request(id)), Value::Null, -32600, "invalid_request");
         }
-        lives(&mut client);
+        assert_usable(&mut client);
     }
 }
 
 #[test]
 fn an_id_in_flight_used_again() {
-    for wire in WIRES {
-        let mut client = Client::new(wire);
+    for transport in TRANSPORTS {
+        let mut client = Client::new(transport);
         client.send(call("1", "complete", r#"{"prompt":"x","maxTokens":2000,"logitBias":{"0":-100}}"#));
-        refused(&client.ask(call("1", "status", "{}")), Value::Null, -32600, "id_in_flight");
+        refused(&client.request(call("1", "status", "{}")), Value::Null, -32600, "id_in_flight");
         client.send(call("2", "cancel", r#"{"id":1}"#));
-        refused(&client.answer(), json!(1), -32800, "cancelled");
-        assert_eq!(client.answer()["id"], 2);
-        assert!(client.ask(call("1", "status", "{}")).get("result").is_some());
+        refused(&client.response(), json!(1), -32800, "cancelled");
+        assert_eq!(client.response()["id"], 2);
+        assert!(client.request(call("1", "status", "{}")).get("result").is_some());
     }
 }
 
 #[test]
 fn an_unknown_method() {
     let long = call("1", &"m".repeat(100_000), "{}");
-    each(&[&call("1", "no/such", "{}"), &call("1", "", "{}"), &call("1", "$/progress", "{}"), &long], |_, answer| {
-        refused(answer, json!(1), -32601, "unknown_method");
-        assert!(answer.to_string().len() < 1000, "what is unknown is not echoed at length");
+    each(&[&call("1", "no/such", "{}"), &call("1", "", "{}"), &call("1", "$/progress", "{}"), &long], |_, response| {
+        refused(response, json!(1), -32601, "unknown_method");
+        assert!(response.to_string().len() < 1000, "long input is echoed");
     });
 }
 
 #[test]
-fn what_is_refused_is_not_sent_back_at_length() {
+fn errors_do_not_echo_long_input() {
     let long = "m".repeat(100_000);
     let texts = [
         call("1", "complete", json!({ "prompt": "x", "model": long })),
@@ -127,14 +129,14 @@ fn what_is_refused_is_not_sent_back_at_length() {
         call("1", "complete", json!({ "prompt": "x", "partialResultToken": long })),
         call("1", "complete", json!({ "prompt": "x", "workDoneToken": "w" })),
     ];
-    each(&texts.each_ref().map(String::as_str), |_, answer| {
-        assert!(answer["id"] == 1 && answer["error"]["code"].is_i64(), "{answer}");
-        assert!(answer.to_string().len() < 1500, "{answer}");
+    each(&texts.each_ref().map(String::as_str), |_, response| {
+        assert!(response["id"] == 1 && response["error"]["code"].is_i64(), "{response}");
+        assert!(response.to_string().len() < 1500, "{response}");
     });
 }
 
 #[test]
-fn a_request_that_is_none() {
+fn invalid_requests() {
     let texts = [
         r#"{}"#,
         "1",
@@ -146,7 +148,7 @@ fn a_request_that_is_none() {
         r#"{"jsonrpc":"2.0","method":"status","method":"status","id":1}"#,
         r#"{"jsonrpc":"2.0","result":1}"#,
     ];
-    each(&texts, |_, answer| refused(answer, Value::Null, -32600, "invalid_request"));
+    each(&texts, |_, response| refused(response, Value::Null, -32600, "invalid_request"));
     let texts = [
         r#"{"id":1,"method":"status"}"#,
         r#"{"jsonrpc":"1.0","id":1,"method":"status"}"#,
@@ -155,7 +157,7 @@ fn a_request_that_is_none() {
         r#"{"jsonrpc":"2.0","id":1,"method":1}"#,
         r#"{"jsonrpc":"2.0","id":1,"method":"status","params":1}"#,
     ];
-    each(&texts, |_, answer| refused(answer, json!(1), -32600, "invalid_request"));
+    each(&texts, |_, response| refused(response, json!(1), -32600, "invalid_request"));
 }
 
 #[test]
@@ -186,36 +188,39 @@ fn an_unknown_or_out_of_range_parameter() {
         ("models/load", r#"{}"#, "model"),
         ("initialize", r#"[]"#, "params"),
     ];
-    for wire in WIRES {
-        let mut client = Client::new(wire);
+    for transport in TRANSPORTS {
+        let mut client = Client::new(transport);
         for (method, params, parameter) in cases {
             if method == "initialize" {
-                client = Client::new(wire);
+                client = Client::new(transport);
             }
-            let answer = client.ask(call("1", method, params));
-            refused(&answer, json!(1), -32602, "invalid_params");
-            assert_eq!(answer["error"]["data"]["parameter"], parameter, "{method} {params}: {answer}");
+            let response = client.request(call("1", method, params));
+            refused(&response, json!(1), -32602, "invalid_params");
+            assert_eq!(response["error"]["data"]["parameter"], parameter, "{method} {params}: {response}");
         }
-        lives(&mut client);
+        assert_usable(&mut client);
     }
 }
 
 #[test]
 fn a_text_that_is_too_long() {
     let text = "x".repeat((2 << 20) + 1);
-    each(&[&call("1", "tokenize", json!({ "text": text })), &call("1", "infill", json!({ "prefix": "", "suffix": text }))], |_, answer| {
-        refused(answer, json!(1), -32602, "invalid_params");
-        assert_eq!(answer["error"]["data"]["limit"], 2 << 20);
-    });
+    each(
+        &[&call("1", "tokenize", json!({ "text": text })), &call("1", "infill", json!({ "prefix": "", "suffix": text }))],
+        |_, response| {
+            refused(response, json!(1), -32602, "invalid_params");
+            assert_eq!(response["error"]["data"]["limit"], 2 << 20);
+        },
+    );
 }
 
 #[test]
 fn a_prompt_longer_than_the_context() {
     let prompt = "x = 1\n".repeat(2000);
-    each(&[&call("1", "complete", json!({ "prompt": prompt }))], |_, answer| {
-        refused(answer, json!(1), -32070, "context_overflow");
-        assert_eq!(answer["error"]["data"]["limit"], 2048);
-        assert!(answer["error"]["data"]["needed"].as_u64() > Some(2048), "{answer}");
+    each(&[&call("1", "complete", json!({ "prompt": prompt }))], |_, response| {
+        refused(response, json!(1), -32070, "context_overflow");
+        assert_eq!(response["error"]["data"]["limit"], 2048);
+        assert!(response["error"]["data"]["needed"].as_u64() > Some(2048), "{response}");
     });
 }
 
@@ -231,13 +236,13 @@ fn an_unknown_model() {
         };
         call("1", method, params)
     });
-    each(&texts.each_ref().map(String::as_str), |_, answer| {
-        refused(answer, json!(1), -32060, "unknown_model");
-        assert_eq!(answer["error"]["data"]["known"], json!(["embedded"]));
+    each(&texts.each_ref().map(String::as_str), |_, response| {
+        refused(response, json!(1), -32060, "unknown_model");
+        assert_eq!(response["error"]["data"]["known"], json!(["embedded"]));
     });
 }
 
-/// A model with one file broken: what it says, and that the embedded model beside it does not mind.
+/// A model with one broken file gives an error, and the embedded model still works.
 #[track_caller]
 fn broken(file: &str, break_it: impl Fn(Vec<u8>) -> Vec<u8>, check: impl Fn(&Value)) {
     let folder = model_folder();
@@ -245,15 +250,15 @@ fn broken(file: &str, break_it: impl Fn(Vec<u8>) -> Vec<u8>, check: impl Fn(&Val
     let bytes = break_it(fs::read(&path).unwrap());
     fs::write(&path, bytes).unwrap();
     let name = folder.path().file_name().unwrap().to_str().unwrap();
-    for wire in WIRES {
-        let mut client = Client::with(wire, &["--model", "embedded", "--model", folder.path().to_str().unwrap()]);
+    for transport in TRANSPORTS {
+        let mut client = Client::with(transport, &["--model", "embedded", "--model", folder.path().to_str().unwrap()]);
         for _ in 0..2 {
-            let answer = client.ask(call("1", "complete", json!({ "model": name, "prompt": "x" })));
-            assert_eq!(answer["id"], 1, "{answer}");
-            check(&answer["error"]["data"]);
+            let response = client.request(call("1", "complete", json!({ "model": name, "prompt": "x" })));
+            assert_eq!(response["id"], 1, "{response}");
+            check(&response["error"]["data"]);
         }
-        let answer = client.ask(call("2", "complete", r#"{"prompt":"def add(a, b):","maxTokens":1}"#));
-        assert_eq!(answer["result"]["text"], " return", "{answer}");
+        let response = client.request(call("2", "complete", r#"{"prompt":"def add(a, b):","maxTokens":1}"#));
+        assert_eq!(response["result"]["text"], " return", "{response}");
     }
 }
 
@@ -321,65 +326,65 @@ fn a_file_that_is_a_pipe() {
         let _ = fs::remove_file(&path);
         fifo(&path);
         let model = if file.ends_with(".gguf") { &*path } else { folder.path() };
-        let mut client = Client::with(Wire::Lines, &["--model", model.to_str().unwrap()]);
-        let answer = client.ask(call("1", "complete", r#"{"prompt":"x"}"#));
-        names_the_file(file)(&answer["error"]["data"]);
-        lives(&mut client);
+        let mut client = Client::with(Transport::Lines, &["--model", model.to_str().unwrap()]);
+        let response = client.request(call("1", "complete", r#"{"prompt":"x"}"#));
+        names_the_file(file)(&response["error"]["data"]);
+        assert_usable(&mut client);
     }
 }
 
 #[test]
 fn a_model_that_needs_more_memory_than_is_free() {
     let folder = model_folder();
-    terabyte(folder.path());
-    for wire in WIRES {
-        let mut client = Client::with(wire, &["--model", folder.path().to_str().unwrap()]);
-        let answer = client.ask(call("1", "complete", r#"{"prompt":"x"}"#));
-        refused(&answer, json!(1), -32073, "out_of_memory");
-        let data = &answer["error"]["data"];
-        assert!(data["needed"].as_u64() >= Some(1 << 40) && data["free"].as_u64() > Some(0), "{answer}");
-        lives(&mut client);
+    oversized_model(folder.path());
+    for transport in TRANSPORTS {
+        let mut client = Client::with(transport, &["--model", folder.path().to_str().unwrap()]);
+        let response = client.request(call("1", "complete", r#"{"prompt":"x"}"#));
+        refused(&response, json!(1), -32073, "out_of_memory");
+        let data = &response["error"]["data"];
+        assert!(data["needed"].as_u64() >= Some(1 << 40) && data["free"].as_u64() > Some(0), "{response}");
+        assert_usable(&mut client);
     }
 }
 
 #[test]
 fn a_message_that_is_too_large() {
     let text = call("1", "tokenize", json!({ "text": "x".repeat(MESSAGE_BYTES) }));
-    for wire in [Wire::Lines, Wire::Headers] {
-        let mut client = Client::new(wire);
-        refused(&client.ask(&text), Value::Null, -32600, "message_too_large");
-        lives(&mut client);
+    for transport in [Transport::Lines, Transport::Headers] {
+        let mut client = Client::new(transport);
+        refused(&client.request(&text), Value::Null, -32600, "message_too_large");
+        assert_usable(&mut client);
     }
     let server = Server::new();
-    let (mut socket, mut neighbour) = (server.connect(), server.connect());
+    let (mut socket, mut other) = (server.connect(), server.connect());
     let _ = socket.send(text.into());
     assert_eq!(receive(&mut socket), Received::Closed(Some(1009)));
-    socket_lives(&mut neighbour);
+    assert_socket_usable(&mut other);
 }
 
-fn socket_lives(socket: &mut crate::support::Socket) {
+fn assert_socket_usable(socket: &mut crate::support::Socket) {
     socket.send(call("\"alive\"", "status", "{}").into()).unwrap();
     assert!(matches!(receive(socket), Received::Message(message) if message["id"] == "alive"));
 }
 
 #[test]
 fn a_frame_that_announces_a_tebibyte() {
-    let mut pipes = Pipes::new(Wire::Headers, &[]);
+    let mut pipes = StdioClient::new(Transport::Headers, &[]);
     let status = call("1", "status", "{}");
     pipes.write(&pipes.frame(&status));
     assert!(matches!(pipes.receive(), Received::Message(_)));
     let before = pipes.program.resident();
     pipes.write(format!("Content-Length: {}\r\n\r\n", 1u64 << 40).as_bytes());
-    let Received::Message(answer) = pipes.receive() else { panic!("closed") };
-    refused(&answer, Value::Null, -32600, "message_too_large");
+    let Received::Message(response) = pipes.receive() else { panic!("closed") };
+    refused(&response, Value::Null, -32600, "message_too_large");
     for _ in 0..50 {
         pipes.write(&vec![b' '; 1 << 20]);
     }
     assert!(pipes.program.resident() <= before + 4, "{} MiB, then {}", before, pipes.program.resident());
 
     let server = Server::new();
-    let mut neighbour = server.connect();
-    socket_lives(&mut neighbour);
+    let mut other = server.connect();
+    assert_socket_usable(&mut other);
     let before = server.program.resident();
     let mut stream = server.raw();
     let mut head = vec![0x81, 0xff];
@@ -393,10 +398,10 @@ fn a_frame_that_announces_a_tebibyte() {
     }
     assert!(server.program.resident() <= before + 4, "{} MiB, then {}", before, server.program.resident());
     closes_with(&mut stream, 1009);
-    socket_lives(&mut neighbour);
+    assert_socket_usable(&mut other);
 }
 
-/// An unmasked close frame with this code, as a server's is.
+/// Reads an unmasked close frame with this code.
 #[track_caller]
 fn closes_with(stream: &mut std::net::TcpStream, code: u16) {
     let mut frame = [0; 4];
@@ -412,15 +417,15 @@ fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn bad_utf8() {
-    for wire in [Wire::Lines, Wire::Headers] {
-        let mut pipes = Pipes::new(wire, &[]);
-        let bad: &[u8] = match wire {
-            Wire::Headers => b"Content-Length: 6\r\n\r\n{\"a\xff\":",
-            Wire::Lines | Wire::Socket => b"{\"a\xff\":1}\n",
+    for transport in [Transport::Lines, Transport::Headers] {
+        let mut pipes = StdioClient::new(transport, &[]);
+        let bad: &[u8] = match transport {
+            Transport::Headers => b"Content-Length: 6\r\n\r\n{\"a\xff\":",
+            Transport::Lines | Transport::WebSocket => b"{\"a\xff\":1}\n",
         };
         pipes.write(bad);
-        let Received::Message(answer) = pipes.receive() else { panic!("closed") };
-        refused(&answer, Value::Null, -32700, "parse_error");
+        let Received::Message(response) = pipes.receive() else { panic!("closed") };
+        refused(&response, Value::Null, -32700, "parse_error");
         pipes.write(&pipes.frame(&call("1", "status", "{}")));
         assert!(matches!(pipes.receive(), Received::Message(message) if message["id"] == 1));
     }
@@ -428,14 +433,14 @@ fn bad_utf8() {
     let mut stream = server.raw();
     stream.write_all(&masked(0x81, b"{\"a\xff\":1}")).unwrap();
     closes_with(&mut stream, 1007);
-    socket_lives(&mut server.connect());
+    assert_socket_usable(&mut server.connect());
 }
 
 #[test]
 fn frames_against_the_websocket_protocol() {
     let server = Server::new();
     let cases: [(&[u8], u16); 7] = [
-        // Not masked, reserved bits, an unknown opcode, a continuation of nothing, a long ping, a cut close, and binary.
+        // Unmasked, reserved bits, unknown opcode, continuation without a start, long ping, truncated close, and binary.
         (&[0x81, 2, b'{', b'}'], 1002),
         (&masked(0xC1, b"{}"), 1002),
         (&masked(0x83, b"{}"), 1002),
@@ -449,39 +454,39 @@ fn frames_against_the_websocket_protocol() {
         stream.write_all(frame).unwrap();
         closes_with(&mut stream, code);
     }
-    socket_lives(&mut server.connect());
+    assert_socket_usable(&mut server.connect());
 }
 
 #[test]
 fn a_truncated_frame() {
-    for (wire, bytes) in [
-        (Wire::Headers, &b"Content-Length: 60\r\n\r\n{\"jsonrpc\":"[..]),
-        (Wire::Headers, b"Content-Length: 60\r\n"),
-        (Wire::Headers, b"Content-Le"),
-        (Wire::Lines, b"{\"jsonrpc\":\"2.0\",\"id\":1,\"meth"),
+    for (transport, bytes) in [
+        (Transport::Headers, &b"Content-Length: 60\r\n\r\n{\"jsonrpc\":"[..]),
+        (Transport::Headers, b"Content-Length: 60\r\n"),
+        (Transport::Headers, b"Content-Le"),
+        (Transport::Lines, b"{\"jsonrpc\":\"2.0\",\"id\":1,\"meth"),
     ] {
-        let mut pipes = Pipes::new(wire, &[]);
+        let mut pipes = StdioClient::new(transport, &[]);
         pipes.write(bytes);
         pipes.close();
-        let Received::Message(answer) = pipes.receive() else { panic!("closed") };
-        refused(&answer, Value::Null, -32700, "parse_error");
+        let Received::Message(response) = pipes.receive() else { panic!("closed") };
+        refused(&response, Value::Null, -32700, "parse_error");
         assert_eq!(pipes.receive(), Received::Closed(None));
     }
     let server = Server::new();
-    let mut neighbour = server.connect();
+    let mut other = server.connect();
     let mut stream = server.raw();
     stream.write_all(&masked(0x81, b"{\"jsonrpc\"")[..8]).unwrap();
     drop(stream);
-    socket_lives(&mut neighbour);
+    assert_socket_usable(&mut other);
 }
 
 #[test]
-fn a_header_that_is_none() {
+fn an_invalid_header() {
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"Content-Length: x\r\n\r\n{}", b"Content-Length: -1\r\n\r\n{}", &[b'x'; 10_000]] {
-        let mut pipes = Pipes::new(Wire::Headers, &[]);
+        let mut pipes = StdioClient::new(Transport::Headers, &[]);
         pipes.write(bytes);
-        let Received::Message(answer) = pipes.receive() else { panic!("closed") };
-        refused(&answer, Value::Null, -32700, "parse_error");
+        let Received::Message(response) = pipes.receive() else { panic!("closed") };
+        refused(&response, Value::Null, -32700, "parse_error");
         assert_eq!(pipes.receive(), Received::Closed(None));
     }
 }
@@ -491,31 +496,31 @@ fn a_port_in_use() {
     let server = Server::new();
     let output = souffleur(&["serve", "--port", &server.address.port().to_string()]).output().unwrap();
     assert!(!output.status.success());
-    let sentence = String::from_utf8(output.stderr).unwrap();
-    assert!(sentence.contains(&format!("{} is in use already", server.address)), "{sentence}");
-    socket_lives(&mut server.connect());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains(&format!("{} is in use already", server.address)), "{stderr}");
+    assert_socket_usable(&mut server.connect());
 }
 
 #[test]
 fn a_full_disk() {
-    // The answers have nowhere to go: it ends, and says so.
+    // stdout is full: the program exits with an error.
     let mut command = souffleur(&["stdio"]);
     command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(fs::File::options().write(true).open("/dev/full").unwrap());
     let mut program = Program::start(command);
     let mut input = program.child.stdin.take().unwrap();
     input.write_all(format!("{}\n", call("1", "status", "{}")).as_bytes()).unwrap();
-    assert!(!program.ended().success());
-    let mut sentence = String::new();
-    program.child.stderr.take().unwrap().read_to_string(&mut sentence).unwrap();
-    assert!(sentence.contains("stdout can't be written to"), "{sentence}");
+    assert!(!program.wait().success());
+    let mut stderr = String::new();
+    program.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert!(stderr.contains("stdout can't be written to"), "{stderr}");
 
-    // No room for the token: it does not start without one, says which file, and leaves none behind.
+    // The token file cannot be written: the server does not start, names the file, and leaves none behind.
     let home = tempfile::tempdir().unwrap();
     let script = "trap '' XFSZ; ulimit -f 0; exec \"$0\" serve --port 0";
     let program = env!("CARGO_BIN_EXE_souffleur");
     let output = std::process::Command::new("sh").args(["-c", script, program]).env("XDG_RUNTIME_DIR", home.path()).output().unwrap();
     assert!(!output.status.success());
-    let sentence = String::from_utf8(output.stderr).unwrap();
-    assert!(sentence.contains("can't write the token's file") && sentence.contains(".token"), "{sentence}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("can't write the token's file") && stderr.contains(".token"), "{stderr}");
     assert_eq!(fs::read_dir(home.path().join("souffleur")).unwrap().count(), 0);
 }

@@ -1,4 +1,4 @@
-//! `bench`: that it measures what it says. How fast anything is, no test asks.
+//! The output of `bench`. No test checks how fast anything is.
 
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader};
@@ -7,15 +7,16 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 fn bench(options: &[&str]) -> (bool, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_souffleur")).arg("bench").args(options).stdin(Stdio::null()).output().expect("it starts");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_souffleur")).arg("bench").args(options).stdin(Stdio::null()).output().expect("the program starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.success(), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
 fn every_measurement_and_every_ratio_is_in_the_json() {
-    let (well, out, err) = bench(&["--json", "--rounds", "1", "--threads", "2", "--only", "rows,start"]);
-    assert!(well, "{err}");
+    let (succeeded, out, err) = bench(&["--json", "--rounds", "1", "--threads", "2", "--only", "rows,start"]);
+    assert!(succeeded, "{err}");
     let parts: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
     let names = |key: &str, part: &Value| {
         part[key].as_array().expect("a list").iter().map(|entry| entry["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
@@ -26,7 +27,7 @@ fn every_measurement_and_every_ratio_is_in_the_json() {
     for part in &parts {
         assert!(part["head"].as_str().expect("a head").starts_with("embedded: "), "{part}");
         for series in part["series"].as_array().expect("a list") {
-            // One round, and one more only for what had company in the first.
+            // One round, repeated once if other processes used the machine.
             match series["samples"].as_array().expect("a list").as_slice() {
                 [only] => assert_eq!(only["value"], series["median"]),
                 [first, _] => assert_eq!(first["quiet"], false, "{series}"),
@@ -41,9 +42,9 @@ fn every_measurement_and_every_ratio_is_in_the_json() {
 }
 
 #[test]
-fn the_busy_neighbour_is_measured_with_threads_of_its_own_or_left_out() {
-    let (well, out, err) = bench(&["--json", "--rounds", "1", "--threads", "1", "--only", "beside"]);
-    assert!(well, "{err}");
+fn the_measurement_beside_a_busy_process_sets_its_own_threads_or_is_left_out() {
+    let (succeeded, out, err) = bench(&["--json", "--rounds", "1", "--threads", "1", "--only", "beside"]);
+    assert!(succeeded, "{err}");
     let part: Value = serde_json::from_str(&out).expect("one line of JSON");
     assert_eq!(part["part"], "beside");
     if std::thread::available_parallelism().expect("a number").get() < 2 {
@@ -58,25 +59,26 @@ fn the_busy_neighbour_is_measured_with_threads_of_its_own_or_left_out() {
 
 #[cfg(unix)]
 #[test]
-fn a_neighbour_ends_with_its_parent() {
-    // The shell says the neighbour's number and is gone; its output ends when the neighbour, who has it too, does.
+fn the_busy_process_exits_with_its_parent() {
+    // The shell prints the pid of the background process and exits. Its stdout, which the process inherits, closes when the
+    // process exits.
     let script = format!("{} bench --cpu-hog $$ & echo $!", env!("CARGO_BIN_EXE_souffleur"));
     let mut shell = Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("a shell");
     let mut output = BufReader::new(shell.stdout.take().expect("piped"));
-    let mut neighbour = String::new();
-    output.read_line(&mut neighbour).expect("a number");
-    shell.wait().expect("it ends");
-    let (over, ended) = mpsc::sync_channel(1);
-    std::thread::spawn(move || over.send(output.read_line(&mut String::new())));
-    let ended = ended.recv_timeout(Duration::from_secs(60));
-    if ended.is_err() {
-        Command::new("kill").args(["-9", neighbour.trim()]).status().expect("kill");
+    let mut pid = String::new();
+    output.read_line(&mut pid).expect("a number");
+    shell.wait().expect("the shell exits");
+    let (sender, exited) = mpsc::sync_channel(1);
+    std::thread::spawn(move || sender.send(output.read_line(&mut String::new())));
+    let exited = exited.recv_timeout(Duration::from_secs(60));
+    if exited.is_err() {
+        Command::new("kill").args(["-9", pid.trim()]).status().expect("kill");
     }
-    assert_eq!(ended.expect("it ends, here within a minute").expect("readable"), 0);
+    assert_eq!(exited.expect("the process exits within a minute").expect("readable"), 0);
 }
 
 #[test]
 fn a_peer_needs_a_gguf_file() {
-    let (well, _, err) = bench(&["--peer", "llama-bench=/bin/true"]);
-    assert!(!well && err.contains("--peer needs a .gguf file"), "{err}");
+    let (succeeded, _, err) = bench(&["--peer", "llama-bench=/bin/true"]);
+    assert!(!succeeded && err.contains("--peer needs a .gguf file"), "{err}");
 }

@@ -1,14 +1,14 @@
-//! The program from outside: the real binary, its worker a process of its own.
+//! The protocol and the command line: the real binary with its worker process.
 
+mod architecture;
 mod bad_input;
 mod bench;
-mod clients;
 mod doctor;
-mod guard;
+mod http_access;
+mod jsonrpsee_client;
+mod oversized_model;
 mod readme;
-mod rooms;
-mod sockets;
+mod slow_readers;
 mod stderr;
 mod support;
-mod terabyte;
 mod transcripts;

@@ -1,4 +1,4 @@
-//! The real program, and a client for each way to reach it. Everything waits for an event, and at most so long.
+//! Starts the real program and talks to it over each transport. Every wait is for an event and has a timeout.
 
 use serde_json::Value;
 use std::{
@@ -16,53 +16,53 @@ use tokio_tungstenite::tungstenite::{
     protocol::WebSocketConfig,
 };
 
-/// Long enough for a cold start on a busy machine; a test that needs it has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than a cold start on a busy machine.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Every way to carry messages.
+/// How messages are carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wire {
+pub(crate) enum Transport {
     Lines,
     Headers,
-    Socket,
+    WebSocket,
 }
 
-pub(crate) const WIRES: [Wire; 3] = [Wire::Lines, Wire::Headers, Wire::Socket];
+pub(crate) const TRANSPORTS: [Transport; 3] = [Transport::Lines, Transport::Headers, Transport::WebSocket];
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Received {
     Message(Value),
-    /// With the code, where the wire has codes.
+    /// With the close code of a WebSocket.
     Closed(Option<u16>),
 }
 
-/// One peer of a program of its own.
+/// A client with its own program.
 pub(crate) struct Client {
     inner: Inner,
 }
 
 enum Inner {
-    Pipes(Box<Pipes>),
+    StdioClient(Box<StdioClient>),
     Socket { socket: Box<Socket>, server: Server },
 }
 
 impl Client {
-    pub(crate) fn new(wire: Wire) -> Self {
-        Self::with(wire, &[])
+    pub(crate) fn new(transport: Transport) -> Self {
+        Self::with(transport, &[])
     }
 
-    pub(crate) fn with(wire: Wire, arguments: &[&str]) -> Self {
-        let command = match wire {
-            Wire::Lines | Wire::Headers => Pipes::command(arguments),
-            Wire::Socket => Server::command(arguments),
+    pub(crate) fn with(transport: Transport, arguments: &[&str]) -> Self {
+        let command = match transport {
+            Transport::Lines | Transport::Headers => StdioClient::command(arguments),
+            Transport::WebSocket => Server::command(arguments),
         };
-        Self::start(wire, command)
+        Self::start(transport, command)
     }
 
-    pub(crate) fn start(wire: Wire, command: Command) -> Self {
-        let inner = match wire {
-            Wire::Lines | Wire::Headers => Inner::Pipes(Box::new(Pipes::start(wire, command))),
-            Wire::Socket => {
+    pub(crate) fn start(transport: Transport, command: Command) -> Self {
+        let inner = match transport {
+            Transport::Lines | Transport::Headers => Inner::StdioClient(Box::new(StdioClient::start(transport, command))),
+            Transport::WebSocket => {
                 let server = Server::start(command);
                 Inner::Socket { socket: Box::new(server.connect()), server }
             }
@@ -73,33 +73,33 @@ impl Client {
     pub(crate) fn send(&mut self, text: impl ToString) {
         let text = text.to_string();
         match &mut self.inner {
-            Inner::Pipes(pipes) => {
+            Inner::StdioClient(pipes) => {
                 let framed = pipes.frame(&text);
                 pipes.write(&framed);
             }
-            Inner::Socket { socket, .. } => socket.send(Message::text(text)).expect("a socket that takes text"),
+            Inner::Socket { socket, .. } => socket.send(Message::text(text)).expect("the message is sent"),
         }
     }
 
     pub(crate) fn receive(&mut self) -> Received {
         match &mut self.inner {
-            Inner::Pipes(pipes) => pipes.receive(),
+            Inner::StdioClient(pipes) => pipes.receive(),
             Inner::Socket { socket, .. } => receive(socket),
         }
     }
 
-    /// The next message, which must come.
+    /// The next message.
     #[track_caller]
     pub(crate) fn message(&mut self) -> Value {
         match self.receive() {
             Received::Message(message) => message,
-            Received::Closed(code) => panic!("closed ({code:?}) where a message was expected"),
+            Received::Closed(code) => panic!("closed ({code:?}) instead of a message"),
         }
     }
 
-    /// The next message that is no notification.
+    /// The next message that is not a notification.
     #[track_caller]
-    pub(crate) fn answer(&mut self) -> Value {
+    pub(crate) fn response(&mut self) -> Value {
         loop {
             let message = self.message();
             if message.get("method").is_none() {
@@ -109,59 +109,59 @@ impl Client {
     }
 
     #[track_caller]
-    pub(crate) fn ask(&mut self, text: impl ToString) -> Value {
+    pub(crate) fn request(&mut self, text: impl ToString) -> Value {
         self.send(text);
-        self.answer()
+        self.response()
     }
 
-    /// The program's process.
-    #[allow(dead_code, reason = "for the tests of faults, which share this file")]
+    /// The program's process id.
+    #[allow(dead_code, reason = "the failpoint tests use it")]
     pub(crate) fn pid(&self) -> u32 {
         match &self.inner {
-            Inner::Pipes(pipes) => pipes.program.child.id(),
+            Inner::StdioClient(pipes) => pipes.program.child.id(),
             Inner::Socket { server, .. } => server.program.child.id(),
         }
     }
 
-    /// How the program ended, where it is this client's own.
+    /// The exit status of a stdio program; waits for it. `None` for a server, which keeps running.
     pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         match &mut self.inner {
-            Inner::Pipes(pipes) => Some(pipes.program.ended()),
+            Inner::StdioClient(pipes) => Some(pipes.program.wait()),
             Inner::Socket { .. } => None,
         }
     }
 }
 
-/// A process that ends with its owner.
+/// A child process, killed when this is dropped.
 pub(crate) struct Program {
     pub(crate) child: Child,
-    /// Where its token's file is.
+    /// Contains the token file.
     _home: tempfile::TempDir,
 }
 
 impl Program {
     pub(crate) fn start(mut command: Command) -> Self {
         let home = tempfile::tempdir().expect("a temporary directory");
-        // Of this test alone, and entered by nobody else.
+        // A private directory for this test.
         let child = command.env("XDG_RUNTIME_DIR", home.path()).spawn().expect("the program starts");
         Self { child, _home: home }
     }
 
-    pub(crate) fn ended(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().expect("our own child") {
+            if let Some(status) = self.child.try_wait().expect("a child process") {
                 return status;
             }
-            assert!(start.elapsed() < PATIENCE, "the program does not end");
+            assert!(start.elapsed() < TIMEOUT, "the program does not exit");
             thread::sleep(Duration::from_millis(2));
         }
     }
 
     /// Resident memory in MiB.
     pub(crate) fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Linux says");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running process has some");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running process");
         line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") >> 10
     }
 }
@@ -179,48 +179,48 @@ pub(crate) fn souffleur(arguments: &[&str]) -> Command {
     command
 }
 
-/// `souffleur stdio`, with a thread that reads what it says.
-pub(crate) struct Pipes {
+/// `souffleur stdio`, with a thread that reads its output.
+pub(crate) struct StdioClient {
     pub(crate) program: Program,
-    wire: Wire,
+    transport: Transport,
     input: Option<ChildStdin>,
     output: Receiver<Value>,
 }
 
-impl Pipes {
-    pub(crate) fn new(wire: Wire, arguments: &[&str]) -> Self {
-        Self::start(wire, Self::command(arguments))
+impl StdioClient {
+    pub(crate) fn new(transport: Transport, arguments: &[&str]) -> Self {
+        Self::start(transport, Self::command(arguments))
     }
 
     pub(crate) fn command(arguments: &[&str]) -> Command {
         souffleur(&[&["stdio"], arguments].concat())
     }
 
-    pub(crate) fn start(wire: Wire, mut command: Command) -> Self {
+    pub(crate) fn start(transport: Transport, mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut program = Program::start(command);
         let input = program.child.stdin.take();
         let mut reader = BufReader::new(program.child.stdout.take().expect("piped"));
         let (sender, output) = sync_channel(16);
         thread::spawn(move || {
-            while let Some(text) = read_frame(&mut reader, wire) {
+            while let Some(text) = read_message(&mut reader, transport) {
                 let message = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
                 if sender.send(message).is_err() {
                     return;
                 }
             }
         });
-        Self { program, wire, input, output }
+        Self { program, transport, input, output }
     }
 
     pub(crate) fn frame(&self, text: &str) -> Vec<u8> {
-        match self.wire {
-            Wire::Headers => format!("Content-Length: {}\r\n\r\n{text}", text.len()).into_bytes(),
-            Wire::Lines | Wire::Socket => format!("{text}\n").into_bytes(),
+        match self.transport {
+            Transport::Headers => format!("Content-Length: {}\r\n\r\n{text}", text.len()).into_bytes(),
+            Transport::Lines | Transport::WebSocket => format!("{text}\n").into_bytes(),
         }
     }
 
-    /// A program that has closed may not take it all.
+    /// Ignores errors: a program that has closed its input may not read everything.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         let input = self.input.as_mut().expect("not closed yet");
         let _ = input.write_all(bytes).and_then(|()| input.flush());
@@ -231,22 +231,22 @@ impl Pipes {
     }
 
     pub(crate) fn receive(&mut self) -> Received {
-        use std::sync::mpsc::RecvTimeoutError as Silence;
-        match self.output.recv_timeout(PATIENCE) {
+        use std::sync::mpsc::RecvTimeoutError;
+        match self.output.recv_timeout(TIMEOUT) {
             Ok(message) => Received::Message(message),
-            Err(Silence::Disconnected) => Received::Closed(None),
-            Err(Silence::Timeout) => panic!("nothing was said for {PATIENCE:?}"),
+            Err(RecvTimeoutError::Disconnected) => Received::Closed(None),
+            Err(RecvTimeoutError::Timeout) => panic!("no message within {TIMEOUT:?}"),
         }
     }
 }
 
-/// `None` at the end. Whatever is not framed fails the test: standard output is the protocol's alone.
-fn read_frame(reader: &mut impl BufRead, wire: Wire) -> Option<String> {
+/// `None` at the end of the output. Anything unframed fails the test: stdout carries only the protocol.
+fn read_message(reader: &mut impl BufRead, transport: Transport) -> Option<String> {
     let mut line = String::new();
     if reader.read_line(&mut line).expect("UTF-8") == 0 {
         return None;
     }
-    if wire != Wire::Headers {
+    if transport != Transport::Headers {
         return Some(line.strip_suffix('\n').expect("a whole line").to_owned());
     }
     let length = line.strip_prefix("Content-Length: ").and_then(|text| text.trim_end().parse().ok());
@@ -264,7 +264,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) token: String,
     pub(crate) token_file: PathBuf,
-    /// What it says further; unread, but not refused.
+    /// Keeps stdout open; the rest is not read.
     _lines: Lines<BufReader<ChildStdout>>,
 }
 
@@ -286,7 +286,7 @@ impl Server {
         let mut program = Program::start(command);
         let mut lines = BufReader::new(program.child.stdout.take().expect("piped")).lines();
         let mut line = |start: &str| {
-            let line = lines.next().expect("it says where it listens").expect("UTF-8");
+            let line = lines.next().expect("a line of output").expect("UTF-8");
             line.strip_prefix(start).unwrap_or_else(|| panic!("{line:?} does not start with {start:?}")).to_owned()
         };
         let address = line("listening on ws://").trim_end_matches("/rpc").parse().expect("an address");
@@ -308,13 +308,13 @@ impl Server {
     }
 
     pub(crate) fn dial(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let stream = TcpStream::connect(self.address).expect("the server listens");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a time");
         stream.set_nodelay(true).expect("a socket");
         stream
     }
 
-    /// A socket after its handshake, to write any bytes to.
+    /// A connection after the WebSocket handshake, to write raw bytes to.
     pub(crate) fn raw(&self) -> TcpStream {
         let mut stream = self.dial();
         let (address, token) = (self.address, &self.token);
@@ -329,11 +329,11 @@ impl Server {
     }
 }
 
-/// A response's head, and not a byte more.
+/// Reads the head of an HTTP response and nothing after it.
 pub(crate) fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("an answer in time") == 1 {
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("an response in time") == 1 {
         head.push(byte[0]);
     }
     String::from_utf8(head).expect("ASCII")
@@ -346,10 +346,10 @@ pub(crate) fn receive(socket: &mut Socket) -> Received {
         return match socket.read() {
             Ok(Message::Text(text)) => Received::Message(serde_json::from_str(&text).expect("JSON")),
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
-            Ok(Message::Binary(_)) => panic!("we never send those"),
+            Ok(Message::Binary(_)) => panic!("the server never sends binary messages"),
             Ok(Message::Close(frame)) => Received::Closed(frame.map(|frame| frame.code.into())),
             Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                panic!("nothing was said for {PATIENCE:?}")
+                panic!("no message within {TIMEOUT:?}")
             }
             Err(_) => Received::Closed(None),
         };
@@ -360,7 +360,7 @@ pub(crate) fn call(id: &str, method: &str, params: impl ToString) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{}}}"#, params.to_string())
 }
 
-/// The embedded model's files in a folder of their own, to break one of them.
+/// A copy of the embedded model's files.
 pub(crate) fn model_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");

@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! # a comment
-//! > {…}         is sent as it stands
+//! > {…}         is sent verbatim
 //! < {…}         must come next; "..." stands for any value, and a member "..." allows further members
-//! * {…}         comes any number of times, also never
+//! * {…}         comes any number of times, or never
 //! & {…}         lines of these in a row come in any order
 //! close 1000    the peer closes, a WebSocket with this code
-//! exit 0        the program ends, where it serves nobody else
+//! exit 0        the program exits with this code; checked over stdio only
 //! ```
 
-use crate::support::{Client, Received, WIRES, Wire};
+use crate::support::{Client, Received, TRANSPORTS, Transport};
 use serde_json::Value;
 use std::{fs, path::Path};
 
@@ -18,7 +18,7 @@ macro_rules! transcripts {
     ($($name:ident)*) => {
         $(#[test]
         fn $name() {
-            WIRES.into_iter().for_each(|wire| play(stringify!($name), wire));
+            TRANSPORTS.into_iter().for_each(|transport| play(stringify!($name), transport));
         })*
 
         const NAMES: &[&str] = &[$(stringify!($name)),*];
@@ -28,7 +28,7 @@ macro_rules! transcripts {
 transcripts! { batches cancel chat complete errors hello ids infill lsp models stream tokens }
 
 #[test]
-fn every_file_is_played() {
+fn every_transcript_has_a_test() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
@@ -36,24 +36,24 @@ fn every_file_is_played() {
     assert_eq!(stems, NAMES);
 }
 
-fn play(name: &str, wire: Wire) {
+fn play(name: &str, transport: Transport) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/transcripts/{name}.txt"));
     let text = fs::read_to_string(file).unwrap();
-    let mut client = Client::new(wire);
-    // What was read to see that a repetition had ended.
-    let mut ahead = None;
+    let mut client = Client::new(transport);
+    // The message that ended a repetition; it belongs to the next line.
+    let mut peeked = None;
     let mut lines = text.lines().enumerate().peekable();
     while let Some((index, line)) = lines.next() {
-        let here = format!("{name}.txt:{} over {wire:?}", index + 1);
+        let here = format!("{name}.txt:{} over {transport:?}", index + 1);
         let (mark, rest) = line.split_at(line.len().min(2));
-        let mut next = |client: &mut Client| ahead.take().unwrap_or_else(|| client.receive());
+        let mut next = |client: &mut Client| peeked.take().unwrap_or_else(|| client.receive());
         match mark {
             "" | "# " | "#" => {}
             "> " => client.send(rest),
             "< " => expect(&pattern(rest, &here), &next(&mut client), &here),
             "* " => {
                 let pattern = pattern(rest, &here);
-                ahead = loop {
+                peeked = loop {
                     match next(&mut client) {
                         Received::Message(message) if matches(&pattern, &message) => {}
                         other => break Some(other),
@@ -74,7 +74,7 @@ fn play(name: &str, wire: Wire) {
             }
             "cl" => {
                 let code = line.strip_prefix("close ").and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{here}: {line}"));
-                let closed = Received::Closed((wire == Wire::Socket).then_some(code));
+                let closed = Received::Closed((transport == Transport::WebSocket).then_some(code));
                 assert_eq!(next(&mut client), closed, "{here}");
             }
             "ex" => {
@@ -83,7 +83,7 @@ fn play(name: &str, wire: Wire) {
                     assert_eq!(status.code(), Some(code), "{here}");
                 }
             }
-            _ => panic!("{here}: what is {line:?}?"),
+            _ => panic!("{here}: unknown line {line:?}"),
         }
     }
 }

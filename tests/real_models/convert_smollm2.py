@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""SmolLM2's GGUF file as an MLX folder: the same weights to the bit in the other layout. Standard library only.
+"""Converts SmolLM2's GGUF file to an MLX folder: the same weights, bit for bit. Standard library only.
 
     convert_smollm2.py SmolLM2-135M-Instruct.Q4_1.gguf OUT
 
-Q4_1 blocks (f16 scale, f16 minimum, 32 four-bit integers) become MLX's 4-bit groups of 32, Q8_0 blocks its 8-bit
-ones (integer + 128, bias = -128 scale, exact in f16), f32 stays. The rows of q and k, which GGUF pairs for llama,
-go back to halves. tokenizer.json has the file's vocabulary and merges and the pre-tokenizer of SmolLM2's own one.
+Q4_1 blocks (f16 scale, f16 minimum, 32 four-bit integers) become MLX's 4-bit groups of 32. Q8_0 blocks become its 8-bit
+groups (integer + 128, bias = -128 scale, exact in f16). f32 is copied. The rows of q and k, which GGUF interleaves for
+llama's RoPE, are deinterleaved. tokenizer.json gets the vocabulary and merges of the file, and SmolLM2's pre-tokenizer.
 """
 
 import json
@@ -70,13 +70,13 @@ def read(path):
     return values, [(name, shape, kind, reader.data[start + offset :]) for name, shape, kind, offset in infos]
 
 
-def halves(rows, heads):
-    """Rows of heads whose pairs are neighbours -> all first ones of the pairs, then all second ones."""
+def deinterleave(rows, heads):
+    """Per head: rows with adjacent RoPE pairs -> the first row of every pair, then the second row of every pair."""
     size = len(rows) // heads
     return [rows[h * size + 2 * i + side] for h in range(heads) for side in (0, 1) for i in range(size // 2)]
 
 
-# The word of eight nibbles: a byte of Q4_1 holds inputs j (low) and j + 16 (high), a byte of MLX inputs 2j and 2j + 1.
+# A byte of Q4_1 contains inputs j (low nibble) and j + 16 (high nibble), a byte of MLX inputs 2j and 2j + 1.
 LOW = [[(a & 15) | (b & 15) << 4 for b in range(256)] for a in range(256)]
 HIGH = [[a >> 4 | b & 0xF0 for b in range(256)] for a in range(256)]
 
@@ -109,7 +109,7 @@ def q8_0(row):
 
 
 def convert(tensors, heads, kv_heads):
-    """Name -> safetensors dtype, shape, bytes."""
+    """Returns name -> (safetensors dtype, shape, bytes)."""
     out = {}
     for name, shape, kind, data in tensors:
         part = name.removesuffix(".weight").split(".")
@@ -122,7 +122,7 @@ def convert(tensors, heads, kv_heads):
         size = columns // 32 * block
         lines = [data[row * size : (row + 1) * size] for row in range(rows)]
         if part[-1] in ("attn_q", "attn_k"):
-            lines = halves(lines, heads if part[-1] == "attn_q" else kv_heads)
+            lines = deinterleave(lines, heads if part[-1] == "attn_q" else kv_heads)
         words, scales, biases = (b"".join(part) for part in zip(*map(one, lines)))
         bits = 4 if kind == Q4_1 else 8
         out[base + ".weight"] = ("U32", [rows, columns * bits // 32], words)

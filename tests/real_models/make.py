@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
-"""Regenerates `goldens/*.json`: what llama.cpp answers on the real models, which the Rust decoder is held against.
+"""Regenerates `llama_cpp/*.json`: the completions of llama.cpp on real models, with which the Rust decoder is compared.
 
     tests/real_models/fetch.sh DIR
     python3 -m venv /tmp/peer && /tmp/peer/bin/pip install xllamacpp==2026.10.11549
-    /tmp/peer/bin/python tests/real_models/make.py DIR            # some minutes on two cores
+    /tmp/peer/bin/python tests/real_models/make.py DIR            # a few minutes on two cores
 
-Ten prompts a model, answered greedily with 64 tokens on an empty cache. What would end a text is not chosen, so that
-every prompt has 64 positions to compare. The texts are those of ../reference/prompts.toml; where one has a hole, the Coders fill it (prefix, suffix, middle) and
-SmolLM2, which has no markers, goes on from its prefix.
+Ten prompts per model, completed greedily with 64 tokens, starting with an empty cache. EOS tokens are excluded from the
+choice, so that every prompt has 64 positions to compare. The prompts are those of ../reference/prompts.toml. If one has a
+hole, the Coder models infill it (prefix, suffix, middle); SmolLM2 has no FIM tokens and continues the prefix.
 
-    model, peer     the file, and what answered
-    ends            the tokens that were never chosen
+    model, peer     the file, and the program that completed the prompts
+    ends            the excluded EOS tokens
     prompts[]       name; text, or prefix and suffix
-                    ids       the prompt's tokens, each text encoded apart
-                    tokens    the answer's tokens
-                    top2      per token of `tokens`: best id, its log-probability, second id, its log-probability, ends
-                              left out; null inside a character, of which llama.cpp tells the last token only
-                    answer    the answer's text, for readers
+                    ids       the prompt's tokens; each text is encoded separately
+                    tokens    the completion's tokens
+                    top2      per token of `tokens`: best id, its log-probability, second id, its log-probability,
+                              without excluded tokens; null inside a multi-token character, for which llama.cpp reports
+                              the last token only
+                    answer    the completion's text, for readers
 """
 
 import importlib.metadata
@@ -81,7 +82,7 @@ def golden(server, ends, name, text, fills):
 
 
 def main(folder):
-    prompts = tomllib.loads((HERE.parent / "goldens/prompts.toml").read_text())["prompt"]
+    prompts = tomllib.loads((HERE.parent / "reference/prompts.toml").read_text())["prompt"]
     texts = {prompt["name"]: prompt["text"] for prompt in prompts}
     peer = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     for port, model in enumerate(MODELS, 18211):
@@ -91,7 +92,7 @@ def main(folder):
         goldens = [golden(server, ends, name, texts[name], model in CODERS) for name in TEXTS + HOLES]
         lines = ",\n".join(json.dumps(golden, ensure_ascii=False) for golden in goldens)
         head = json.dumps({"model": model, "peer": peer, "ends": ends})[:-1]
-        (HERE / f"goldens/{model}.json").write_text(f'{head}, "prompts": [\n{lines}\n]}}\n')
+        (HERE / f"llama_cpp/{model}.json").write_text(f'{head}, "prompts": [\n{lines}\n]}}\n')
         del server
 
 

@@ -1,4 +1,4 @@
-//! Tokenizers from GGUF's metadata against Hugging Face's of the same vocabulary.
+//! Tokenizers from GGUF metadata compared with Hugging Face's tokenizer.json of the same vocabulary.
 
 use crate::{CODER_15, SMOLLM2, folder, gguf};
 use souffleur::models::tokenizer::Tokenizer;
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 const TEXTS: usize = 10_000;
 
-/// xorshift64: texts that are the same in every run.
+/// xorshift64: the same texts in every run.
 struct Random(u64);
 
 impl Random {
@@ -27,8 +27,8 @@ impl Random {
     }
 }
 
-/// What trips tokenizers: contractions in all cases, whitespace of all kinds, digits of all scripts, characters that
-/// compose, markers and what nearly is one.
+/// Difficult text: contractions in all cases, all kinds of whitespace, digits of all scripts, combining characters,
+/// special tokens and near misses.
 const AWKWARD: &[&str] = &[
     "'s",
     "'S",
@@ -133,7 +133,7 @@ const AWKWARD: &[&str] = &[
     "\u{ad}",
 ];
 
-/// Ranges of characters, each as likely as the others.
+/// Ranges of code points, chosen with equal probability.
 const RANGES: &[(u32, u32)] = &[
     (0, 0x7f),
     (0x20, 0x7e),
@@ -194,14 +194,14 @@ fn compare(model: &str, theirs: &Tokenizer) {
 
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
-fn qwen_reads_as_its_own_tokenizer_does() {
+fn qwen_tokenizes_as_hugging_face_does() {
     let json = std::fs::read(folder().join("qwen2.5-tokenizer/tokenizer.json")).expect("Qwen's tokenizer");
     compare(CODER_15, &Tokenizer::parse(&json, None).expect("a tokenizer"));
 }
 
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
-fn smollm2_reads_as_its_own_tokenizer_does() {
+fn smollm2_tokenizes_as_hugging_face_does() {
     let json = std::fs::read(folder().join("smollm2-mlx/tokenizer.json")).expect("SmolLM2's tokenizer");
     compare(SMOLLM2, &Tokenizer::parse(&json, None).expect("a tokenizer"));
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Checks `embedded.json` against a second implementation of the network: NumPy in float64, sharing no code with MLX.
 
-    python tests/reference/check.py [PROMPTS]      needs numpy and tokenizers only; PROMPTS checks the first few
+    python tests/reference/check.py [PROMPTS]      needs numpy and tokenizers only; PROMPTS limits the number of prompts
 
-It reads `assets/` itself, dequantizes every weight, feeds a prompt with its golden tokens in one pass and compares the
-logits of all 64 positions with what the file holds. It fails where a logit is off by more than 1e-3 of the largest, where
-the best token differs at a position that is no near tie, where prompt ids don't follow from the pieces, and where the
-file was made from other weights.
+It reads `assets/`, dequantizes every weight, runs each prompt with its expected tokens in one pass and compares the
+logits of all 64 positions with those in the file. It fails if a logit deviates by more than 1e-3 of the largest, if the
+best token differs at a position that is not a near tie, if the prompt ids do not follow from the pieces, or if the file
+was generated from other weights.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class Network:
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.c["rms_norm_eps"]) * weight
 
     def rotate(self, x):
-        """x: heads, positions, head_dim. Element i turns with element i + head_dim / 2."""
+        """RoPE on x: heads, positions, head_dim. Element i is rotated with element i + head_dim / 2."""
         half = x.shape[-1] // 2
         frequency = self.c["rope_theta"] ** (-np.arange(half) / half)
         angle = np.arange(x.shape[1])[:, None] * frequency
@@ -109,7 +109,7 @@ def main():
     problems = []
     for s in golden["source"]:
         if hashlib.sha256((ROOT / s["file"]).read_bytes()).hexdigest() != s["sha256"]:
-            problems.append(f"{s['file']} is not the file that the goldens were made from")
+            problems.append(f"{s['file']} is not the file that embedded.json was generated from")
     tokenizer = Tokenizer.from_file(str(ROOT / "assets/tokenizer.json"))
     tokenizer.encode_special_tokens = True
     network = Network(ROOT / "assets")
@@ -120,7 +120,7 @@ def main():
         for piece in g["pieces"]:
             ids += piece if isinstance(piece, list) else tokenizer.encode(piece, add_special_tokens=False).ids
         if ids != g["ids"]:
-            problems.append(f"{g['name']}: the pieces don't give the ids")
+            problems.append(f"{g['name']}: the pieces do not encode to the ids")
         tokens = g["tokens"]
         logits = network.logits(g["ids"] + tokens[:-1], len(tokens))
         largest = np.array(g["largest"])
@@ -136,7 +136,7 @@ def main():
         flips = [int(i) for i in np.flatnonzero(logits.argmax(axis=1) != tokens)]
         for i in flips:
             if i not in g["near_ties"]:
-                problems.append(f"{g['name']}: another best token at position {i}")
+                problems.append(f"{g['name']}: the best token differs at position {i}")
         if deviation.max() > TOLERANCE:
             problems.append(f"{g['name']}: off by {deviation.max():.1e} of the largest logit at position {deviation.argmax()}")
         worst, positions = max(worst, deviation.max()), positions + len(tokens)

@@ -1,4 +1,5 @@
-//! The decoder against the reference on the same weights: prompts, tokens and logits (`make.py` says how they were made).
+//! Compares the decoder with a reference implementation on the same weights: prompts, tokens and logits. `make.py` generated
+//! the reference.
 
 use serde::Deserialize;
 use souffleur::models::backend::cpu::Cpu;
@@ -9,13 +10,13 @@ use souffleur::models::weights::{Files, Tensors};
 use souffleur::models::{Activations, CpuSettings, File, FimOrder, ModelSource, Prompt, family, prompt};
 
 #[derive(Deserialize)]
-struct Goldens {
+struct Reference {
     probes: Vec<usize>,
-    prompts: Vec<Golden>,
+    prompts: Vec<Case>,
 }
 
 #[derive(Deserialize)]
-struct Golden {
+struct Case {
     name: String,
     infill: Option<Infill>,
     complete: Option<Complete>,
@@ -55,7 +56,7 @@ struct Checkpoint {
     logits: Vec<f32>,
 }
 
-fn goldens() -> Goldens {
+fn reference() -> Reference {
     serde_json::from_str(include_str!("embedded.json")).expect("make.py writes this shape")
 }
 
@@ -71,7 +72,7 @@ fn decoder(activations: Activations, threads: u32) -> Decoder<Cpu> {
     Decoder::load(spec, &Tensors::open(&files).expect("weights"), backend, &mut |_, _| {}).expect("the whole network")
 }
 
-/// The logits after every one of the last `wanted` tokens, computed in chunks.
+/// The logits after each of the last `wanted` tokens, with the prompt computed in chunks of `chunk` tokens.
 fn logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize, chunk: usize) -> Vec<Vec<f32>> {
     let mut cache = decoder.backend.cache();
     let mut all = Vec::new();
@@ -87,33 +88,33 @@ fn logits(decoder: &mut Decoder<Cpu>, tokens: &[u32], wanted: usize, chunk: usiz
     all
 }
 
-/// The logits that chose each of the reference's tokens, when the reference's tokens are read.
-fn forced(decoder: &mut Decoder<Cpu>, golden: &Golden) -> Vec<Vec<f32>> {
-    let tokens: Vec<u32> = golden.ids.iter().chain(&golden.tokens[..golden.tokens.len() - 1]).copied().collect();
-    logits(decoder, &tokens, golden.tokens.len(), 96)
+/// The logits for each of the reference's generated tokens, with teacher forcing.
+fn teacher_forced(decoder: &mut Decoder<Cpu>, case: &Case) -> Vec<Vec<f32>> {
+    let tokens: Vec<u32> = case.ids.iter().chain(&case.tokens[..case.tokens.len() - 1]).copied().collect();
+    logits(decoder, &tokens, case.tokens.len(), 96)
 }
 
 fn argmax(logits: &[f32]) -> usize {
     (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary")
 }
 
-/// The largest distance from the reference over every logit that it kept.
-fn error(goldens: &Goldens, golden: &Golden, logits: &[Vec<f32>]) -> f32 {
-    let best = golden.top2.iter().zip(logits).flat_map(|(top, logits)| [(logits[top.0] - top.1).abs(), (logits[top.2] - top.3).abs()]);
-    let probes = golden.checkpoints.iter().flat_map(|check| {
+/// The largest difference to the reference over all logits that it contains.
+fn error(reference: &Reference, case: &Case, logits: &[Vec<f32>]) -> f32 {
+    let best = case.top2.iter().zip(logits).flat_map(|(top, logits)| [(logits[top.0] - top.1).abs(), (logits[top.2] - top.3).abs()]);
+    let probes = case.checkpoints.iter().flat_map(|check| {
         let logits = &logits[check.position];
-        goldens.probes.iter().zip(&check.logits).map(|(&id, x)| (logits[id] - x).abs())
+        reference.probes.iter().zip(&check.logits).map(|(&id, x)| (logits[id] - x).abs())
     });
     best.chain(probes).fold(0.0, f32::max)
 }
 
 #[test]
-fn prompts_are_the_references_tokens() {
+fn prompts_encode_to_the_reference_tokens() {
     let files = files();
     let tokenizer = Tokenizer::open(&files).expect("tokenizer.json");
     let family = family::detect("souffleur-46m", "llama", &tokenizer);
-    for golden in goldens().prompts {
-        let prompt = match (golden.infill, golden.complete) {
+    for case in reference().prompts {
+        let prompt = match (case.infill, case.complete) {
             (Some(fim), _) => Prompt::Infill {
                 prefix: fim.prefix,
                 suffix: fim.suffix,
@@ -127,60 +128,60 @@ fn prompts_are_the_references_tokens() {
                 }),
             },
             (None, Some(complete)) => Prompt::Text(complete.prompt),
-            (None, None) => panic!("{} asks nothing", golden.name),
+            (None, None) => panic!("{} has no prompt", case.name),
         };
         let parts = prompt::render(&prompt, family).expect("a prompt");
-        assert_eq!(prompt::encode(&parts, &tokenizer).expect("tokens"), golden.ids, "{}", golden.name);
+        assert_eq!(prompt::encode(&parts, &tokenizer).expect("tokens"), case.ids, "{}", case.name);
     }
 }
 
 #[test]
-fn f32_activations_give_the_references_tokens_and_logits() {
-    let goldens = goldens();
+fn f32_activations_match_the_reference_tokens_and_logits() {
+    let reference = reference();
     let mut decoder = decoder(Activations::F32, 0);
     let mut worst = 0f32;
-    for golden in &goldens.prompts {
-        let logits = forced(&mut decoder, golden);
-        let error = error(&goldens, golden, &logits);
-        let largest = golden.largest.iter().copied().fold(f32::INFINITY, f32::min);
+    for case in &reference.prompts {
+        let logits = teacher_forced(&mut decoder, case);
+        let error = error(&reference, case, &logits);
+        let largest = case.largest.iter().copied().fold(f32::INFINITY, f32::min);
         worst = worst.max(error / largest);
-        assert!(error <= 1e-3 * largest, "{}: logits differ by {error} of {largest}", golden.name);
+        assert!(error <= 1e-3 * largest, "{}: logits differ by {error} of {largest}", case.name);
         let tokens: Vec<u32> = logits.iter().map(|logits| argmax(logits) as u32).collect();
-        assert_eq!(tokens, golden.tokens, "{}", golden.name);
+        assert_eq!(tokens, case.tokens, "{}", case.name);
     }
     eprintln!("largest deviation of a logit: {worst:.2e} of the largest logit");
 }
 
 #[test]
-fn int8_activations_differ_only_where_the_reference_wavers() {
-    let goldens = goldens();
+fn int8_activations_differ_only_at_near_ties() {
+    let reference = reference();
     let mut decoder = decoder(Activations::Int8, 0);
     let (mut flips, mut worst) = (0, 0f32);
-    for golden in &goldens.prompts {
-        let logits = forced(&mut decoder, golden);
-        let error = error(&goldens, golden, &logits);
-        worst = worst.max(error / golden.largest[0]);
-        // Up to its first difference the free-running text reads exactly these tokens.
-        if let Some(position) = (0..golden.tokens.len()).find(|&i| argmax(&logits[i]) as u32 != golden.tokens[i]) {
-            let (_, best, _, second) = golden.top2[position];
+    for case in &reference.prompts {
+        let logits = teacher_forced(&mut decoder, case);
+        let error = error(&reference, case, &logits);
+        worst = worst.max(error / case.largest[0]);
+        // Up to the first difference, free-running generation sees exactly these tokens.
+        if let Some(position) = (0..case.tokens.len()).find(|&i| argmax(&logits[i]) as u32 != case.tokens[i]) {
+            let (_, best, _, second) = case.top2[position];
             assert!(
                 best - second <= 2.0 * error,
                 "{}: token {position} differs where the best two are {} apart and the error is {error}",
-                golden.name,
+                case.name,
                 best - second
             );
-            eprintln!("{}: first differs at token {position}, best two {:.3} apart, error {error:.3}", golden.name, best - second);
+            eprintln!("{}: first differs at token {position}, best two {:.3} apart, error {error:.3}", case.name, best - second);
             flips += 1;
         }
     }
-    eprintln!("{flips} of {} texts differ somewhere; largest deviation {worst:.2e} of the largest logit", goldens.prompts.len());
+    eprintln!("{flips} of {} texts differ somewhere; largest deviation {worst:.2e} of the largest logit", reference.prompts.len());
 }
 
 #[test]
-fn logits_do_not_depend_on_chunks_threads_or_company() {
-    let goldens = goldens();
-    let golden = goldens.prompts.iter().find(|golden| (300..900).contains(&golden.ids.len())).expect("a middling prompt");
-    let tokens = &golden.ids;
+fn logits_do_not_depend_on_chunks_threads_or_batching() {
+    let reference = reference();
+    let case = reference.prompts.iter().find(|case| (300..900).contains(&case.ids.len())).expect("a prompt of medium length");
+    let tokens = &case.ids;
     for activations in [Activations::Int8, Activations::F32] {
         let mut two = decoder(activations, 2);
         let alone = logits(&mut two, tokens, 8, 64);
@@ -189,7 +190,7 @@ fn logits_do_not_depend_on_chunks_threads_or_company() {
         }
         assert_eq!(logits(&mut decoder(activations, 1), tokens, 8, 64), alone, "{activations:?} on one thread");
         assert_eq!(logits(&mut decoder(activations, 3), tokens, 8, 64), alone, "{activations:?} on three threads");
-        // Beside twelve others of other lengths, one token at a time.
+        // In a batch with twelve sequences of other lengths, one token at a time.
         let mut caches: Vec<_> = (0..13).map(|_| two.backend.cache()).collect();
         let mut last = Vec::new();
         for position in 0..tokens.len() {
@@ -205,15 +206,15 @@ fn logits_do_not_depend_on_chunks_threads_or_company() {
             let tensor = two.step(&mut spans, &[0]);
             last = two.backend.to_host(&tensor).expect("this backend does not fail");
         }
-        assert_eq!(last[0], alone[7], "{activations:?} beside others");
+        assert_eq!(last[0], alone[7], "{activations:?} in a batch");
     }
 }
 
 #[test]
-fn a_forked_or_truncated_cache_goes_on_as_a_cold_one() {
-    let goldens = goldens();
-    let golden = goldens.prompts.iter().find(|golden| (300..900).contains(&golden.ids.len())).expect("a middling prompt");
-    let tokens = &golden.ids;
+fn a_forked_or_truncated_cache_gives_the_same_logits_as_a_new_one() {
+    let reference = reference();
+    let case = reference.prompts.iter().find(|case| (300..900).contains(&case.ids.len())).expect("a prompt of medium length");
+    let tokens = &case.ids;
     let mut decoder = decoder(Activations::Int8, 0);
     let cold = logits(&mut decoder, tokens, 1, 64).remove(0);
     let mut origin = decoder.backend.cache();

@@ -1,33 +1,33 @@
 #!/usr/bin/env python3
-"""Regenerates `embedded.json`, the reference that the Rust decoder is held against.
+"""Regenerates `embedded.json`, the reference with which the Rust decoder is compared.
 
 From the repository's root, on any machine with Python 3.11 or later (no GPU, no PyTorch, about 7 minutes on two cores):
 
     python3 -m venv /tmp/goldens
     /tmp/goldens/bin/pip install "mlx[cpu]==0.32.4" mlx-lm==0.32.2 tokenizers==0.23.3
-    /tmp/goldens/bin/python tests/reference/make.py            # everything derived from the weights, then check.py
+    /tmp/goldens/bin/python tests/reference/make.py            # regenerates embedded.json, then runs check.py
 
-The reference is mlx-lm's own `llama` network on `assets/`, with activations, scales and biases in float32: the 4-bit
-weights are the model's, so nothing is rounded that the model did not round itself. Each prompt of `prompts.toml` is
-answered greedily with 64 tokens; the end of text does not stop it, so that every prompt has 64 positions to compare.
+The reference is mlx-lm's `llama` network on `assets/`, with activations, scales and biases in float32. The 4-bit weights
+are the model's own, so the reference adds no rounding to them. Each prompt of `prompts.toml` is completed greedily with 64
+tokens. EOS tokens do not end the completion, so that every prompt has 64 positions to compare.
 
 `embedded.json`:
 
-    source      sizes and SHA-256 of the weights and the tokenizer that it was made from
+    source      sizes and SHA-256 of the weights and the tokenizer that it was generated from
     probes      the vocabulary indices whose logits are kept in full
-    near_tie    the fraction of the largest |logit| under which two best logits count as tied
+    near_tie    the fraction of the largest |logit| below which the best two logits count as tied
     prompts[]   name, language
-                infill      what was asked: { prefix, suffix, path?, repository?, files, order }, or
-                complete    what was asked: { prompt }
-                pieces      the prompt as [control token id] and "text", in order; every text is encoded apart from the
-                            others, without special tokens, and what looks like a control token in it is plain text
+                infill      the request: { prefix, suffix, path?, repository?, files, order }, or
+                complete    the request: { prompt }
+                pieces      the prompt as [control token id] and "text", in order; each text is encoded separately and
+                            without special tokens, and text that looks like a control token is plain text
                 ids         the prompt's tokens
-                tokens      the 64 greedy tokens; the logits of position i chose tokens[i]
+                tokens      the 64 greedy tokens; tokens[i] is the best token of the logits at position i
                 top2        per position [best id, best logit, second id, second logit]
                 largest     per position the largest |logit|
                 checkpoints [{ position, logits at `probes`, mean, mean square of all logits }]
-                gap_min     the smallest distance of the best two, as a fraction of the largest |logit|
-                near_ties   the positions where that fraction is below `near_tie`: these tokens may flip
+                gap_min     the smallest difference of the best two logits, as a fraction of the largest |logit|
+                near_ties   the positions at which that fraction is below `near_tie`: these tokens may differ
 """
 
 import hashlib
@@ -50,16 +50,16 @@ OUT = HERE / "embedded.json"
 TOKENS = 64
 CHECKPOINTS = [0, 31, 63]
 NEAR_TIE = 1e-3
-# 64 indices spread over the vocabulary: the control tokens' corner, the bytes, and then the merges.
+# 64 indices spread over the vocabulary: control tokens, bytes, and merges.
 PROBES = [0, 3, 4, 5, 8, 10, 100, 200] + [300 + 287 * i for i in range(56)]
 
 FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, REPO_NAME, FILE_SEP = 3, 4, 5, 7, 8
-# Where the hole is in a prompt's text.
+# Marks the hole in a prompt's text.
 HOLE = "<|>"
 
 
 def pieces_of(prompt):
-    """The prompt as control token ids and texts, and the request that asks for it."""
+    """Returns the prompt as control token ids and texts, and the request that produces it."""
     if HOLE not in prompt["text"]:
         return [prompt["text"]], {"complete": {"prompt": prompt["text"]}}
     prefix, suffix = prompt["text"].split(HOLE)
@@ -89,10 +89,10 @@ def encode(tokenizer, pieces):
 
 
 def generate(model, ids):
-    """The greedy tokens and, per position, all logits as float32."""
+    """Returns the greedy tokens and, per position, all logits as float32."""
     cache = make_prompt_cache(model)
     if len(ids) > 1:
-        # The head is left out here: the logits of the prompt's inner positions are of no use.
+        # Without lm_head: the logits of the prompt's inner positions are not used.
         mx.eval(model.model(mx.array([ids[:-1]]), cache), [c.state for c in cache])
     tokens, rows = [], []
     last = ids[-1]
@@ -107,7 +107,7 @@ def generate(model, ids):
 
 
 def number(x):
-    """Nine digits give every float32 back."""
+    """Nine significant digits identify every float32."""
     return float(f"{float(x):.9g}")
 
 
@@ -115,7 +115,7 @@ def golden(model, tokenizer, prompt):
     pieces, asked = pieces_of(prompt)
     ids = encode(tokenizer, pieces)
     tokens, logits = generate(model, ids)
-    # A stable sort, so that of two equal logits the lower id is first, as argmax takes it.
+    # A stable sort: of two equal logits the lower id is first, as in argmax.
     best = np.argsort(-logits, axis=1, kind="stable")[:, :2]
     top2 = np.take_along_axis(logits, best, axis=1)
     largest = np.abs(logits).max(axis=1)
@@ -149,7 +149,7 @@ def source(name):
 
 
 def write(goldens):
-    """One line per field of a prompt, so that a diff shows what moved."""
+    """One line per field of a prompt, so that a diff shows which fields changed."""
     head = {
         "source": [source("model.safetensors"), source("tokenizer.json"), source("config.json")],
         "reference": "mlx-lm, float32 activations, greedy, end of text ignored",
@@ -166,7 +166,7 @@ def write(goldens):
 
 
 def main():
-    # MLX would run the machine's C++ compiler for fused elementwise kernels, and only where there is one.
+    # With compilation, MLX would use a C++ compiler for fused elementwise kernels if the machine has one.
     mx.disable_compile()
     mx.set_default_device(mx.cpu)
     model, _ = load_model(ASSETS)
@@ -188,7 +188,7 @@ def main():
 
 if __name__ == "__main__":
     if "--count" in sys.argv:
-        # Only the prompts' lengths, without the model: for writing prompts.
+        # Prints the prompts' lengths only, without the model: for writing prompts.
         t = Tokenizer.from_file(str(ASSETS / "tokenizer.json"))
         t.encode_special_tokens = True
         for p in tomllib.loads((HERE / "prompts.toml").read_text(encoding="utf-8"))["prompt"]:

@@ -1,17 +1,17 @@
-//! What the house promises, proven through `Runtime` and a real worker process.
+//! The library's public API: `Runtime` with a real worker process.
 //!
-//! Expectations come from running the same request alone and cold, so they hold for any weights.
+//! Expected output comes from the same request run alone without a prefix cache, so the tests hold for any weights.
 
-mod broken;
-mod cache;
+mod broken_models;
 mod cancel;
-mod control;
-mod ends;
-mod formats;
-mod life;
+mod concurrent_streams;
+mod control_token_injection;
+mod element_types;
+mod finish_reasons;
+#[path = "../protocol/oversized_model.rs"]
+mod oversized_model;
+mod prefix_cache;
 mod replay;
 mod sampling;
-mod streams;
 mod support;
-#[path = "../protocol/terabyte.rs"]
-mod terabyte;
+mod worker_restart;

@@ -1,4 +1,4 @@
-//! A runtime over the real worker, and what the tests ask of it.
+//! A `Runtime` with a real worker process, and helpers that build requests and collect output.
 
 use souffleur::actors::{
     Answer, DecoderStatus, End, Error, FimOrder, FinishReason, ModelInfo, ModelSource, ModelStatus, Prompt, Question, Reader, Rendered,
@@ -10,37 +10,45 @@ use std::time::Duration;
 
 pub(crate) const MODEL: &str = "embedded";
 
-/// A guard against hanging for ever; no test is about time.
-const HANG: Duration = Duration::from_secs(600);
+/// Ends a test that hangs; no test measures time.
+const TIME_LIMIT: Duration = Duration::from_secs(600);
 
-/// Runs a test on a runtime of its own.
-pub(crate) fn within(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async { tokio::time::timeout(HANG, test).await }).expect("the test hangs");
+/// Runs a test on a Tokio runtime of its own.
+pub(crate) fn run_test(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a Tokio runtime");
+    runtime.block_on(async { tokio::time::timeout(TIME_LIMIT, test).await }).expect("the test hangs");
 }
 
-pub(crate) struct House {
-    pub(crate) runtime: Runtime,
+pub(crate) struct TestRuntime {
+    runtime: Runtime,
 }
 
-impl House {
-    /// The embedded model as it is by default.
-    pub(crate) fn warm() -> Self {
-        Self::start(Settings::default(), Vec::new())
+impl std::ops::Deref for TestRuntime {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        &self.runtime
+    }
+}
+
+impl TestRuntime {
+    /// The embedded model with the default settings.
+    pub(crate) fn new() -> Self {
+        Self::with_folders(Settings::default(), Vec::new())
     }
 
-    /// Without a prefix cache: every request is alone in the world.
-    pub(crate) fn cold() -> Self {
-        Self::start(Settings { cache_bytes: 0, ..Settings::default() }, Vec::new())
+    /// Without a prefix cache: no request depends on an earlier one.
+    pub(crate) fn without_cache() -> Self {
+        Self::with_folders(Settings { cache_bytes: 0, ..Settings::default() }, Vec::new())
     }
 
-    /// The embedded model and models of folders, by name.
-    pub(crate) fn start(settings: Settings, folders: Vec<(String, PathBuf)>) -> Self {
-        Self::over(Self::config(settings, folders))
+    /// The embedded model and the models in these folders, by name.
+    pub(crate) fn with_folders(settings: Settings, folders: Vec<(String, PathBuf)>) -> Self {
+        Self::from_config(Self::config(settings, folders))
     }
 
-    pub(crate) fn over(config: Config) -> Self {
-        Self { runtime: Runtime::start(config).expect("a runtime starts") }
+    pub(crate) fn from_config(config: Config) -> Self {
+        Self { runtime: Runtime::start(config).expect("the runtime starts") }
     }
 
     pub(crate) fn config(settings: Settings, folders: Vec<(String, PathBuf)>) -> Config {
@@ -55,12 +63,12 @@ impl House {
         self.runtime.load(MODEL, |_, _| {}).await.expect("the embedded model loads")
     }
 
-    /// Follows a request to its end.
-    pub(crate) async fn run(&self, request: Request) -> Told {
-        let mut told = Told::default();
-        let mut reader = self.runtime.complete(request).expect("a ticket is free");
-        told.follow(&mut reader).await;
-        told
+    /// Runs a request to its end.
+    pub(crate) async fn run(&self, request: Request) -> Output {
+        let mut output = Output::default();
+        let mut reader = self.runtime.complete(request).expect("below the limit of requests");
+        output.read_to_end(&mut reader).await;
+        output
     }
 
     pub(crate) async fn model(&self) -> ModelStatus {
@@ -68,7 +76,7 @@ impl House {
         models.into_iter().find(|model| model.name == MODEL).expect("it is configured")
     }
 
-    /// What the decode loop says of itself, also when the machine is too busy to say it at once.
+    /// The status of the decode loop. Retries, because the status lacks it while the worker is too busy to report.
     pub(crate) async fn decoder(&self) -> DecoderStatus {
         self.model_info().await;
         loop {
@@ -99,8 +107,8 @@ impl House {
         }
     }
 
-    /// A text of exactly this many tokens; another salt gives one that differs from the start.
-    pub(crate) async fn text_of(&self, tokens: usize, salt: usize) -> String {
+    /// A text of exactly this many tokens. Texts of different salts differ from their first token on.
+    pub(crate) async fn text_with_tokens(&self, tokens: usize, salt: usize) -> String {
         let mut text = format!("{salt} ledger\n");
         for line in 0.. {
             let next = format!("{text}total_{line} = entries[{}].amount - {salt}  # {}\n", line * 7 % 90, line * 31 % 53);
@@ -114,29 +122,29 @@ impl House {
             text.push(['1', '4', '7'][length % 3]);
             length = self.tokenize(&text).await.len();
         }
-        assert_eq!(length, tokens, "one more digit is one more token");
+        assert_eq!(length, tokens, "each further digit is one token");
         text
     }
 }
 
-/// What a reader was told.
+/// The output received for one request.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct Output {
     pub(crate) text: String,
     pub(crate) tokens: Vec<Sampled>,
     pub(crate) end: Option<End>,
 }
 
-impl Told {
-    /// Reads on until the end.
-    pub(crate) async fn follow(&mut self, reader: &mut Reader) {
+impl Output {
+    /// Reads until the request ends.
+    pub(crate) async fn read_to_end(&mut self, reader: &mut Reader) {
         while self.end.is_none() {
             self.read(reader).await;
         }
     }
 
-    /// Reads until at least this many tokens have come; false when the end came before.
-    pub(crate) async fn reach(&mut self, reader: &mut Reader, tokens: usize) -> bool {
+    /// Reads until there are at least this many tokens. Returns false if the request ended.
+    pub(crate) async fn read_tokens(&mut self, reader: &mut Reader, tokens: usize) -> bool {
         while self.end.is_none() && self.tokens.len() < tokens {
             self.read(reader).await;
         }
@@ -144,10 +152,10 @@ impl Told {
     }
 
     async fn read(&mut self, reader: &mut Reader) {
-        let news = reader.next().await;
-        self.text += &news.text;
-        self.tokens.extend(news.tokens);
-        self.end = news.end;
+        let update = reader.next().await;
+        self.text += &update.text;
+        self.tokens.extend(update.tokens);
+        self.end = update.end;
     }
 
     pub(crate) fn ids(&self) -> Vec<u32> {
@@ -156,19 +164,19 @@ impl Told {
 
     #[track_caller]
     pub(crate) fn reason(&self) -> FinishReason {
-        done(self.end.as_ref().expect("it was followed to its end")).0
+        done(self.end.as_ref().expect("read to its end")).0
     }
 
     #[track_caller]
     pub(crate) fn usage(&self) -> Usage {
-        done(self.end.as_ref().expect("it was followed to its end")).1
+        done(self.end.as_ref().expect("read to its end")).1
     }
 
     #[track_caller]
     pub(crate) fn error(&self) -> &Error {
         match &self.end {
             Some(End::Failed(error)) => error,
-            other => panic!("{other:?} is no failure"),
+            other => panic!("{other:?} is not a failure"),
         }
     }
 }
@@ -181,8 +189,8 @@ pub(crate) fn done(end: &End) -> (FinishReason, Usage) {
     }
 }
 
-/// Greedy.
-pub(crate) fn ask(prompt: Prompt, tokens_max: u32) -> Request {
+/// A request that samples greedily.
+pub(crate) fn greedy(prompt: Prompt, tokens_max: u32) -> Request {
     Request { model: MODEL.into(), prompt, sampling: Sampling::default(), stop: Vec::new(), tokens_max, logprobs: None }
 }
 
@@ -190,17 +198,17 @@ pub(crate) fn text(text: impl Into<String>) -> Prompt {
     Prompt::Text(text.into())
 }
 
-/// A hole in the order that keeps its beginning while one types.
-pub(crate) fn hole(prefix: impl Into<String>, suffix: impl Into<String>) -> Prompt {
+/// An infill prompt. Suffix first: the prompt keeps its beginning while the user types in the prefix.
+pub(crate) fn infill(prefix: impl Into<String>, suffix: impl Into<String>) -> Prompt {
     let order = Some(FimOrder::SuffixPrefixMiddle);
     Prompt::Infill { prefix: prefix.into(), suffix: suffix.into(), path: None, repository: None, files: Vec::new(), order }
 }
 
-/// A bias that keeps a text from ending before its `tokens_max`.
-pub(crate) fn endless(card: &ModelInfo) -> Vec<(u32, f32)> {
-    card.eos.iter().map(|(id, _)| (*id, -1000.0)).collect()
+/// A logit bias against every EOS token, so that a request generates `tokens_max` tokens.
+pub(crate) fn ban_eos(info: &ModelInfo) -> Vec<(u32, f32)> {
+    info.eos.iter().map(|(id, _)| (*id, -1000.0)).collect()
 }
 
-pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
+pub(crate) fn common_prefix_len(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

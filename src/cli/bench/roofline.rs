@@ -75,7 +75,7 @@ impl WeightSamples {
         if let Some((_, _, all)) = self.0.iter_mut().find(|(other, _, _)| *other == name) {
             *all += products;
         } else if let Some(sample) = sample(matrix) {
-            self.0.push((name, backend.linear(vec![LinearPart { weight: piece, bias: None }])?, products));
+            self.0.push((name, backend.linear(vec![LinearPart { weight: sample, bias: None }])?, products));
         }
         Ok(())
     }

@@ -1,5 +1,4 @@
-//! A model's files and the tensors in them, checked before use and taken strictly: what is missing,
-//! left over or of the wrong shape is an error that names it.
+//! Model files and their tensors. A tensor that is missing, unexpected or of the wrong shape is an error that names it.
 
 mod files;
 mod ggml_block;
@@ -10,7 +9,7 @@ mod tensors;
 
 pub use files::{Files, HfFiles, ModelFormat};
 pub use ggml_block::{Affine, GgmlBlock};
-pub use gguf::{Array, Gguf, TensorInfo, Value};
+pub use gguf::{Array, Gguf, HeaderLen, TensorInfo, Value};
 pub use memory::{check_memory, free_memory};
 pub use tensor_type::TensorType;
 pub use tensors::{FloatType, Matrix, Parameter, Quantization, Quantized, Tensors};

@@ -51,19 +51,19 @@ fn every_example_is_json() {
 fn the_limits_match_the_code() {
     let limits = Limits::default();
     for row in [
-        format!("| requests in hand, over all connections | {} ", limits.requests_in_flight),
+        format!("| requests in flight, over all connections | {} ", limits.requests_in_flight),
         format!("| calls of one connection | {}, ", limits.calls_per_connection),
         format!("| bytes of a message | {} MiB |", limits.message_bytes >> 20),
-        format!("| calls of a batch | {} |", limits.batch),
-        format!("| tokens of an answer | {} |", limits.answer_tokens),
+        format!("| members of a batch | {} |", limits.batch),
+        format!("| tokens of a completion | {} |", limits.answer_tokens),
         format!("| `maxTokens` | 1 to {} |", limits.answer_tokens),
         format!("| bytes of all texts of a request | {} MiB |", limits.text_bytes >> 20),
         format!("| files of context | {} |", limits.files),
         format!("| stop sequences | {}, of {} bytes |", limits.stops, limits.stop_bytes),
         format!("| tokens with a bias | {} |", limits.logit_bias),
         format!("| `logprobs` | 0 to {} |", limits.logprobs),
-        format!("| unread messages, before a connection's calls wait for their reader | {} |", limits.outbox),
-        format!("| WebSockets at once | {};", limits.connections),
+        format!("| unread messages before a connection's calls wait for the peer | {} |", limits.outbox),
+        format!("| open WebSocket connections | {};", limits.connections),
     ] {
         assert!(PAGE.contains(&row), "PROTOCOL.md lacks the row {row}");
     }

@@ -1,4 +1,4 @@
-// What every client asks of every transport, through a vscode-jsonrpc connection.
+// The checks that every transport must pass, through a vscode-jsonrpc connection.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -9,10 +9,10 @@ const REQUEST_CANCELLED = -32800;
 const FINISH_REASONS = ["eos", "stop", "length"];
 const LIMIT_MS = 60_000;
 
-/** Runs the named checks one after another; the first that fails ends the process. */
+/** Runs the named checks in order; the first failure ends the process. */
 async function run(client, checks) {
   for (const [name, check] of checks) {
-    const timer = setTimeout(() => fail(client, name, new Error(`no end within ${LIMIT_MS} ms`)), LIMIT_MS);
+    const timer = setTimeout(() => fail(client, name, new Error(`did not finish within ${LIMIT_MS} ms`)), LIMIT_MS);
     try {
       const note = await check();
       console.log(`ok      ${client}: ${name}${note === undefined ? "" : ` (${note})`}`);
@@ -34,27 +34,27 @@ function fail(client, name, error) {
 
 let tokens = 0;
 
-/** Sends a request whose answer is streamed; `onPiece` sees every piece as it comes. */
-async function streamed(connection, method, params, onPiece = () => {}, cancellation = CancellationToken.None) {
+/** Sends a streamed completion; calls `onDelta` with every delta. */
+async function streamed(connection, method, params, onDelta = () => {}, cancellation = CancellationToken.None) {
   const partialResultToken = `stream-${tokens++}`;
-  const pieces = [];
-  const listener = connection.onProgress(new ProgressType(), partialResultToken, (piece) => {
-    pieces.push(piece);
-    onPiece(piece);
+  const deltas = [];
+  const listener = connection.onProgress(new ProgressType(), partialResultToken, (delta) => {
+    deltas.push(delta);
+    onDelta(delta);
   });
   try {
     const result = await connection.sendRequest(method, { ...params, partialResultToken }, cancellation);
-    return { result, pieces };
+    return { result, deltas };
   } finally {
     listener.dispose();
   }
 }
 
-/** A rejected request's error, as the peer's and not as something of this side. */
+/** The error with which the server rejects a request; errors of this client are thrown. */
 async function refused(promise) {
   try {
     const result = await promise;
-    throw new assert.AssertionError({ message: `answered with ${JSON.stringify(result)} where an error was due` });
+    throw new assert.AssertionError({ message: `answered with ${JSON.stringify(result)}, expected an error` });
   } catch (error) {
     if (error instanceof ResponseError) {
       return error;
@@ -72,23 +72,23 @@ function checkResult(result) {
   assert.equal(typeof result.timings, "object");
 }
 
-/** The checks that every transport has to pass, on one connection. */
+/** The checks, on one connection. */
 function common(connection) {
   return [
     [
       "completes a stream",
       async () => {
-        const { result, pieces } = await streamed(connection, "infill", { ...HOLE, maxTokens: 24 });
+        const { result, deltas } = await streamed(connection, "infill", { ...HOLE, maxTokens: 24 });
         checkResult(result);
-        assert.equal(result.text, "", "the text was streamed, so the answer repeats none of it");
-        assert.equal(pieces[0].seq, 0);
-        assert.ok(pieces.every((piece, i) => i === 0 || piece.seq > pieces[i - 1].seq), "seq grows");
-        const text = pieces.map((piece) => piece.text).join("");
+        assert.equal(result.text, "", "the text was streamed, so the response does not repeat it");
+        assert.equal(deltas[0].seq, 0);
+        assert.ok(deltas.every((delta, i) => i === 0 || delta.seq > deltas[i - 1].seq), "seq grows");
+        const text = deltas.map((delta) => delta.text).join("");
         assert.ok(text.length > 0);
         const whole = await connection.sendRequest("infill", { ...HOLE, maxTokens: 24 });
         checkResult(whole);
         assert.equal(whole.text, text, "the same request without a stream has the same text");
-        return `${pieces.length} pieces, ${JSON.stringify(text.split("\n")[0])}`;
+        return `${deltas.length} deltas, ${JSON.stringify(text.split("\n")[0])}`;
       },
     ],
     [
@@ -102,7 +102,7 @@ function common(connection) {
         };
         const params = { prompt: "def main():\n", maxTokens: 1500 };
         const error = await refused(streamed(connection, "complete", params, cancel, source.token));
-        assert.ok(seen > 0, "cancelled only after a piece had come");
+        assert.ok(seen > 0, "cancelled before the first delta");
         assert.equal(error.code, REQUEST_CANCELLED);
         assert.equal(error.data.kind, "cancelled");
         assert.ok(error.data.usage.completionTokens > 0);
@@ -116,20 +116,20 @@ function common(connection) {
         const error = await refused(connection.sendRequest("complete", { model: "no such model", prompt: "x", maxTokens: 4 }));
         assert.equal(error.data.kind, "unknown_model");
         assert.equal(error.data.retryable, false);
-        const { result, pieces } = await streamed(connection, "complete", { prompt: "fn main() {\n", maxTokens: 8 });
+        const { result, deltas } = await streamed(connection, "complete", { prompt: "fn main() {\n", maxTokens: 8 });
         checkResult(result);
-        assert.ok(pieces.length > 0);
+        assert.ok(deltas.length > 0);
         return `${error.code} ${JSON.stringify(error.message)}, then ${result.usage.completionTokens} tokens`;
       },
     ],
     [
-      "streams twice at once",
+      "runs two streams concurrently",
       async () => {
         const ask = (prompt) => streamed(connection, "complete", { prompt, maxTokens: 16 });
         const alone = [await ask("package main\n"), await ask("#include <")];
         const together = await Promise.all([ask("package main\n"), ask("#include <")]);
-        const text = ({ pieces }) => pieces.map((piece) => piece.text).join("");
-        assert.deepEqual(together.map(text), alone.map(text), "neither stream sees the other");
+        const text = ({ deltas }) => deltas.map((delta) => delta.text).join("");
+        assert.deepEqual(together.map(text), alone.map(text), "the streams do not affect each other");
       },
     ],
   ];

@@ -1,10 +1,10 @@
-// Starts the binary, and says where it listens. Nothing else here knows how it is called or what it prints.
+// Starts the binary and finds its address. Only this file knows the command line and the output of the binary.
 "use strict";
 
 const { spawn } = require("node:child_process");
 const readline = require("node:readline");
 
-/** The address that `serve` prints, on either stream, for a person to open. */
+/** The URL that `serve` prints for the user, on stdout or stderr. */
 const ADDRESS = /http:\/\/127\.0\.0\.1:(\d+)\/#token=([0-9a-f]+)/;
 
 const START_LIMIT_MS = 30_000;
@@ -14,7 +14,7 @@ function stdio(binary) {
   return spawn(binary, ["stdio"], { stdio: ["pipe", "pipe", "inherit"] });
 }
 
-/** A running `serve`: its process, its port and the token of this start. */
+/** Starts `serve`; resolves to its process, its port and its token. */
 function serve(binary) {
   const child = spawn(binary, ["serve", "--port", "0"], { stdio: ["ignore", "pipe", "pipe"] });
   return new Promise((resolve, reject) => {
@@ -40,7 +40,7 @@ function serve(binary) {
   });
 }
 
-/** Waits for the process to end by itself, and answers with its exit code. */
+/** Waits for the process to end by itself; resolves to its exit code. */
 function ended(child) {
   if (child.exitCode !== null) {
     return Promise.resolve(child.exitCode);

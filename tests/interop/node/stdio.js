@@ -1,4 +1,4 @@
-// An editor's client over stdio, with Content-Length framing: initialize, work, shutdown, exit.
+// A client like an editor's over stdio, with Content-Length framing: initialize, the checks, shutdown, exit.
 "use strict";
 
 const assert = require("node:assert/strict");

@@ -1,4 +1,4 @@
-// A page's client over WebSocket: the same connection object, over a socket instead of a pipe.
+// A client like a page's over WebSocket: the same connection object, over a socket instead of a pipe.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -39,7 +39,7 @@ class SocketWriter extends AbstractMessageWriter {
   end() {}
 }
 
-/** An open socket, or the HTTP status that refused it. */
+/** Resolves to an open socket, or to the HTTP status of the refusal. */
 function connect(port, protocols, headers = {}) {
   return new Promise((resolve, reject) => {
     const socket = new WebSocket(`ws://127.0.0.1:${port}/rpc`, protocols, { headers });
@@ -63,7 +63,7 @@ async function main(binary) {
   await run(name, [
     ["is refused without the token", async () => assert.equal(await connect(port, []), 401)],
     [
-      "is let in with the token as a header",
+      "connects with the token as a header",
       async () => {
         const one = await connect(port, [], { Authorization: `Bearer ${token}` });
         assert.ok(one instanceof WebSocket, `refused with ${one}`);
@@ -71,11 +71,11 @@ async function main(binary) {
       },
     ],
     [
-      "is let in with the token as a subprotocol",
+      "connects with the token as a subprotocol",
       async () => {
         socket = await connect(port, ["souffleur", `souffleur.token.${token}`]);
         assert.ok(socket instanceof WebSocket, `refused with ${socket}`);
-        assert.equal(socket.protocol, "souffleur", "the answer does not repeat the token");
+        assert.equal(socket.protocol, "souffleur", "the response does not repeat the token");
       },
     ],
   ]);

@@ -1,4 +1,4 @@
-"""A Python client over WebSocket, with `websockets` and nothing else: the messages are written by hand.
+"""A Python client over WebSocket, built on `websockets` only: the JSON-RPC messages are written by hand.
 
     python websocket.py BINARY
 """
@@ -18,19 +18,19 @@ REQUEST_CANCELLED = -32800
 START_LIMIT_S = 30
 CHECK_LIMIT_S = 60
 
-# The address that `serve` prints, on either stream, for a person to open.
+# The URL that `serve` prints for the user, on stdout or stderr.
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)/#token=([0-9a-f]+)")
 
 
 async def serve(binary):
-    """A running `serve`: its process, its port and the token of this start."""
+    """Starts `serve`; returns its process, its port and its token."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(binary, "serve", "--port", "0", stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     seen = []
     found = asyncio.get_running_loop().create_future()
 
     async def read(stream):
-        # It goes on reading after the address came, so that a full pipe never stops the server.
+        # Continues to read after the address was found: a full pipe would block the server.
         while line := await stream.readline():
             seen.append(line.decode(errors="replace").rstrip())
             match = ADDRESS.search(seen[-1])
@@ -47,12 +47,12 @@ async def serve(binary):
 
 
 def open_socket(port, **options):
-    # A proxy of the environment is for other hosts.
+    # Ignore proxies that are set in the environment: they are for other hosts.
     return connect(f"ws://127.0.0.1:{port}/rpc", proxy=None, **options)
 
 
 class Client:
-    """Requests and their answers over one socket, read by whoever waits."""
+    """Sends requests over one socket and reads their responses; one call at a time."""
 
     def __init__(self, socket):
         self.socket = socket
@@ -73,22 +73,22 @@ class Client:
         assert message["jsonrpc"] == "2.0"
         return message
 
-    async def call(self, method, params, on_piece=None):
-        """The answer as it came, and the pieces before it; `on_piece` is awaited with the request's id at each piece."""
+    async def call(self, method, params, on_delta=None):
+        """Returns the response and the deltas before it; awaits `on_delta` with the request's id at each delta."""
         params = dict(params)
-        if on_piece is not None:
+        if on_delta is not None:
             params["partialResultToken"] = f"stream-{method}"
         number = await self.send(method, params)
-        pieces = []
+        deltas = []
         while True:
             message = await self.receive()
             if message.get("method") == "$/progress":
                 assert message["params"]["token"] == params["partialResultToken"]
-                pieces.append(message["params"]["value"])
-                await on_piece(number)
+                deltas.append(message["params"]["value"])
+                await on_delta(number)
             else:
                 assert message["id"] == number
-                return message, pieces
+                return message, deltas
 
 
 async def nothing(_):
@@ -105,16 +105,16 @@ def check_result(result):
 
 
 async def completes_a_stream(client):
-    answer, pieces = await client.call("infill", {**HOLE, "maxTokens": 24}, nothing)
-    check_result(answer["result"])
-    assert answer["result"]["text"] == "", "the text was streamed, so the answer repeats none of it"
-    assert pieces[0]["seq"] == 0
-    assert all(a["seq"] < b["seq"] for a, b in zip(pieces, pieces[1:])), "seq grows"
-    text = "".join(piece["text"] for piece in pieces)
+    response, deltas = await client.call("infill", {**HOLE, "maxTokens": 24}, nothing)
+    check_result(response["result"])
+    assert response["result"]["text"] == "", "the text was streamed, so the response does not repeat it"
+    assert deltas[0]["seq"] == 0
+    assert all(a["seq"] < b["seq"] for a, b in zip(deltas, deltas[1:])), "seq grows"
+    text = "".join(delta["text"] for delta in deltas)
     assert text
     whole, _ = await client.call("infill", {**HOLE, "maxTokens": 24})
     assert whole["result"]["text"] == text, "the same request without a stream has the same text"
-    return f"{len(pieces)} pieces, {text.splitlines()[0]!r}"
+    return f"{len(deltas)} deltas, {text.splitlines()[0]!r}"
 
 
 async def cancels_a_stream(client):
@@ -125,9 +125,9 @@ async def cancels_a_stream(client):
             cancelled.append(number)
             await client.notify("$/cancelRequest", {"id": number})
 
-    answer, pieces = await client.call("complete", {"prompt": "def main():\n", "maxTokens": 1500}, cancel)
-    assert pieces, "cancelled only after a piece had come"
-    error = answer["error"]
+    response, deltas = await client.call("complete", {"prompt": "def main():\n", "maxTokens": 1500}, cancel)
+    assert deltas, "cancelled before the first delta"
+    error = response["error"]
     assert error["code"] == REQUEST_CANCELLED, error
     assert error["data"]["kind"] == "cancelled"
     tokens = error["data"]["usage"]["completionTokens"]
@@ -136,23 +136,23 @@ async def cancels_a_stream(client):
 
 
 async def survives_an_error(client):
-    answer, _ = await client.call("complete", {"model": "no such model", "prompt": "x", "maxTokens": 4})
-    error = answer["error"]
+    response, _ = await client.call("complete", {"model": "no such model", "prompt": "x", "maxTokens": 4})
+    error = response["error"]
     assert error["data"]["kind"] == "unknown_model", error
     assert error["data"]["retryable"] is False
-    answer, pieces = await client.call("complete", {"prompt": "fn main() {\n", "maxTokens": 8}, nothing)
-    check_result(answer["result"])
-    assert pieces
-    return f"{error['code']} {error['message']!r}, then {answer['result']['usage']['completionTokens']} tokens"
+    response, deltas = await client.call("complete", {"prompt": "fn main() {\n", "maxTokens": 8}, nothing)
+    check_result(response["result"])
+    assert deltas
+    return f"{error['code']} {error['message']!r}, then {response['result']['usage']['completionTokens']} tokens"
 
 
-async def answers_what_is_no_json(client):
-    await client.socket.send("{ this is no JSON")
+async def answers_invalid_json(client):
+    await client.socket.send("{ this is not JSON")
     message = await client.receive()
     assert message["id"] is None
     assert message["error"]["code"] == -32700, message
-    answer, _ = await client.call("complete", {"prompt": "x = ", "maxTokens": 2})
-    check_result(answer["result"])
+    response, _ = await client.call("complete", {"prompt": "x = ", "maxTokens": 2})
+    check_result(response["result"])
 
 
 async def check(name, work):
@@ -167,7 +167,7 @@ async def check(name, work):
 async def refused(port, status, **options):
     try:
         async with open_socket(port, **options):
-            raise AssertionError(f"let in where {status} was due")
+            raise AssertionError(f"connected, expected {status}")
     except InvalidStatus as error:
         assert error.response.status_code == status, error
 
@@ -185,11 +185,11 @@ async def main(binary):
                 client = Client(socket)
                 await check(f"completes a stream, with the token as a {how}", completes_a_stream(client))
                 if how == "subprotocol":
-                    assert socket.subprotocol == "souffleur", "the answer does not repeat the token"
+                    assert socket.subprotocol == "souffleur", "the response does not repeat the token"
                     continue
                 await check("cancels a stream", cancels_a_stream(client))
                 await check("survives an error", survives_an_error(client))
-                await check("is answered when it sends no JSON", answers_what_is_no_json(client))
+                await check("answers invalid JSON with an error", answers_invalid_json(client))
     finally:
         for reader in readers:
             reader.cancel()
