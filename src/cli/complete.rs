@@ -57,7 +57,7 @@ fn temperature(text: &str) -> Result<f32, &'static str> {
 pub(crate) fn run(arguments: Complete, log: &Log, start: Instant) -> anyhow::Result<ExitCode> {
     let (path, line, column) = parse_position(&arguments.position);
     if let Some((file, position)) = path.rsplit_once(':').filter(|(file, _)| !Path::new(path).exists() && Path::new(file).exists()) {
-        bail!("{position:?} is no place in {file:?}: write FILE:LINE or FILE:LINE:COLUMN, counted from 1");
+        bail!("{position:?} is not a position in {file:?}: write FILE:LINE or FILE:LINE:COLUMN, counted from 1");
     }
     let text = read(path).with_context(|| format!("can't read {path:?}"))?;
     let at = offset(&text, line, column).with_context(|| format!("in {path:?}"))?;
@@ -107,7 +107,7 @@ async fn stream(
     let before = Instant::now();
     load(runtime, model).await?;
     let loaded = before.elapsed();
-    let (mut reader, mut news) = begin(runtime, request).await?;
+    let (mut reader, mut update) = begin(runtime, request).await?;
     let mut out = std::io::stdout();
     // On a terminal, the completion is grey, after the text of its line.
     let (grey, plain) = if out.is_terminal() { ("\x1b[90m", "\x1b[0m") } else { ("", "") };
@@ -117,22 +117,22 @@ async fn stream(
     let mut text = String::new();
     let mut first_token = None;
     let (usage, reason) = loop {
-        if !news.tokens.is_empty() {
+        if !update.tokens.is_empty() {
             first_token.get_or_insert_with(|| start.elapsed());
         }
-        let whole = text.clone() + &news.text;
+        let whole = text.clone() + &update.text;
         let enough = lines_end(&whole, lines);
         write!(out, "{grey}{}{plain}", &whole[text.len()..enough.unwrap_or(whole.len())])?;
         out.flush()?;
         text = whole;
-        match news.end {
+        match update.end {
             Some(End::Done { reason, usage, .. }) => break (usage, reason),
             Some(End::Failed(error)) => return Err(error.into()),
             None if enough.is_some() => match reader.abandon().wait().await {
                 End::Done { usage, .. } => break (usage, FinishReason::Stop),
                 End::Failed(error) => return Err(error.into()),
             },
-            None => news = reader.next().await,
+            None => update = reader.next().await,
         }
     };
     writeln!(out)?;
@@ -145,13 +145,13 @@ async fn begin(runtime: &Runtime, request: &dyn Fn(usize) -> Request) -> anyhow:
     let mut part = 1000;
     loop {
         let mut reader = runtime.complete(request(part))?;
-        let news = first_update(&mut reader).await;
-        match news.end {
+        let update = first_update(&mut reader).await;
+        match update.end {
             // Shrink in proportion to the overflow, and by another eighth: characters per token vary over the text.
             Some(End::Failed(Error::Model(models::Error::ContextOverflow { needed, limit }))) if part > 0 && needed > 0 => {
                 part = part * limit as usize / needed as usize * 7 / 8;
             }
-            _ => return Ok((reader, news)),
+            _ => return Ok((reader, update)),
         }
     }
 }
@@ -166,13 +166,13 @@ fn read(path: &str) -> std::io::Result<String> {
 
 /// Waits for the first update, with a status on the terminal when prefill takes long.
 async fn first_update(reader: &mut Reader) -> Update {
-    if let Ok(news) = timeout(PROGRESS_DELAY, reader.next()).await {
-        return news;
+    if let Ok(update) = timeout(PROGRESS_DELAY, reader.next()).await {
+        return update;
     }
     show_status("processing the prompt");
-    let news = reader.next().await;
+    let update = reader.next().await;
     show_status("");
-    news
+    update
 }
 
 /// The end of the `lines`-th line that is not blank, as a byte offset.

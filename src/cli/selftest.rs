@@ -84,14 +84,14 @@ impl Completion {
 
     /// Reads the next update; false at the end.
     async fn next(&mut self, out: Option<&mut Stdout>) -> anyhow::Result<bool> {
-        let news = self.reader.next().await;
+        let update = self.reader.next().await;
         if let Some(out) = out {
-            out.write_all(news.text.as_bytes())?;
+            out.write_all(update.text.as_bytes())?;
             out.flush()?;
         }
-        self.text += &news.text;
-        self.tokens += news.tokens.len();
-        match news.end {
+        self.text += &update.text;
+        self.tokens += update.tokens.len();
+        match update.end {
             None => Ok(true),
             Some(End::Done { .. }) => Ok(false),
             Some(End::Failed(error)) => Err(error.into()),

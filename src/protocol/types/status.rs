@@ -174,7 +174,7 @@ impl StatusResult {
     }
 }
 
-/// Whether each model can do what is given of it.
+/// Whether each model can do what is asked of it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct HealthResult {
