@@ -89,10 +89,11 @@ pub(crate) fn read(text: &str, batch_max: usize) -> Result<Envelope, ResponseErr
             let (members, count) = BatchMembers { max: batch_max }.deserialize(&mut reader).map_err(invalid_request)?;
             match count {
                 0 => Err(ResponseError::new(ErrorKind::InvalidRequest, "the batch is empty")),
-                count if count > batch_max => {
-                    Err(ResponseError::new(ErrorKind::BatchTooLarge, format!("the batch has {count} calls, at most {batch_max} are allowed"))
-                        .with("limit", batch_max))
-                }
+                count if count > batch_max => Err(ResponseError::new(
+                    ErrorKind::BatchTooLarge,
+                    format!("the batch has {count} calls, at most {batch_max} are allowed"),
+                )
+                .with("limit", batch_max)),
                 _ => Ok(Envelope::Batch(members.into_iter().map(|member| message(member.get())).collect())),
             }
         }
