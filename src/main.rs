@@ -1,4 +1,4 @@
-//! Arguments → `Config` → run; the only place that exits, the worker's end of input apart.
+//! The program: parses the arguments and runs the command. Only `main` sets the exit code.
 
 mod cli;
 
@@ -11,8 +11,7 @@ struct Aligned<T: ?Sized>(T);
 
 static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../assets/model.safetensors"));
 
-/// The model that needs no download. It lives in the program, not in the library: an embedding application
-/// doesn't carry it.
+/// The model in this program. It is not in the library, so that applications that embed the library don't carry it.
 const EMBEDDED: Embedded = Embedded {
     name: "souffleur-46m",
     config: include_bytes!("../assets/config.json"),
@@ -37,8 +36,8 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            // The whole chain in one line: what failed, and why.
-            cli::tell(format_args!("souffleur: {error:#}"));
+            // The error with all its causes, in one line.
+            cli::print_stderr(format_args!("souffleur: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -1,4 +1,4 @@
-//! `doctor`: what this machine has, what the model is, and what is wrong, in a sentence each.
+//! `doctor`: reports the machine, the models, and problems, one sentence each.
 
 use super::{Log, Models, load, selftest};
 use clap::Args;
@@ -10,12 +10,12 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Exits with 1 when something is wrong.
+/// Exits with 1 when there is a problem.
 #[derive(Args)]
 pub(crate) struct Doctor {
     #[command(flatten)]
     models: Models,
-    /// Kill a worker of each model in the middle of a text, and show that the text goes on
+    /// Kill the worker process of each model in the middle of a completion, and show that the completion continues
     #[arg(long)]
     self_test: bool,
 }
@@ -24,28 +24,28 @@ pub(crate) fn run(arguments: Doctor, log: &Log) -> anyhow::Result<ExitCode> {
     let config = arguments.models.config(log)?;
     let models = config.models().to_vec();
     let mut report = machine();
-    let mut wrong = wrong_with_machine();
+    let mut problems = machine_problems();
     let runtime = Runtime::start(config)?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         for model in models {
-            let place = match &model.source {
+            let location = match &model.source {
                 ModelSource::Embedded => "in this program".into(),
                 ModelSource::Folder(path) | ModelSource::File(path) => path.display().to_string(),
             };
-            let _ = writeln!(report, "model {} ({place})", model.name);
+            let _ = writeln!(report, "model {} ({location})", model.name);
             let start = Instant::now();
             match load(&runtime, &model.name).await {
-                Err(error) => wrong.push(format!("model {}: {error}.", model.name)),
+                Err(error) => problems.push(format!("model {}: {error}.", model.name)),
                 Ok(info) => {
                     let fim = match info.fim {
-                        Some(FimOrder::SuffixPrefixMiddle) => "yes, better with the suffix first",
+                        Some(FimOrder::SuffixPrefixMiddle) => "yes, suffix first",
                         Some(FimOrder::PrefixSuffixMiddle) => "yes",
                         None => "no",
                     };
                     let eos = info.eos.iter().map(|(_, token)| token.as_str()).collect::<Vec<_>>().join(" ");
                     let _ = writeln!(
                         report,
-                        "  network      {}, family {}, {} layers of {}",
+                        "  architecture {}, family {}, {} layers of size {}",
                         info.architecture, info.family, info.layers, info.hidden_size
                     );
                     let _ = writeln!(
@@ -56,16 +56,16 @@ pub(crate) fn run(arguments: Doctor, log: &Log) -> anyhow::Result<ExitCode> {
                         info.weight_bytes as f64 / 1e6
                     );
                     let _ =
-                        writeln!(report, "  context      {} tokens; vocabulary {}; ends with {eos}", info.context_length, info.vocab_size);
+                        writeln!(report, "  context      {} tokens; vocabulary {}; end tokens {eos}", info.context_length, info.vocab_size);
                     let _ = writeln!(report, "  infill       {fim}");
                     let _ = writeln!(report, "  backend      {} on {} threads", info.backend, info.threads);
-                    let _ = writeln!(report, "  ready after  {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
+                    let _ = writeln!(report, "  loaded in    {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
                     if arguments.self_test {
                         let _ = std::io::stdout().write_all(std::mem::take(&mut report).as_bytes());
                         match selftest::run(&runtime, &model.name, &info).await {
                             Ok(true) => {}
-                            Ok(false) => wrong.push(format!("model {}: its text did not survive its worker.", model.name)),
-                            Err(error) => wrong.push(format!("model {}: the self-test failed: {error:#}.", model.name)),
+                            Ok(false) => problems.push(format!("model {}: its completion changed when its worker was killed.", model.name)),
+                            Err(error) => problems.push(format!("model {}: the self-test failed: {error:#}.", model.name)),
                         }
                     }
                 }
@@ -73,23 +73,23 @@ pub(crate) fn run(arguments: Doctor, log: &Log) -> anyhow::Result<ExitCode> {
         }
         runtime.shutdown(Duration::ZERO).await;
     });
-    for sentence in &wrong {
-        let _ = writeln!(report, "wrong: {sentence}");
+    for sentence in &problems {
+        let _ = writeln!(report, "problem: {sentence}");
     }
-    if wrong.is_empty() {
-        report += "nothing is wrong\n";
+    if problems.is_empty() {
+        report += "no problems found\n";
     }
     std::io::stdout().write_all(report.as_bytes())?;
-    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn machine() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut report = format!("souffleur {}\nprocessor {}\n", super::VERSION, processor().unwrap_or_else(|| std::env::consts::ARCH.into()));
     let _ = writeln!(report, "  features     {}", features());
-    let _ = writeln!(report, "  processors   {threads} that this process may use");
+    let _ = writeln!(report, "  processors   {threads} available to this process");
     if let Some(free) = Native::free_memory() {
-        let _ = writeln!(report, "memory         {:.1} GB free for this process", free as f64 / 1e9);
+        let _ = writeln!(report, "memory         {:.1} GB available to this process", free as f64 / 1e9);
     }
     report
 }
@@ -100,7 +100,7 @@ fn processor() -> Option<String> {
     Some(name.split_once(':')?.1.trim().to_owned())
 }
 
-/// What the kernels may use of this processor, and what they would like to.
+/// The processor's features that the kernels use.
 fn features() -> String {
     #[cfg(target_arch = "x86_64")]
     let all = [
@@ -121,8 +121,8 @@ fn features() -> String {
     if has.is_empty() { "none that the kernels use".into() } else { has.join(" ") }
 }
 
-fn wrong_with_machine() -> Vec<String> {
-    // A wrong `SOUFFLEUR_ISA` is reported by the load of the model.
+fn machine_problems() -> Vec<String> {
+    // An invalid `SOUFFLEUR_ISA` is reported by the load of the model.
     if !Native::describe(&CpuSettings::default()).is_ok_and(|backend| backend.is_reference) {
         return Vec::new();
     }

@@ -1,4 +1,4 @@
-//! The command line: what may be asked, and how it becomes a `Config`.
+//! The command line: arguments, and the `Config` they give.
 
 pub(crate) mod bench;
 pub(crate) mod complete;
@@ -19,19 +19,20 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::filter::{EnvFilter, ParseError};
 
 pub(crate) const VERSION: &str = if cfg!(feature = "failpoints") { WITH_FAILPOINTS } else { env!("CARGO_PKG_VERSION") };
-/// A build for tests must be told from every other one.
+/// A build with failpoints is for tests only, and its version says so.
 const WITH_FAILPOINTS: &str = concat!(env!("CARGO_PKG_VERSION"), " with failpoints, for tests only");
 
 const EXAMPLES: &str = "\
 Examples:
-  souffleur complete src/main.rs:12    what comes at the end of line 12, in the terminal
-  souffleur stdio                      JSON-RPC for an editor, on stdin and stdout
-  souffleur serve                      JSON-RPC for pages and tools, on a WebSocket
-  souffleur doctor                     what this machine has, and what is wrong
+  souffleur complete src/main.rs:12    complete the end of line 12, in the terminal
+  souffleur stdio                      run as a JSON-RPC server for an editor, on stdin and stdout
+  souffleur serve                      run as a JSON-RPC server on a WebSocket, for web pages and tools
+  souffleur doctor                     check this machine and the model
 
-`souffleur <COMMAND> --help` says more of each. The embedded model needs no download and no network; -m runs another.";
+Run `souffleur <COMMAND> --help` for the options of a command. The embedded model needs no download and no network; use \
+-m to run another model.";
 
-/// Whispers the next lines of code, from a model on this machine
+/// Completes code with a language model that runs on this machine
 #[derive(Parser)]
 #[command(version = VERSION, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -43,28 +44,28 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Complete a file at a place, and print the text
+    /// Complete a file at a position, and print the completion
     Complete(complete::Complete),
-    /// Speak JSON-RPC with an editor, on stdin and stdout
+    /// Run a JSON-RPC server on stdin and stdout, for an editor
     Stdio(stdio::Stdio),
-    /// Speak JSON-RPC with pages and tools, on a WebSocket
+    /// Run a JSON-RPC server on a WebSocket, for web pages and tools
     Serve(serve::Serve),
-    /// Say what this machine has, what the model is, and what is wrong
+    /// Check this machine and the model, and report problems
     Doctor(doctor::Doctor),
-    /// Measure how fast a model is on this machine
+    /// Measure the speed of a model on this machine
     Bench(bench::Bench),
-    /// Run one model for a front process, which starts this itself
+    /// Run one model as the worker process of another souffleur process, which starts it
     #[command(hide = true)]
     Worker,
 }
 
 #[derive(Args)]
-#[command(next_help_heading = "Log, on stderr")]
+#[command(next_help_heading = "Log (on stderr)")]
 pub(crate) struct Log {
-    /// What to log: error, warn, info, debug, or a filter such as souffleur=debug; never prompts [default: warn of serve and stdio, error of the others]
+    /// What to log: error, warn, info, debug, or a filter such as souffleur=debug. Prompts are never logged. [default: warn for serve and stdio, error for the other commands]
     #[arg(long = "log", value_name = "FILTER", env = "SOUFFLEUR_LOG", value_parser = filter, global = true)]
     filter: Option<String>,
-    /// How to write the log
+    /// The format of log lines
     #[arg(long = "log-format", value_enum, default_value_t = LogFormat::Text, global = true)]
     format: LogFormat,
 }
@@ -74,16 +75,16 @@ fn filter(text: &str) -> Result<String, ParseError> {
 }
 
 impl Log {
-    /// With the filter that a command has when none is named.
+    /// Fills in the command's default filter.
     pub(crate) fn of(self, command: &Command) -> Self {
-        // A stranger's bad request is an error to actix_http; anybody on this machine could fill the log with those.
-        // What goes wrong in the other commands is their answer.
+        // actix_http logs every malformed request as an error, and any local process could fill the log with them.
+        // The other commands print their own errors.
         let serves = matches!(command, Command::Serve(_) | Command::Stdio(_));
         let default = || if serves { "warn,actix_http=off" } else { "error" }.into();
         Self { filter: Some(self.filter.unwrap_or_else(default)), ..self }
     }
 
-    /// The same for a worker.
+    /// The arguments that give a worker process the same log.
     fn arguments(&self) -> Vec<String> {
         let format = match self.format {
             LogFormat::Text => "text",
@@ -100,11 +101,11 @@ enum LogFormat {
     Json,
 }
 
-/// Logs go to stderr, because stdout is the protocol's; also what panics, in front and worker.
+/// Sends logs and panics to stderr: stdout carries the protocol.
 pub(crate) fn log(log: &Log) {
     worker::log_panics_without_payload();
     let filter = EnvFilter::new(log.filter.as_deref().unwrap_or_default());
-    // A line that can't be written is lost; to say so on stderr too would be a panic.
+    // A line that can't be written is dropped. Reporting that on stderr would fail, too, and panic.
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match log.format {
         LogFormat::Text => subscriber.with_ansi(std::io::stderr().is_terminal()).init(),
@@ -115,28 +116,28 @@ pub(crate) fn log(log: &Log) {
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct Models {
-    /// `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several, the first is the default
+    /// The model: `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors. Repeat it to serve several models; the first is the default
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
-    /// Threads that compute; 0 takes one for each core
+    /// Number of compute threads; 0 means one for each core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024))]
     threads: u32,
-    /// How exact the products with quantized weights are: int8 is faster, f32 is what the reference computes
+    /// Precision of the activations that are multiplied with quantized weights: int8 is faster, f32 is exact
     #[arg(long, value_enum, default_value_t = Precision::Int8)]
     activations: Precision,
-    /// Memory for what was read before, in MiB, so that a text that goes on needs only its new part read; 0 keeps nothing
+    /// Size of the prompt cache in MiB: a prompt that starts like an earlier one is only computed from where they differ; 0 turns it off
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     cache: u32,
-    /// Give a model's memory back when it was idle for this many minutes; 0 keeps it
+    /// Unload a model after this many minutes without a request; 0 keeps it loaded
     #[arg(long, value_name = "MINUTES", default_value_t = 0)]
     keep_alive: u32,
-    /// End and replace a worker that stands still for this many seconds with work in hand
+    /// Kill and restart a worker process that has requests but makes no progress for this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u32).range(1..))]
     stall_limit: u32,
-    /// Give a request up whose prompt takes longer than this many seconds to be made into tokens, and replace the worker
+    /// Fail a request whose prompt takes longer than this many seconds to tokenize, and restart the worker process
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = value_parser!(u32).range(1..))]
     prompt_limit: u32,
-    /// Give a model up when its worker dies more often than this within 30 seconds
+    /// How many times a worker process may die within 30 seconds before its model is marked as failed
     #[arg(long, value_name = "N", default_value_t = RestartLimit::default().deaths)]
     restarts: u32,
 }
@@ -168,17 +169,17 @@ impl Models {
 
 const MODEL_FILES: &str = "a model is a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors";
 
-/// Requests name a folder by its last part and a file by that without `.gguf`, so that no path ever comes over the network.
+/// The model's name in requests is the folder's name, or the file's name without `.gguf`. Requests never contain a path.
 fn model(text: &str) -> anyhow::Result<Model> {
     if text == "embedded" {
         return Ok(Model { name: text.into(), source: ModelSource::Embedded });
     }
-    let path = Path::new(text).canonicalize().with_context(|| format!("model {text:?} is neither `embedded` nor there"))?;
+    let path = Path::new(text).canonicalize().with_context(|| format!("model {text:?} is neither `embedded` nor a path that exists"))?;
     let word = |part: Option<&OsStr>| part.map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
     if path.is_dir() {
         for file in ["config.json", "tokenizer.json"] {
             if !path.join(file).exists() {
-                bail!("model folder {text:?} holds no {file}; {MODEL_FILES}");
+                bail!("model folder {text:?} has no {file}; {MODEL_FILES}");
             }
         }
         return Ok(Model { name: word(path.file_name()), source: ModelSource::Folder(path) });
@@ -189,53 +190,56 @@ fn model(text: &str) -> anyhow::Result<Model> {
     Ok(Model { name: word(path.file_stem()), source: ModelSource::File(path) })
 }
 
-/// This very program, also when the file it was started from has been replaced since.
+/// The path of this program. On Linux it stays valid when the file has been replaced since the start.
 fn program() -> anyhow::Result<PathBuf> {
-    if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe().context("where this program is") }
+    if cfg!(target_os = "linux") {
+        Ok("/proc/self/exe".into())
+    } else {
+        std::env::current_exe().context("can't find the path of this program")
+    }
 }
 
-/// A wait that is shorter than this needs no word.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Waits shorter than this show no progress.
+const PROGRESS_DELAY: Duration = Duration::from_millis(500);
 
-/// Loads a model; a person at a terminal is told how far it is.
+/// Loads a model, with progress on the terminal.
 async fn load(runtime: &Runtime, model: &str) -> Result<ModelInfo, Error> {
     let start = Instant::now();
     let loaded = runtime.load(model, |done, total| {
-        if start.elapsed() > PATIENCE {
-            waiting_for(&format!("loading {model}: {} %", done.saturating_mul(100) / total.max(1)));
+        if start.elapsed() > PROGRESS_DELAY {
+            show_status(&format!("loading {model}: {} %", done.saturating_mul(100) / total.max(1)));
         }
     });
     let loaded = loaded.await;
-    waiting_for("");
+    show_status("");
     loaded
 }
 
-/// Tells a person at a terminal, on a line that the next call takes away.
-fn waiting_for(what: &str) {
+/// Shows a status on the terminal, in place of the last one.
+fn show_status(status: &str) {
     if std::io::stderr().is_terminal() {
-        let _ = write!(std::io::stderr(), "\r\x1b[K{what}");
+        let _ = write!(std::io::stderr(), "\r\x1b[K{status}");
     }
 }
 
-/// A line for whoever reads stderr; nobody may, and then it is lost.
-pub(crate) fn tell(line: impl Display) {
+/// Prints a line on stderr. Errors are ignored: stderr may be closed.
+pub(crate) fn print_stderr(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// What is in hand at a signal may go on this long: a line is nearly done, and who stopped us waits.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long running requests may go on after a signal to stop: enough to finish a line.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
-/// Resolves when every request has ended: after the first signal that asks us to go, or because there is nothing left
-/// to serve with.
-async fn over(runtime: &Runtime) {
+/// Waits for a signal to stop, or for the end of the runtime's supervision, then shuts the runtime down.
+async fn run_until_stopped(runtime: &Runtime) {
     tokio::select! {
-        () = asked_to_stop() => {}
-        () = runtime.ended() => tracing::error!("nothing is supervised any more"),
+        () = stop_signal() => {}
+        () = runtime.ended() => tracing::error!("the supervisor has ended; shutting down"),
     }
-    runtime.shutdown(GRACE).await;
+    runtime.shutdown(SHUTDOWN_GRACE).await;
 }
 
-async fn asked_to_stop() {
+async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = |kind| async move {
         match signal(kind) {
@@ -246,7 +250,7 @@ async fn asked_to_stop() {
     tokio::select! {
         () = stop(SignalKind::interrupt()) => {}
         () = stop(SignalKind::terminate()) => {}
-        // The terminal is gone.
+        // The terminal was closed.
         () = stop(SignalKind::hangup()) => {}
     }
 }
@@ -256,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_called_by_the_last_word_of_its_path() {
+    fn a_models_name_comes_from_its_path() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         std::fs::create_dir(at("coder")).unwrap();
@@ -270,7 +274,7 @@ mod tests {
         assert_eq!(name(&at("coder-1.5b.Q4.gguf")).unwrap(), "coder-1.5b.Q4");
         assert_eq!(name(&at("UP.GGUF")).unwrap(), "UP");
         assert!(name(&at("notes.txt")).unwrap_err().contains("not a .gguf file"));
-        assert!(name(&at("absent.gguf")).unwrap_err().contains("nor there"));
-        assert!(name(&at("empty")).unwrap_err().contains("holds no config.json"));
+        assert!(name(&at("absent.gguf")).unwrap_err().contains("nor a path that exists"));
+        assert!(name(&at("empty")).unwrap_err().contains("has no config.json"));
     }
 }

@@ -1,6 +1,6 @@
-//! `stdio`: JSON-RPC on stdin and stdout, as an editor's child process.
+//! `stdio`: a JSON-RPC server on stdin and stdout, started by an editor.
 
-use super::{Log, Models, over, tell};
+use super::{Log, Models, print_stderr, run_until_stopped};
 use anyhow::Context;
 use clap::Args;
 use souffleur::actors::Runtime;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 const EXAMPLE: &str = r#"Example:
   echo '{"jsonrpc":"2.0","id":1,"method":"status"}' | souffleur stdio
 
-Lines of JSON and LSP's Content-Length frames both work. After the input's end calls have one second. PROTOCOL.md has every method, with a request and its answer."#;
+Messages are JSON lines, or have LSP's Content-Length headers; the first message decides. At the end of the input, running calls get one more second. PROTOCOL.md shows every method with a request and its response."#;
 
 #[derive(Args)]
 #[command(after_help = EXAMPLE)]
@@ -24,7 +24,9 @@ pub(crate) struct Stdio {
 
 pub(crate) fn run(arguments: Stdio, log: &Log) -> anyhow::Result<ExitCode> {
     if std::io::stdin().is_terminal() {
-        tell("souffleur: waiting for JSON-RPC, one message a line; Ctrl-D ends it, and `souffleur stdio --help` has an example");
+        print_stderr(
+            "souffleur: waiting for JSON-RPC, one message per line; press Ctrl-D to end, see `souffleur stdio --help` for an example",
+        );
     }
     let (input, output) = stdio::take_standard_streams().context("can't take stdin and stdout")?;
     let runtime = Runtime::start(arguments.models.config(log)?)?;
@@ -33,7 +35,7 @@ pub(crate) fn run(arguments: Stdio, log: &Log) -> anyhow::Result<ExitCode> {
         let stop = CancellationToken::new();
         let peer = stdio::serve_stdio(runtime.clone(), input, output, stop.clone());
         let end = async {
-            over(&runtime).await;
+            run_until_stopped(&runtime).await;
             stop.cancel();
             std::future::pending::<CloseReason>().await
         };
@@ -44,20 +46,20 @@ pub(crate) fn run(arguments: Stdio, log: &Log) -> anyhow::Result<ExitCode> {
         runtime.shutdown(Duration::ZERO).await;
         closed
     });
-    // A thread may still wait for input that never comes.
+    // A thread may still block in a read of stdin.
     executor.shutdown_background();
     Ok(match closed {
         CloseReason::ByPeer | CloseReason::Stopped | CloseReason::ParentExited | CloseReason::Exit { after_shutdown: true } => {
             ExitCode::SUCCESS
         }
-        // LSP asks for this.
+        // LSP requires exit code 1 here.
         CloseReason::Exit { after_shutdown: false } => ExitCode::FAILURE,
         CloseReason::FramingLost => {
-            tell("souffleur: the input is not in step with its framing any more");
+            print_stderr("souffleur: the framing of the input is broken");
             ExitCode::FAILURE
         }
         CloseReason::WriteFailed => {
-            tell("souffleur: stdout can't be written to any more");
+            print_stderr("souffleur: can't write to stdout");
             ExitCode::FAILURE
         }
     })

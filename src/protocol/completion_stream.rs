@@ -18,7 +18,7 @@ pub(super) async fn complete(runtime: &Runtime, call: &Call, completion: Complet
         let Update { seq, text: new_text, tokens, end } = tokio::select! {
             biased;
             () = call.cancelled() => return Err(cancelled(call, reader).await),
-            news = reader.next() => news,
+            update = reader.next() => update,
         };
         match &stream {
             Some(stream) if !new_text.is_empty() || (wants_logprobs && !tokens.is_empty()) => {

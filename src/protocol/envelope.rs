@@ -78,7 +78,7 @@ pub(crate) enum Envelope {
 ///
 /// # Errors
 ///
-/// What is wrong with the whole text; it gets one response, with id null.
+/// The text is not JSON, or not a request or batch. It gets one response, with id null.
 pub(crate) fn read(text: &str, batch_max: usize) -> Result<Envelope, ResponseError> {
     // Check the syntax of the whole text first, so that no member of a broken batch runs.
     serde_json::from_str::<WellFormed>(text).map_err(|error| ResponseError::new(ErrorKind::ParseError, error.to_string()))?;
@@ -89,10 +89,11 @@ pub(crate) fn read(text: &str, batch_max: usize) -> Result<Envelope, ResponseErr
             let (members, count) = BatchMembers { max: batch_max }.deserialize(&mut reader).map_err(invalid_request)?;
             match count {
                 0 => Err(ResponseError::new(ErrorKind::InvalidRequest, "the batch is empty")),
-                count if count > batch_max => {
-                    Err(ResponseError::new(ErrorKind::BatchTooLarge, format!("the batch has {count} calls, {batch_max} are allowed"))
-                        .with("limit", batch_max))
-                }
+                count if count > batch_max => Err(ResponseError::new(
+                    ErrorKind::BatchTooLarge,
+                    format!("the batch has {count} calls, at most {batch_max} are allowed"),
+                )
+                .with("limit", batch_max)),
                 _ => Ok(Envelope::Batch(members.into_iter().map(|member| message(member.get())).collect())),
             }
         }

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_named_once_and_ours_stay_in_our_range() {
+    fn names_are_unique_and_own_codes_are_in_range() {
         let mut names: Vec<_> = ErrorKind::ALL.iter().map(|kind| kind.spec().1).collect();
         names.sort_unstable();
         names.dedup();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_its_kind_its_numbers_and_whether_to_retry() {
+    fn the_wire_error_has_kind_numbers_and_retryable() {
         assert_eq!(
             wire(Error::Model(ModelError::ContextOverflow { needed: 3000, limit: 2048 })),
             json!({ "code": -32070, "message": "prompt of 3000 tokens leaves no room for a completion in the context of 2048",

@@ -1,4 +1,4 @@
-//! The secret of one start: who can read its file may speak to us.
+//! The token that HTTP clients need: a random secret for each start, in a file that only its user can read.
 
 use rustix::{
     fs::{FlockOperation, flock},
@@ -12,7 +12,7 @@ use std::{
 };
 use subtle::ConstantTimeEq;
 
-/// 256 bits can't be guessed, however fast one may try.
+/// 256 bits can't be guessed.
 const TOKEN_BYTES: usize = 32;
 
 /// 256 random bits, as hexadecimal text.
@@ -26,12 +26,12 @@ impl Token {
         Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 
-    /// The secret itself, for whom it is meant: the token's file and the address that is printed.
+    /// The secret as text, for the token file and the printed address.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// Takes the same time wherever the two differ.
+    /// Compares in constant time.
     pub fn matches(&self, offered: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(offered).into()
     }
@@ -47,13 +47,13 @@ impl fmt::Debug for Token {
 pub enum TokenFileError {
     #[error("{path}: {cause}", path = path.display())]
     Io { path: PathBuf, cause: io::Error },
-    #[error("{path} can be entered by others", path = path.display())]
-    Shared { path: PathBuf },
+    #[error("{path} is accessible to other users", path = path.display())]
+    NotPrivate { path: PathBuf },
 }
 
 /// The token in a file that only its owner can read; removed when dropped.
 ///
-/// It is locked while its server lives, so that the next server can tell what a killed one has left behind.
+/// The file is locked while its server runs, so that the next server can recognize and remove the file of a killed one.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
@@ -61,7 +61,11 @@ pub struct TokenFile {
 }
 
 impl TokenFile {
-    /// Writes it for the server on `port`, in the user's run-time directory.
+    /// Writes the file for the server on `port`, in the user's runtime directory.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be written, or other users have access to its directory.
     pub fn create(token: &Token, port: u16) -> Result<Self, TokenFileError> {
         Self::create_in(&directory(), token, port)
     }
@@ -70,23 +74,23 @@ impl TokenFile {
         let failed = |cause| TokenFileError::Io { path: directory.to_owned(), cause };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let found = fs::symlink_metadata(directory).map_err(failed)?;
-        // In a directory of all, another user may have made ours first.
+        // In a shared directory such as /tmp, another user may have created it.
         if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o077 != 0 {
-            return Err(TokenFileError::Shared { path: directory.to_owned() });
+            return Err(TokenFileError::NotPrivate { path: directory.to_owned() });
         }
-        // One server at a time looks and makes, or it could take another's new file, not yet locked, for an old one.
-        let turn = fs::File::open(directory).map_err(failed)?;
-        flock(&turn, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
-        remove_left(directory).map_err(failed)?;
+        // One server at a time, or it could take another's new file, which is not locked yet, for a stale one.
+        let directory_lock = fs::File::open(directory).map_err(failed)?;
+        flock(&directory_lock, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        remove_stale(directory).map_err(failed)?;
         let path = directory.join(format!("{port}.token"));
         let failed = |cause| TokenFileError::Io { path: path.clone(), cause };
-        // Its server no longer has this port, even if it is still about to end.
+        // A server that is still shutting down may have left its file, but no longer has the port.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             Ok(()) | Err(_) => {}
         }
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-        // From here on a failure, such as a full disk, removes the file again.
+        // From here on, an error (such as a full disk) drops this and removes the file.
         let token_file = Self { path: path.clone(), _locked: file };
         let mut file = &token_file._locked;
         flock(file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
@@ -105,20 +109,20 @@ impl Drop for TokenFile {
     }
 }
 
-/// Removes the files that nobody has locked any more: their servers were killed.
-fn remove_left(directory: &Path) -> io::Result<()> {
+/// Removes token files without a lock: their servers were killed.
+fn remove_stale(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let is_left = path.extension().is_some_and(|extension| extension == "token")
+        let is_stale = path.extension().is_some_and(|extension| extension == "token")
             && fs::File::open(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
-        if is_left {
+        if is_stale {
             fs::remove_file(&path)?;
         }
     }
     Ok(())
 }
 
-/// `$XDG_RUNTIME_DIR/souffleur`, which is gone after a logout; else below the cache; else below the temporary directory.
+/// `$XDG_RUNTIME_DIR/souffleur`, which is removed at logout; else `~/.cache/souffleur/run`; else in the temporary directory.
 fn directory() -> PathBuf {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute() && path.is_dir());
     if let Some(run) = absolute("XDG_RUNTIME_DIR") {
@@ -135,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_long_fresh_and_not_shown() {
+    fn a_token_is_long_random_and_not_in_debug_output() {
         let [first, second] = [(); 2].map(|()| Token::new().unwrap());
         assert_eq!(first.reveal().len(), 64);
         assert!(!first.matches(second.reveal().as_bytes()));
@@ -145,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_its_owners_alone_and_goes_with_the_server() {
+    fn the_file_is_private_and_removed_with_the_server() {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("run");
         let token = Token::new().unwrap();
@@ -160,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_server_left_is_removed_and_nothing_else() {
+    fn only_token_files_of_killed_servers_are_removed() {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("run");
         let token = Token::new().unwrap();
@@ -174,11 +178,11 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_enter_is_refused() {
+    fn a_directory_with_access_for_others_is_refused() {
         let shared = tempfile::tempdir().unwrap();
         let directory = shared.path().join("run");
         fs::DirBuilder::new().mode(0o755).create(&directory).unwrap();
         let refused = TokenFile::create_in(&directory, &Token::new().unwrap(), 7).unwrap_err();
-        assert!(matches!(refused, TokenFileError::Shared { .. }), "{refused}");
+        assert!(matches!(refused, TokenFileError::NotPrivate { .. }), "{refused}");
     }
 }

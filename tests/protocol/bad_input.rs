@@ -497,7 +497,7 @@ fn a_port_in_use() {
     let output = souffleur(&["serve", "--port", &server.address.port().to_string()]).output().unwrap();
     assert!(!output.status.success());
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains(&format!("{} is in use already", server.address)), "{stderr}");
+    assert!(stderr.contains(&format!("{} is already in use", server.address)), "{stderr}");
     assert_socket_usable(&mut server.connect());
 }
 
@@ -512,7 +512,7 @@ fn a_full_disk() {
     assert!(!program.wait().success());
     let mut stderr = String::new();
     program.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert!(stderr.contains("stdout can't be written to"), "{stderr}");
+    assert!(stderr.contains("can't write to stdout"), "{stderr}");
 
     // The token file cannot be written: the server does not start, names the file, and leaves none behind.
     let home = tempfile::tempdir().unwrap();
@@ -521,6 +521,6 @@ fn a_full_disk() {
     let output = std::process::Command::new("sh").args(["-c", script, program]).env("XDG_RUNTIME_DIR", home.path()).output().unwrap();
     assert!(!output.status.success());
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("can't write the token's file") && stderr.contains(".token"), "{stderr}");
+    assert!(stderr.contains("can't write the token file") && stderr.contains(".token"), "{stderr}");
     assert_eq!(fs::read_dir(home.path().join("souffleur")).unwrap().count(), 0);
 }

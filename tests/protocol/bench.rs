@@ -80,5 +80,5 @@ fn the_busy_process_exits_with_its_parent() {
 #[test]
 fn a_peer_needs_a_gguf_file() {
     let (succeeded, _, err) = bench(&["--peer", "llama-bench=/bin/true"]);
-    assert!(!succeeded && err.contains("a peer reads .gguf files"), "{err}");
+    assert!(!succeeded && err.contains("--peer needs a .gguf file"), "{err}");
 }

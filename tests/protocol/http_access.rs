@@ -187,7 +187,7 @@ fn other_machines_have_access_only_with_beyond_loopback() {
     let output = crate::support::souffleur(&["serve", "--port", "0", "--address", "0.0.0.0"]).output().unwrap();
     assert!(!output.status.success());
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("0.0.0.0:0 is reached from other machines"), "{stderr}");
+    assert!(stderr.contains("0.0.0.0:0 can be reached from other machines"), "{stderr}");
     let server = Server::with(&["--address", "0.0.0.0", "--beyond-loopback", "--host", "build.lan:7"]);
     let local = format!("127.0.0.1:{}", server.address.port());
     for (host, expected) in [("build.lan:7", 401), (&*local, 401), (&*format!("0.0.0.0:{}", server.address.port()), 403)] {

@@ -3,31 +3,31 @@
 use std::process::{Child, Command, ExitCode};
 use std::time::Duration;
 
-/// Until a neighbour has begun to be one.
-const SETTLING: Duration = Duration::from_millis(100);
+/// Time for the process to start spinning.
+const START_TIME: Duration = Duration::from_millis(100);
 
-/// Gone when dropped, or when this process is.
+/// Killed when dropped. Ends by itself when this process ends.
 pub(super) struct CpuHog(Child);
 
 impl CpuHog {
     pub(super) fn start() -> anyhow::Result<Self> {
         let mut command = Command::new(crate::cli::program()?);
         let child = command.args(["bench", "--cpu-hog", &std::process::id().to_string()]).spawn()?;
-        std::thread::sleep(SETTLING);
+        std::thread::sleep(START_TIME);
         Ok(Self(child))
     }
 }
 
 impl Drop for CpuHog {
     fn drop(&mut self) {
-        // It may have ended by itself. Waiting for it makes its time ours, so that it does not count as others' load.
+        // After the wait its time counts as our own, not as other load.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What that process does: turns on one processor for as long as `parent` is its parent. No second thread waits for
-/// that, because it might never run beside this one.
+/// Spins on one processor while `parent` is the parent process. Polls for that, because a second thread on the same
+/// processor might never run.
 pub(super) fn spin(parent: u32) -> anyhow::Result<ExitCode> {
     pin()?;
     while rustix::process::getppid().is_some_and(|pid| pid.as_raw_pid().cast_unsigned() == parent) {
@@ -36,17 +36,17 @@ pub(super) fn spin(parent: u32) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// To the first processor this process may use.
+/// Pins this process to the first processor available to it.
 #[cfg(target_os = "linux")]
 fn pin() -> anyhow::Result<()> {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     let may = sched_getaffinity(None)?;
     let mut one = CpuSet::new();
-    one.set((0..CpuSet::MAX_CPU).find(|&processor| may.is_set(processor)).expect("this one runs on one"));
+    one.set((0..CpuSet::MAX_CPU).find(|&processor| may.is_set(processor)).expect("this process runs on one"));
     Ok(sched_setaffinity(None, &one)?)
 }
 
-/// Other systems place it themselves.
+/// Other systems can't pin a process.
 #[cfg(not(target_os = "linux"))]
 fn pin() -> anyhow::Result<()> {
     Ok(())

@@ -1,4 +1,4 @@
-//! llama.cpp's own benches on the same file, for the same work.
+//! Runs llama.cpp's benchmark programs on the same file with the same workload.
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -16,11 +16,11 @@ pub(super) fn parse(text: &str) -> Result<Program, String> {
     match text.split_once('=') {
         Some(("llama-bench", path)) => Ok(Program::Bench(path.into())),
         Some(("llama-batched-bench", path)) => Ok(Program::Batched(path.into())),
-        _ => Err("not llama-bench=PATH or llama-batched-bench=PATH".into()),
+        _ => Err("expected llama-bench=PATH or llama-batched-bench=PATH".into()),
     }
 }
 
-/// What it is asked to do, with the names of its own options.
+/// A workload, in the terms of llama.cpp's options.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Task {
     Prompt(usize),
@@ -31,11 +31,11 @@ pub(super) enum Task {
 pub(super) struct LlamaCpp<'a> {
     pub(super) programs: &'a [Program],
     pub(super) model: &'a Path,
-    /// Which attention was the better one behind a long context, by threads; each is asked for both once.
+    /// The faster value of `-fa` (flash attention) after a long context, per number of threads. Both are tried once.
     flash: Vec<(usize, &'static str)>,
 }
 
-/// llama-batched-bench writes by a thread for its log, and on a crowded machine it was seen to end before that had a turn.
+/// llama-batched-bench prints from a log thread, and on a busy machine it can exit before that thread has run.
 const TRIES: usize = 5;
 
 impl<'a> LlamaCpp<'a> {
@@ -68,7 +68,7 @@ impl<'a> LlamaCpp<'a> {
     }
 
     fn ask(&self, task: Task, threads: usize, flash: &str) -> anyhow::Result<f64> {
-        let program = self.program(task).expect("asked for only what can be done");
+        let program = self.program(task).expect("`can` was checked by the plan");
         let (options, key) = match task {
             Task::Prompt(tokens) => (format!("-p {tokens} -n 0 -r 2 -o jsonl"), "avg_ts"),
             Task::Generate { depth, tokens } => (format!("-p 0 -n {tokens} -d {depth} -r 2 -o jsonl"), "avg_ts"),
@@ -90,7 +90,7 @@ impl<'a> LlamaCpp<'a> {
         };
         let Some(figure) = figure else {
             let errors = String::from_utf8_lossy(&output.stderr);
-            bail!("{program:?} gave no {key} ({}): {}", output.status, errors.lines().last().unwrap_or("without a word"));
+            bail!("{program:?} gave no {key} ({}): {}", output.status, errors.lines().last().unwrap_or("no error output"));
         };
         Ok(figure)
     }
@@ -102,7 +102,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
-    fn the_better_attention_is_found_once() {
+    fn the_faster_attention_is_found_once() {
         let folder = tempfile::tempdir().unwrap();
         let (program, log) = (folder.path().join("llama-bench"), folder.path().join("log"));
         let script = "#!/bin/sh\necho \"$@\" >> LOG\ncase \"$*\" in *'-fa on'*) s=3.5;; *'-fa off'*) s=4.5;; *) s=7;; esac\n\

@@ -1,4 +1,4 @@
-//! `bench`: how fast a model is on this machine, beside what the machine could do, and beside llama.cpp.
+//! `bench`: the speed of a model on this machine, against the machine's roofline and against llama.cpp.
 
 mod cpu_hog;
 mod harness;
@@ -31,39 +31,39 @@ use table::{Ratio, Sample, Series};
 
 const EXAMPLES: &str = "\
 Examples:
-  souffleur bench                                      the embedded model
-  souffleur bench -m coder.gguf --only decode,prefill  a part of it
+  souffleur bench                                      measure the embedded model
+  souffleur bench -m coder.gguf --only decode,prefill  measure two parts only
   souffleur bench -m coder.gguf --peer llama-bench=llama.cpp/build/bin/llama-bench
 
-What alternates is measured in turns, and each figure is a median with the least and the most. A measurement during \
-which others had more than 0.3 processors is left out and taken again, as often as there are rounds; where none was \
-quiet, the median is of all and has a *.";
+Each part alternates between its measurements and prints the median of each with minimum and maximum. A sample is left out \
+and repeated (at most doubling the rounds) when other processes used more than 0.3 processors meanwhile. If no sample was \
+quiet, the median is that of all samples and is marked with *.";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Bench {
-    /// `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors; repeat for several
+    /// The model: `embedded`, a .gguf file, or a folder with config.json, tokenizer.json and *.safetensors. Repeat it to measure several
     #[arg(short, long = "model", value_name = "MODEL", default_value = "embedded")]
     models: Vec<String>,
-    /// Threads that compute; each number is measured, but `beside` has its own [default: 1 and one for each core]
+    /// Numbers of compute threads to measure, such as 1,4; the part `beside` has its own [default: 1 and the number of cores]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     threads: Vec<u32>,
-    /// How often each is measured
+    /// Number of samples of each measurement
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Measure only these
+    /// Measure only these parts, such as decode,prefill
     #[arg(long, value_name = "PART", value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// How exact the products with quantized weights are
+    /// Precision of the activations that are multiplied with quantized weights: int8 is faster, f32 is exact
     #[arg(long, value_enum, default_value_t = Precision::Int8)]
     activations: Precision,
-    /// Measure it in turns with llama.cpp: llama-bench=PATH, and llama-batched-bench=PATH for eight texts together
+    /// Also measure llama.cpp: llama-bench=PATH, and llama-batched-bench=PATH for the part `eight`. Can be repeated
     #[arg(long = "peer", value_name = "NAME=PATH", value_parser = llama_cpp::parse)]
     peers: Vec<Program>,
-    /// Write a line of JSON for each part, every measurement in it
+    /// Print one line of JSON for each part, with all samples
     #[arg(long)]
     json: bool,
-    /// Be the process that keeps a processor busy, for as long as this one is its parent
+    /// Keep one processor busy while this process is the parent; `bench` starts it
     #[arg(long, value_name = "PID", hide = true)]
     cpu_hog: Option<u32>,
 }
@@ -104,7 +104,7 @@ pub(crate) fn run(arguments: Bench, log: &Log, embedded: Embedded) -> anyhow::Re
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `serve` has by default, with this model.
+/// The configuration that `serve` has by default, with this model.
 fn config(model: &str, activations: Precision, log: &Log) -> anyhow::Result<Config> {
     #[derive(Parser)]
     struct Defaults {
@@ -116,7 +116,7 @@ fn config(model: &str, activations: Precision, log: &Log) -> anyhow::Result<Conf
     models.config(log)
 }
 
-/// One model with all that its figures are measured by.
+/// One model, with everything needed to measure it.
 struct Session<'a> {
     name: String,
     /// Model, machine and instruction set.
@@ -135,11 +135,11 @@ impl<'a> Session<'a> {
         let peers = match &config.models()[0].source {
             _ if arguments.peers.is_empty() => None,
             ModelSource::File(_) => Some(LlamaCpp::new(&arguments.peers, Path::new(model))),
-            ModelSource::Embedded | ModelSource::Folder(_) => bail!("a peer reads .gguf files, and {model:?} is none"),
+            ModelSource::Embedded | ModelSource::Folder(_) => bail!("--peer needs a .gguf file, and {model:?} is not one"),
         };
         let harness = Harness::load(&config.models()[0].source, embedded, config.settings().cpu.activations)?;
         let head = format!(
-            "{name}: {}, {}, {:?} activations; weights {:.1} MB, of which a step reads {:.1}",
+            "{name}: {}, {}, {:?} activations; weights {:.1} MB, read per decode step {:.1} MB",
             machine_load::machine(),
             Native::describe(&CpuSettings::default())?.name,
             config.settings().cpu.activations,
@@ -153,7 +153,7 @@ impl<'a> Session<'a> {
         Plan::of(part, threads, &self.harness.size, |task| self.peers.as_ref().is_some_and(|peers| peers.can(task)))
     }
 
-    /// Round by round, each entry once a round; those that had company get as many rounds more.
+    /// Measures the entries round by round. Entries with samples under load get up to `rounds` more rounds.
     fn measure(&mut self, plan: &Plan, rounds: usize) -> anyhow::Result<Vec<Series>> {
         let new = |entry: &Measurement| Series { name: entry.name.clone(), unit: entry.unit, samples: Vec::new() };
         let mut all: Vec<Series> = plan.entries.iter().map(new).collect();
@@ -168,24 +168,24 @@ impl<'a> Session<'a> {
     }
 
     fn sample(&mut self, entry: &Measurement) -> anyhow::Result<Sample> {
-        self.harness.compute_on(entry.threads)?;
-        let watch = LoadMeter::start();
+        self.harness.set_threads(entry.threads)?;
+        let meter = LoadMeter::start();
         let cpu_hog = if entry.beside { Some(CpuHog::start()?) } else { None };
         let value = match entry.work {
             Workload::Prefill(tokens) => self.harness.prefill(tokens),
             Workload::Decode { sequences, context, tokens } => self.harness.decode(sequences, context, tokens),
             Workload::Deep { context, tokens } => self.harness.decode_deep(context, tokens),
             Workload::Rows(rows) => self.harness.rows(rows, 64) * 1e3,
-            Workload::Multiply => self.harness.multiply() / 1e9,
+            Workload::Matmul => self.harness.matmul_rate() / 1e9,
             Workload::ReadMemory => self.memory.read(entry.threads) / 1e9,
-            Workload::Peer(task) => self.peers.as_mut().expect("planned with it").run(task, entry.threads)?,
+            Workload::Peer(task) => self.peers.as_mut().expect("the plan has peer entries only with peers").run(task, entry.threads)?,
             Workload::FirstToken => process::first_token(&self.options(entry.threads))?,
             Workload::Load => self.worker(entry.threads)?.load_ms,
-            Workload::Memory => self.worker(entry.threads)?.more_mb,
+            Workload::Memory => self.worker(entry.threads)?.overhead_mb,
             Workload::Peak => self.worker(entry.threads)?.peak_mb,
         };
         drop(cpu_hog);
-        Ok(Sample { value, others: watch.others() })
+        Ok(Sample { value, others: meter.others() })
     }
 
     fn worker(&mut self, threads: usize) -> anyhow::Result<Worker> {
@@ -195,7 +195,7 @@ impl<'a> Session<'a> {
         Worker::run(&self.config, &self.harness.size)
     }
 
-    /// What another process is told, to run the same.
+    /// The options that give another process the same configuration.
     fn options(&self, threads: usize) -> Vec<String> {
         let activations = format!("{:?}", self.config.settings().cpu.activations).to_lowercase();
         ["-m", self.option, "--threads", &threads.to_string(), "--activations", &activations].map(String::from).into()

@@ -1,4 +1,4 @@
-//! What is measured: parts, the things that alternate in each, and which of their figures are compared.
+//! The measurements of each part, and the ratios between them.
 
 use super::harness::ModelSize;
 use super::llama_cpp::Task;
@@ -6,30 +6,30 @@ use clap::ValueEnum;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Part {
-    /// Reading a prompt of 512 tokens
+    /// Prefill of 512 tokens
     Prefill,
-    /// Writing one text
+    /// Decoding one sequence
     Decode,
-    /// Writing eight texts together
+    /// Decoding eight sequences in one batch
     Eight,
-    /// Writing behind 4,096 tokens
+    /// Decoding after a context of 4,096 tokens
     Deep,
-    /// Eight tokens of one text in a step, as a checked draft is, against one
+    /// A step with eight tokens of one sequence, as in speculative decoding, against one token
     Rows,
-    /// Two threads while another process keeps a processor busy
+    /// Decoding while another process keeps one processor busy, with one and two threads
     Beside,
-    /// Loading, the first token of a new process, and a worker's memory
+    /// Load time, time to the first token of a new process, and memory of a worker process
     Start,
 }
 
-/// One thing to measure.
+/// What a measurement runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Workload {
     Prefill(usize),
     Decode { sequences: usize, context: usize, tokens: usize },
     Deep { context: usize, tokens: usize },
     Rows(usize),
-    Multiply,
+    Matmul,
     ReadMemory,
     Peer(Task),
     FirstToken,
@@ -43,11 +43,11 @@ pub(super) struct Measurement {
     pub(super) unit: &'static str,
     pub(super) work: Workload,
     pub(super) threads: usize,
-    /// Beside a busy neighbour.
+    /// While a `CpuHog` runs.
     pub(super) beside: bool,
 }
 
-/// `scale` times the figure of entry `of`, by that of entry `to`.
+/// The ratio `scale * of / to` of two entries' medians.
 pub(super) struct Compare {
     pub(super) name: &'static str,
     pub(super) of: usize,
@@ -63,22 +63,22 @@ pub(super) struct Plan {
 }
 
 impl Part {
-    /// What it is measured with of the numbers of threads that were asked for.
+    /// The thread counts to measure with, given those of `--threads`.
     pub(super) fn threads(self, asked: &[usize]) -> &[usize] {
         match self {
-            // One and two threads are what it compares.
+            // Its measurements have thread counts of their own.
             Self::Beside => &[2],
             Self::Prefill | Self::Decode | Self::Eight | Self::Deep | Self::Rows | Self::Start => asked,
         }
     }
 
-    /// Why it says nothing where a process may use so many processors.
+    /// Why this part can't be measured with this number of processors.
     pub(super) fn left_out(self, processors: usize) -> Option<&'static str> {
-        (self == Self::Beside && processors < 2).then_some("two threads and a neighbour on one processor say nothing of a busy one")
+        (self == Self::Beside && processors < 2).then_some("it needs two processors")
     }
 }
 
-/// Tokens in the text before the first that is written: a short line.
+/// Tokens of context before a short decode.
 const CONTEXT: usize = 16;
 const TOKENS: usize = 48;
 const GIGA: f64 = 1e9;
@@ -91,12 +91,12 @@ impl Plan {
             Part::Prefill => {
                 let tokens = Some(512.min(size.context - 1)).filter(|&tokens| tokens > 0)?;
                 plan.add(format!("prefill of {tokens}"), "tokens/s", Workload::Prefill(tokens));
-                // Only the last token's next is wanted.
-                let products = size.token_products as f64 + size.head_products as f64 / tokens as f64;
-                plan.limit(
+                // The head runs only for the last token.
+                let products = size.layer_macs as f64 + size.head_macs as f64 / tokens as f64;
+                plan.roofline(
                     "kernels on weights in the cache",
                     "GMAC/s",
-                    Workload::Multiply,
+                    Workload::Matmul,
                     "prefill's share of its kernels' speed",
                     products,
                 );
@@ -104,7 +104,7 @@ impl Plan {
             }
             Part::Decode => {
                 plan.add(format!("decode of {TOKENS}"), "tokens/s", Workload::Decode { sequences: 1, context: CONTEXT, tokens: TOKENS });
-                plan.limit("memory, read only", "GB/s", Workload::ReadMemory, "decode's share of the bandwidth", size.step_bytes as f64);
+                plan.roofline("memory, read only", "GB/s", Workload::ReadMemory, "decode's share of the bandwidth", size.step_bytes as f64);
                 plan.peer("decode to llama.cpp's", Task::Generate { depth: 0, tokens: TOKENS }, can);
             }
             Part::Eight => {
@@ -115,8 +115,8 @@ impl Plan {
             Part::Deep => {
                 let (context, tokens) = (4096.min(size.context.checked_sub(TOKENS).filter(|&left| left > 0)?), TOKENS / 3);
                 plan.add(format!("decode behind {context}"), "tokens/s", Workload::Deep { context, tokens });
-                let bytes = size.step_bytes + size.position_bytes * context as u64;
-                plan.limit("memory, read only", "GB/s", Workload::ReadMemory, "deep decode's share of the bandwidth", bytes as f64);
+                let bytes = size.step_bytes + size.kv_bytes_per_token * context as u64;
+                plan.roofline("memory, read only", "GB/s", Workload::ReadMemory, "deep decode's share of the bandwidth", bytes as f64);
                 plan.peer("deep decode to llama.cpp's", Task::Generate { depth: context, tokens }, can);
             }
             Part::Rows => {
@@ -147,8 +147,8 @@ impl Plan {
         self.entries.push(Measurement { name, unit, work, threads: self.threads, beside: false });
     }
 
-    /// A limit in giga-units a second, of which each token needs `each`.
-    fn limit(&mut self, name: &str, unit: &'static str, work: Workload, share: &'static str, each: f64) {
+    /// Adds a roofline in giga-units per second, and the share of it that is used. A token needs `each` units.
+    fn roofline(&mut self, name: &str, unit: &'static str, work: Workload, share: &'static str, each: f64) {
         self.add(name.into(), unit, work);
         self.compares.push(Compare { name: share, of: 0, to: self.entries.len() - 1, scale: each / GIGA });
     }

@@ -1,4 +1,4 @@
-//! What is measured of whole processes: how soon the first token comes, and how much memory a worker takes.
+//! Measurements of whole processes: the time to the first token, and the memory of a worker process.
 
 use super::harness::ModelSize;
 use anyhow::{Context, bail};
@@ -9,10 +9,10 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Well below 64 tokens.
+/// Fewer than 64 tokens.
 const TEXT: &str = "fn main() {\n    let name = \"world\";\n    println!(\"Hello, {}!\", ";
 
-/// Milliseconds from the start of `souffleur stdio` to its answer of one token: front, worker and load are in it.
+/// Milliseconds from the start of `souffleur stdio` to its response with one token. Includes both processes and the load.
 pub(super) fn first_token(options: &[String]) -> anyhow::Result<f64> {
     let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "complete", "params": { "prompt": TEXT, "maxTokens": 1 } });
     let start = Instant::now();
@@ -31,11 +31,11 @@ pub(super) fn first_token(options: &[String]) -> anyhow::Result<f64> {
     Ok(time.as_secs_f64() * 1e3)
 }
 
-/// What a worker that loads the model and writes a little is like.
+/// Measurements of a worker process that loads the model and decodes a few tokens.
 pub(super) struct Worker {
     pub(super) load_ms: f64,
-    /// Beyond weights once, keys and values: when all is done, and at the worst moment.
-    pub(super) more_mb: f64,
+    /// Memory beyond one copy of the weights and the KV cache: at the end, and at the peak.
+    pub(super) overhead_mb: f64,
     pub(super) peak_mb: f64,
 }
 
@@ -64,20 +64,19 @@ impl Worker {
                 }
             }
             let status = runtime.status().await.models.into_iter().next().context("one model")?;
-            let (Some(pid), Some(decoder)) = (status.worker_pid, status.decoder) else { bail!("the worker did not say how it is") };
+            let (Some(pid), Some(decoder)) = (status.worker_pid, status.decoder) else { bail!("the worker reports no status") };
             let known = size.weight_bytes + decoder.cache_bytes + decoder.running_bytes;
             let mb = |key| anyhow::Ok((memory(pid, key)? as f64 - known as f64) / 1e6);
-            let worker = Self { load_ms, more_mb: mb("VmRSS")?, peak_mb: mb("VmHWM")? };
+            let worker = Self { load_ms, overhead_mb: mb("VmRSS")?, peak_mb: mb("VmHWM")? };
             runtime.shutdown(Duration::ZERO).await;
             Ok(worker)
         })
     }
 }
 
-/// Bytes that a process has in memory, as the system counts them.
+/// A memory size of a process in bytes, from `/proc/PID/status`.
 fn memory(pid: u32, key: &str) -> anyhow::Result<u64> {
-    let status =
-        std::fs::read_to_string(format!("/proc/{pid}/status")).context("this system does not tell how much memory a process has")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("this system does not report the memory of a process")?;
     let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).with_context(|| format!("no {key}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
 }

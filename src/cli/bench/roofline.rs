@@ -1,4 +1,4 @@
-//! What the machine could do at best: bytes read from memory, and products of weights that lie in the cache.
+//! The roofline of this machine: memory bandwidth, and the speed of the matmul kernels on weights in the cache.
 
 use memmap2::MmapMut;
 use souffleur::models::backend::{Backend, LinearPart, Native, Span};
@@ -8,28 +8,28 @@ use std::hint::black_box;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Well beyond any cache a laptop has.
+/// Larger than the caches of any laptop.
 const MEMORY_BYTES: usize = 256 << 20;
-/// How long a limit is measured at a time.
-const TIME: Duration = Duration::from_millis(300);
+/// Time of a measurement.
+const SAMPLE_TIME: Duration = Duration::from_millis(300);
 
-/// Memory to read, in huge pages as the weights are.
+/// Memory to read, in huge pages like the weights.
 pub(super) struct Memory(MmapMut);
 
 impl Memory {
     pub(super) fn new() -> std::io::Result<Self> {
         let mut map = MmapMut::map_anon(MEMORY_BYTES)?;
-        // A kernel without huge pages says so, and gives small ones.
+        // Without huge pages the kernel reports an error and small pages stay.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         map.fill(1);
         Ok(Self(map))
     }
 
-    /// Bytes a second, by so many threads that have a part each.
+    /// Bytes per second, read by `threads` threads.
     pub(super) fn read(&self, threads: usize) -> f64 {
         let (start, mut bytes) = (Instant::now(), 0);
-        while start.elapsed() < TIME {
+        while start.elapsed() < SAMPLE_TIME {
             thread::scope(|scope| {
                 for part in self.0.chunks(MEMORY_BYTES.div_ceil(threads)) {
                     scope.spawn(|| black_box(sum(part)));
@@ -41,7 +41,7 @@ impl Memory {
     }
 }
 
-/// Cheap enough that memory is what is waited for.
+/// Sums words, which is cheap enough to be bound by memory.
 fn sum(bytes: &[u8]) -> u64 {
     let mut sums = [0u64; 8];
     for line in bytes.as_chunks::<64>().0 {
@@ -52,14 +52,14 @@ fn sum(bytes: &[u8]) -> u64 {
     sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
 }
 
-/// The shape of what is multiplied: weights of 4 to 32 bits that stay in a second-level cache, and a step's rows.
+/// Shape of a product: weights of 4 to 32 bits that fit the L2 cache, and the rows of one step.
 const OUTPUTS: usize = 128;
 const INPUTS: usize = 1024;
 const ROWS: usize = 128;
-/// Products of one quantization of the rows, which then costs next to nothing.
-const TIMES: usize = 8;
+/// Products per quantization of the activations, so that its cost is negligible.
+const PRODUCTS: usize = 8;
 
-/// A model's weights by their weight_samples: a small piece of each, and how many of a token's products have that form.
+/// A sample of the model's weights of each type, with the number of multiply-accumulates per token of that type.
 #[derive(Default)]
 pub(super) struct WeightSamples(Vec<(String, <Native as Backend>::Linear, u64)>);
 
@@ -74,25 +74,25 @@ impl WeightSamples {
         let products = (rows * columns) as u64;
         if let Some((_, _, all)) = self.0.iter_mut().find(|(other, _, _)| *other == name) {
             *all += products;
-        } else if let Some(piece) = piece(matrix) {
-            self.0.push((name, backend.linear(vec![LinearPart { weight: piece, bias: None }])?, products));
+        } else if let Some(sample) = sample(matrix) {
+            self.0.push((name, backend.linear(vec![LinearPart { weight: sample, bias: None }])?, products));
         }
         Ok(())
     }
 
-    /// Multiplications a second of the kernel on weights and rows in the cache, weight_samples in the model's proportion.
-    pub(super) fn multiply(&self, backend: &mut Native) -> f64 {
+    /// Multiply-accumulates per second of the kernels on data in the cache, with the weight types in the model's proportion.
+    pub(super) fn matmul_rate(&self, backend: &mut Native) -> f64 {
         let (mut products, mut seconds) = (0.0, 0.0);
         for (_, weight, share) in &self.0 {
             let mut cache = backend.cache();
             let tokens: Vec<u32> = (0..ROWS as u32).map(|row| row % OUTPUTS as u32).collect();
             let x = backend.embed(weight, &[Span::ids(&tokens, 0, &mut cache)]);
-            let weights = weight.repeated(TIMES);
-            let _: [_; TIMES] = backend.project(&x, &weights);
+            let weights = weight.repeated(PRODUCTS);
+            let _: [_; PRODUCTS] = backend.project(&x, &weights);
             let (start, mut done) = (Instant::now(), 0);
-            while start.elapsed() < TIME / self.0.len() as u32 {
-                black_box::<[_; TIMES]>(backend.project(&x, &weights));
-                done += TIMES * ROWS * OUTPUTS * INPUTS;
+            while start.elapsed() < SAMPLE_TIME / self.0.len() as u32 {
+                black_box::<[_; PRODUCTS]>(backend.project(&x, &weights));
+                done += PRODUCTS * ROWS * OUTPUTS * INPUTS;
             }
             products += *share as f64;
             seconds += *share as f64 / (done as f64 / start.elapsed().as_secs_f64());
@@ -101,8 +101,8 @@ impl WeightSamples {
     }
 }
 
-/// The first bytes of a weight, read as one of another shape. `None` when it is too small.
-fn piece<'a>(matrix: &'a Matrix<'_>) -> Option<Matrix<'a>> {
+/// The first bytes of a weight as a matrix of the sample's shape. `None` when it is too small.
+fn sample<'a>(matrix: &'a Matrix<'_>) -> Option<Matrix<'a>> {
     let (rows, columns) = matrix.shape();
     let cut = |bytes: &'a [u8]| bytes.get(..(bytes.len() / rows * OUTPUTS * INPUTS).div_ceil(columns));
     Some(match matrix {

@@ -1,4 +1,4 @@
-//! Figures: medians with least and most, ratios, and the table of all ratios.
+//! Medians with minimum and maximum, ratios, and the table of all ratios.
 
 use super::machine_load::LoadMeter;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ pub(super) fn median(values: &mut [f64]) -> f64 {
     }
 }
 
-/// One measurement, and how many processors others had meanwhile, where the system tells.
+/// One measured value, and the number of processors that other processes used meanwhile, if known.
 #[derive(Clone, Copy)]
 pub(super) struct Sample {
     pub(super) value: f64,
@@ -22,11 +22,11 @@ pub(super) struct Sample {
 
 impl Sample {
     fn is_quiet(&self) -> bool {
-        LoadMeter::quiet(self.others)
+        LoadMeter::is_quiet(self.others)
     }
 }
 
-/// Everything that was measured of one thing.
+/// All samples of one measurement.
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) unit: &'static str,
@@ -38,7 +38,7 @@ impl Series {
         self.samples.iter().filter(|sample| sample.is_quiet()).count()
     }
 
-    /// Whether it is measured in this round, from 0: in the first ones, and then in place of what had company.
+    /// Whether to measure in this round, counted from 0: in the first `rounds`, then until enough samples are quiet.
     pub(super) fn is_due(&self, round: usize, rounds: usize) -> bool {
         round < rounds || self.quiet() < rounds
     }
@@ -65,7 +65,7 @@ impl Series {
     }
 }
 
-/// The median of the quiet samples; where there is none, of all, and marked.
+/// The median of the quiet samples. Without a quiet sample, the median of all, marked with `*`.
 pub(super) struct Figure {
     pub(super) median: f64,
     least: f64,
@@ -81,19 +81,19 @@ impl fmt::Display for Series {
         let mark = if marked { '*' } else { ' ' };
         write!(f, "{:<44} {median:>9.2}{mark} {:<10} ({least:.2} to {most:.2} of {of}", self.name, self.unit)?;
         if left_out > 0 {
-            write!(f, "; {left_out} beside load left out")?;
+            write!(f, "; {left_out} under load left out")?;
         }
         write!(f, ")")
     }
 }
 
-/// One median by another.
+/// One median divided by another.
 pub(super) struct Ratio {
     pub(super) name: &'static str,
     pub(super) model: String,
     pub(super) threads: usize,
     pub(super) value: f64,
-    /// One of the two was measured beside other load.
+    /// One of the two has no quiet sample.
     pub(super) marked: bool,
 }
 
@@ -103,7 +103,7 @@ impl fmt::Display for Ratio {
     }
 }
 
-/// Markdown: a row for each ratio, a column for each model, and in a cell the ratios by threads.
+/// A Markdown table: a row for each ratio, a column for each model, and in each cell the ratios by number of threads.
 pub(super) fn table(ratios: &[Ratio]) -> String {
     let distinct = |of: &dyn Fn(&Ratio) -> String| {
         let mut all: Vec<String> = Vec::new();
@@ -136,22 +136,22 @@ mod tests {
     }
 
     #[test]
-    fn what_was_measured_beside_load_is_left_out() {
+    fn samples_under_load_are_left_out() {
         let some = series(&[(5.0, 0.1), (1.0, 0.9), (7.0, 0.0), (6.0, 0.2)]);
         assert_eq!((some.figure().median, some.figure().marked), (6.0, false));
-        assert!(some.to_string().ends_with("(5.00 to 7.00 of 3; 1 beside load left out)"), "{some}");
+        assert!(some.to_string().ends_with("(5.00 to 7.00 of 3; 1 under load left out)"), "{some}");
         let none = series(&[(5.0, 0.4), (1.0, 0.9)]);
         assert_eq!((none.figure().median, none.figure().marked), (3.0, true));
         assert!(none.to_string().contains("3.00* tokens/s   (1.00 to 5.00 of 2)"), "{none}");
     }
 
     #[test]
-    fn what_had_company_is_measured_again() {
+    fn samples_under_load_are_repeated() {
         let (quiet, busy) = ((1.0, 0.1), (1.0, 0.9));
         assert!(series(&[quiet]).is_due(1, 2));
         assert!(!series(&[quiet, quiet]).is_due(2, 2));
         assert!(series(&[quiet, busy]).is_due(2, 2));
-        // Also where nothing was quiet yet.
+        // Also without any quiet sample.
         assert!(series(&[busy, busy]).is_due(2, 2));
     }
 

@@ -1,4 +1,4 @@
-//! The params of `infill`, `complete` and `chat`, and what they become: one validated request.
+//! The params of `infill`, `complete` and `chat`, and their validation into one request type.
 
 use super::{
     Bounds,
@@ -9,11 +9,12 @@ use crate::protocol::{call::ProgressToken, error::ResponseError};
 use serde::Deserialize;
 use std::{collections::BTreeMap, mem::take};
 
-/// Answer lengths when none is asked for: a hole is short, a text may be longer.
+/// Defaults of `maxTokens`.
 const INFILL_TOKENS: u32 = 128;
 const ANSWER_TOKENS: u32 = 256;
 
-/// A params struct with the members that all three share: serde's `flatten` and `deny_unknown_fields` exclude each other.
+/// Defines a params struct with the members that all three share. A macro, because serde's `flatten` and
+/// `deny_unknown_fields` exclude each other.
 macro_rules! completion_params {
     ($name:ident, $tokens:expr, { $($(#[$attribute:meta])* $field:ident: $kind:ty,)* }) => {
         #[derive(Debug, Deserialize)]
@@ -62,7 +63,7 @@ macro_rules! completion_params {
                 common.completion(prompt, sampling, bounds)
             }
 
-            /// The prompt alone, for who only wants to see it rendered.
+            /// The prompt alone, for `prompt/render`.
             pub(crate) fn into_prompt(self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
                 Ok(self.completion(bounds)?.request.prompt)
             }
@@ -119,11 +120,11 @@ enum RoleParam {
     Assistant,
 }
 
-/// One of the three, validated; from here on they are one code path.
+/// A validated completion of any of the three methods.
 #[derive(Debug)]
 pub(crate) struct Completion {
     pub(crate) request: Request,
-    /// Where to stream; `None` gives the text in the response.
+    /// The token to stream under. Without it, the response holds the text.
     pub(crate) stream: Option<ProgressToken>,
 }
 
@@ -131,7 +132,7 @@ impl InfillParams {
     fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
         let files = take(&mut self.files);
         if files.len() > bounds.limits.files {
-            return Err(ResponseError::parameter("files", format!("{} files, {} are allowed", files.len(), bounds.limits.files)));
+            return Err(ResponseError::parameter("files", format!("{} files, at most {} are allowed", files.len(), bounds.limits.files)));
         }
         let context: usize = files.iter().map(|file| file.path.len() + file.text.len()).sum();
         let names = [("path", &self.path), ("repository", &self.repository)];
@@ -162,7 +163,7 @@ impl ChatParams {
     fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
         let messages = take(&mut self.messages);
         if messages.is_empty() {
-            return Err(ResponseError::parameter("messages", "there is nothing to answer"));
+            return Err(ResponseError::parameter("messages", "at least one message is needed"));
         }
         let content = messages.iter().map(|message| message.content.len()).sum();
         bounds.text([("messages", content), ("language", self.language.as_ref().map_or(0, String::len))])?;
@@ -190,14 +191,14 @@ impl Common {
     fn completion(self, prompt: Prompt, sampling: SamplingParams, bounds: Bounds<'_>) -> Result<Completion, ResponseError> {
         let limits = bounds.limits;
         if self.stop.len() > limits.stops {
-            return Err(ResponseError::parameter("stop", format!("{} sequences, {} are allowed", self.stop.len(), limits.stops)));
+            return Err(ResponseError::parameter("stop", format!("{} sequences, at most {} are allowed", self.stop.len(), limits.stops)));
         }
         if self.stop.iter().any(|stop| stop.is_empty() || stop.len() > limits.stop_bytes) {
-            return Err(ResponseError::parameter("stop", format!("a sequence has from 1 to {} bytes", limits.stop_bytes)));
+            return Err(ResponseError::parameter("stop", format!("a sequence must have 1 to {} bytes", limits.stop_bytes)));
         }
         let logprobs = match self.logprobs {
             None => None,
-            asked => Some(integer("logprobs", asked, 0, 0..=limits.logprobs)?),
+            given => Some(integer("logprobs", given, 0, 0..=limits.logprobs)?),
         };
         let request = Request {
             model: bounds.model(self.model),

@@ -1,4 +1,4 @@
-//! Everything a peer writes and reads, as it stands on the wire. camelCase lives here and nowhere else.
+//! The wire types: params and results as JSON. camelCase is used here and nowhere else.
 
 mod completion;
 mod params;
@@ -21,7 +21,7 @@ pub(crate) use status::{HealthResult, ModelInfoResult, ModelsResult, StatusResul
 use super::error::ResponseError;
 use crate::config::Limits;
 
-/// What params are judged by.
+/// The limits and defaults that params are validated with.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds<'a> {
     pub(crate) limits: &'a Limits,
@@ -29,11 +29,15 @@ pub(crate) struct Bounds<'a> {
 }
 
 impl Bounds<'_> {
-    pub(crate) fn model(&self, asked: Option<String>) -> String {
-        asked.unwrap_or_else(|| self.default_model.to_owned())
+    pub(crate) fn model(&self, given: Option<String>) -> String {
+        given.unwrap_or_else(|| self.default_model.to_owned())
     }
 
-    /// All texts of a request share one budget; the one that exceeds it is named.
+    /// Checks the sizes of all texts of a request against their common limit.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidParams`, naming the text that exceeds the limit.
     pub(crate) fn text<const N: usize>(&self, sizes: [(&str, usize); N]) -> Result<(), ResponseError> {
         let mut total = 0usize;
         for (name, size) in sizes {

@@ -1,4 +1,4 @@
-//! The params of the methods that complete nothing.
+//! The params of the methods that are not completions.
 
 use super::{Bounds, ChatParams, CompleteParams, InfillParams};
 use crate::actors::Prompt;
@@ -60,16 +60,16 @@ impl RenderParams {
             (Some(infill), None, None) => infill.into_prompt(bounds),
             (None, Some(complete), None) => complete.into_prompt(bounds),
             (None, None, Some(chat)) => chat.into_prompt(bounds),
-            _ => Err(ResponseError::parameter("params", "give one of infill, complete and chat")),
+            _ => Err(ResponseError::parameter("params", "exactly one of infill, complete and chat is needed")),
         }
     }
 }
 
-/// An editor sends much more here, and newer ones more again: what is not ours is not read.
+/// Editors send many more members, which are ignored.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InitializeParams {
-    /// The process whose end is ours.
+    /// The process whose exit closes the connection.
     pub(crate) process_id: Option<i32>,
 }
 

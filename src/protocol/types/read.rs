@@ -1,4 +1,4 @@
-//! Params from text: named, known, each once, and every complaint with the parameter it is about.
+//! Parses params: named, known, each given once. Every error names the parameter.
 
 use crate::protocol::{
     call::ProgressToken,
@@ -11,22 +11,22 @@ use serde_json::value::RawValue;
 
 pub(crate) fn read<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, ResponseError> {
     let text = params.as_str().unwrap_or("{}");
-    // A derived struct would read an array by position, and then a parameter's place would be its meaning.
+    // serde would accept an array for a struct, by position.
     if !text.starts_with('{') {
-        return Err(ResponseError::parameter("params", "parameters go by name, in an object"));
+        return Err(ResponseError::parameter("params", "params must be an object with named members"));
     }
-    serde_json::from_str(text).map_err(|error| complaint(&error, text))
+    serde_json::from_str(text).map_err(|error| param_error(&error, text))
 }
 
-fn complaint(error: &serde_json::Error, text: &str) -> ResponseError {
-    let sentence = error.to_string();
-    let reason = sentence.rsplit_once(" at line ").map_or(&*sentence, |(reason, _)| reason);
+fn param_error(error: &serde_json::Error, text: &str) -> ResponseError {
+    let message = error.to_string();
+    let reason = message.rsplit_once(" at line ").map_or(&*message, |(reason, _)| reason);
     let name = parameter(error, reason, text);
     ResponseError::parameter(name.as_deref().unwrap_or("params"), reason)
 }
 
-/// The parameter that a complaint is about: the one whose value the reader stood in, else the one that serde names, else
-/// the one just read.
+/// The parameter that an error is about: the one whose value was being parsed, else the one in serde's message, else the
+/// one before the error's position.
 fn parameter(error: &serde_json::Error, reason: &str, text: &str) -> Option<String> {
     let line_start: usize = text.split_inclusive('\n').take(error.line().checked_sub(1)?).map(str::len).sum();
     let offset = line_start + error.column();
@@ -42,7 +42,7 @@ fn parameter(error: &serde_json::Error, reason: &str, text: &str) -> Option<Stri
         .or(name)
 }
 
-/// Where a value of `text` starts in it.
+/// The byte offset of `value` in `text`, which contains it.
 fn start(value: &RawValue, text: &str) -> usize {
     value.get().as_ptr().addr() - text.as_ptr().addr()
 }

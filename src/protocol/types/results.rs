@@ -1,4 +1,4 @@
-//! What a peer gets back.
+//! The results of methods, and the values of `$/progress`.
 
 use super::sampling::SamplingResult;
 use crate::actors::{FinishReason, Rendered, Sampled, Sampling, Usage};
@@ -80,7 +80,7 @@ struct Alternative {
     logprob: f32,
 }
 
-/// JSON has no infinity: a token that can't be is this unlikely.
+/// Stands for negative infinity, which JSON lacks: the logprob of an impossible token.
 const LOGPROB_MIN: f32 = -9999.0;
 
 pub(crate) fn logprobs(tokens: Vec<Sampled>) -> impl Iterator<Item = TokenLogprob> {
@@ -91,7 +91,8 @@ pub(crate) fn logprobs(tokens: Vec<Sampled>) -> impl Iterator<Item = TokenLogpro
     })
 }
 
-/// A piece of a streamed answer. `seq` is the number of its first step, so it rises, by more than one where steps were joined.
+/// A part of a streamed completion. `seq` is the number of its first step. It rises, by more than one where steps were
+/// merged.
 #[derive(Debug, Serialize)]
 pub(crate) struct PartialResult {
     pub(crate) seq: u64,
@@ -145,7 +146,7 @@ pub(crate) struct InitializeResult {
     server_info: ServerInfo,
 }
 
-/// No document is synchronized yet, so there is nothing of LSP's own to announce.
+/// Empty: no LSP capability is supported yet.
 #[derive(Clone, Debug, Serialize)]
 struct Capabilities {}
 

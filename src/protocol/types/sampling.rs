@@ -1,4 +1,4 @@
-//! How the next token is chosen: every number with its range, and what was applied in the end.
+//! Sampling parameters: the range of each number, and the values that were applied.
 
 use super::Bounds;
 use crate::actors::Sampling;
@@ -7,13 +7,13 @@ use serde::Serialize;
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive};
 
-/// The largest integer that every JSON implementation keeps exactly.
+/// The largest integer that every JSON implementation represents exactly: 2^53 - 1.
 const SEED_MAX: u64 = (1 << 53) - 1;
-/// Beyond the vocabulary of every known model: a larger top-k is a mistake.
+/// Larger than the vocabulary of any known model.
 const TOP_K_MAX: u32 = 1 << 20;
-/// The penalties look this far back at most, for each step reads the whole window.
+/// Longest window of the penalties: each step reads all of it.
 const REPETITION_WINDOW_MAX: u32 = 4096;
-/// Below this the division would leave the numbers' range.
+/// The logits are divided by the penalty: smaller values could overflow.
 const REPETITION_PENALTY_MIN: f64 = 0.01;
 
 pub(super) struct SamplingParams {
@@ -31,69 +31,69 @@ pub(super) struct SamplingParams {
 
 impl SamplingParams {
     pub(super) fn sampling(self, bounds: Bounds<'_>) -> Result<Sampling, ResponseError> {
-        let neutral = Sampling::default();
+        let default = Sampling::default();
         if self.logit_bias.len() > bounds.limits.logit_bias {
-            let reason = format!("{} tokens, {} are allowed", self.logit_bias.len(), bounds.limits.logit_bias);
+            let reason = format!("{} tokens, at most {} are allowed", self.logit_bias.len(), bounds.limits.logit_bias);
             return Err(ResponseError::parameter("logitBias", reason));
         }
         let logit_bias = self.logit_bias.into_iter().map(|(token, bias)| {
-            // A hundred is enough to forbid or to force a token.
+            // A bias of 100 forbids or forces a token.
             Ok((token, number("logitBias", Some(bias), 0.0, -100.0..=100.0)?))
         });
         Ok(Sampling {
-            temperature: number("temperature", self.temperature, neutral.temperature, 0.0..=5.0)?,
-            top_k: integer("topK", self.top_k, neutral.top_k, 0..=TOP_K_MAX)?,
-            top_p: number("topP", self.top_p, neutral.top_p, 0.0..=1.0)?,
-            min_p: number("minP", self.min_p, neutral.min_p, 0.0..=1.0)?,
+            temperature: number("temperature", self.temperature, default.temperature, 0.0..=5.0)?,
+            top_k: integer("topK", self.top_k, default.top_k, 0..=TOP_K_MAX)?,
+            top_p: number("topP", self.top_p, default.top_p, 0.0..=1.0)?,
+            min_p: number("minP", self.min_p, default.min_p, 0.0..=1.0)?,
             repetition_penalty: number(
                 "repetitionPenalty",
                 self.repetition_penalty,
-                neutral.repetition_penalty,
+                default.repetition_penalty,
                 REPETITION_PENALTY_MIN..=10.0,
             )?,
-            repetition_window: integer("repetitionWindow", self.repetition_window, neutral.repetition_window, 0..=REPETITION_WINDOW_MAX)?,
-            presence_penalty: number("presencePenalty", self.presence_penalty, neutral.presence_penalty, -2.0..=2.0)?,
-            frequency_penalty: number("frequencyPenalty", self.frequency_penalty, neutral.frequency_penalty, -2.0..=2.0)?,
+            repetition_window: integer("repetitionWindow", self.repetition_window, default.repetition_window, 0..=REPETITION_WINDOW_MAX)?,
+            presence_penalty: number("presencePenalty", self.presence_penalty, default.presence_penalty, -2.0..=2.0)?,
+            frequency_penalty: number("frequencyPenalty", self.frequency_penalty, default.frequency_penalty, -2.0..=2.0)?,
             logit_bias: logit_bias.collect::<Result<_, ResponseError>>()?,
             seed: match self.seed {
                 None => random_seed()?,
-                asked => integer("seed", asked, 0, 0..=SEED_MAX)?,
+                given => integer("seed", given, 0, 0..=SEED_MAX)?,
             },
         })
     }
 }
 
 fn random_seed() -> Result<u64, ResponseError> {
-    let seed = getrandom::u64().map_err(|error| ResponseError::parameter("seed", format!("no randomness to be had: {error}")))?;
+    let seed = getrandom::u64().map_err(|error| ResponseError::parameter("seed", format!("can't get random bytes: {error}")))?;
     Ok(seed & SEED_MAX)
 }
 
-/// JSON has no NaN, and what is too large for an f32 is outside of every range.
-fn number(name: &str, asked: Option<f64>, neutral: f32, range: RangeInclusive<f64>) -> Result<f32, ResponseError> {
-    match asked {
-        None => Ok(neutral),
-        Some(asked) if range.contains(&asked) => Ok(asked as f32),
-        Some(asked) => Err(outside(name, asked, &range)),
+/// No value is NaN (JSON has none), and all ranges are within f32.
+fn number(name: &str, given: Option<f64>, default: f32, range: RangeInclusive<f64>) -> Result<f32, ResponseError> {
+    match given {
+        None => Ok(default),
+        Some(given) if range.contains(&given) => Ok(given as f32),
+        Some(given) => Err(out_of_range(name, given, &range)),
     }
 }
 
-pub(super) fn integer<T>(name: &str, asked: Option<u64>, neutral: T, range: RangeInclusive<T>) -> Result<T, ResponseError>
+pub(super) fn integer<T>(name: &str, given: Option<u64>, default: T, range: RangeInclusive<T>) -> Result<T, ResponseError>
 where
     T: TryFrom<u64> + PartialOrd + Display + Into<Value> + Copy,
 {
-    let Some(asked) = asked else { return Ok(neutral) };
-    match T::try_from(asked) {
+    let Some(given) = given else { return Ok(default) };
+    match T::try_from(given) {
         Ok(value) if range.contains(&value) => Ok(value),
-        _ => Err(outside(name, asked, &range)),
+        _ => Err(out_of_range(name, given, &range)),
     }
 }
 
-fn outside<T: Display + Into<Value> + Copy>(name: &str, asked: impl Display, range: &RangeInclusive<T>) -> ResponseError {
+fn out_of_range<T: Display + Into<Value> + Copy>(name: &str, given: impl Display, range: &RangeInclusive<T>) -> ResponseError {
     let (min, max) = (*range.start(), *range.end());
-    ResponseError::parameter(name, format!("{asked} is not from {min} to {max}")).with("minimum", min).with("maximum", max)
+    ResponseError::parameter(name, format!("{given} is outside of {min} to {max}")).with("minimum", min).with("maximum", max)
 }
 
-/// The sampling really applied.
+/// The sampling parameters that were applied.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SamplingResult {
@@ -139,7 +139,7 @@ mod tests {
         read::<CompleteParams>(&Params::new(Some(&text)))?.completion(Bounds { limits: &limits, default_model: "embedded" })
     }
 
-    /// For each parameter: values inside of its range, values outside.
+    /// For each parameter: values inside its range, and outside.
     const RANGES: &[(&str, &[&str], &[&str])] = &[
         ("temperature", &["0", "5", "0.8", "null"], &["-0.1", "5.1", "1e308", "\"1\"", "[]", "{}", "true"]),
         ("topK", &["0", "40", "1048576"], &["-1", "1048577", "1.5", "4294967296", "18446744073709551616"]),
@@ -157,7 +157,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_number_has_its_range_and_a_refusal_names_the_parameter() {
+    fn values_outside_their_range_are_refused_by_name() {
         for (name, inside, outside) in RANGES {
             for value in *inside {
                 complete(&format!(r#""{name}":{value}"#)).unwrap_or_else(|error| panic!("{name}: {value}: {error}"));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn stops_are_few_and_short() {
+    fn stop_sequences_are_limited() {
         let many = format!(r#""stop":[{}]"#, vec![r#""a""#; 17].join(","));
         assert_eq!(complete(&many).unwrap_err().data["parameter"], "stop");
         let long = format!(r#""stop":["{}"]"#, "a".repeat(257));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn greedy_and_a_fresh_seed_are_the_defaults() {
+    fn the_defaults_are_greedy_sampling_and_a_random_seed() {
         let [first, second] = [(); 2].map(|()| complete(r#""stop":[]"#).unwrap().request);
         assert_eq!((first.sampling.temperature, first.tokens_max, &*first.model), (0.0, 256, "embedded"));
         assert_ne!(first.sampling.seed, second.sampling.seed);

@@ -1,4 +1,4 @@
-//! Models and the state of the house, as a peer sees them.
+//! The results of `models/*`, `status` and `/health`.
 
 use crate::actors::{DecoderStatus, FimOrder, ModelInfo, ModelSource, ModelState, ModelStatus, Status};
 use serde::Serialize;
@@ -18,7 +18,7 @@ pub(crate) struct ModelInfoResult {
     vocab_size: u32,
     context_length: u32,
     eos: Vec<Eos>,
-    /// The default order; null when the model has no markers.
+    /// The default order of prefix and suffix; null for a model without fill-in-the-middle tokens.
     fim: Option<&'static str>,
     backend: String,
     threads: u32,
@@ -58,9 +58,9 @@ impl ModelInfoResult {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ModelResult {
     name: String,
-    /// Requests that name no model mean this one.
+    /// Whether requests without `model` go to this one.
     default: bool,
-    /// `embedded`, or the folder or file.
+    /// `embedded`, or the path of the folder or file.
     source: String,
     state: &'static str,
     worker_pid: Option<u32>,
@@ -106,7 +106,7 @@ struct DeathResult {
     ago_ms: u64,
 }
 
-/// The decode loop, told by itself.
+/// The decode loop's own report.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct DecoderResult {
@@ -179,19 +179,19 @@ impl StatusResult {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct HealthResult {
     status: &'static str,
-    /// For those who brought the token.
+    /// Only for clients with the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     models: Option<Vec<ModelResult>>,
 }
 
 impl HealthResult {
-    pub(crate) fn new(status: Status, default_model: &str, in_full: bool) -> Self {
+    pub(crate) fn new(status: Status, default_model: &str, with_models: bool) -> Self {
         let is = |state| status.models.iter().any(|model| model.state == state);
-        // The worst of all models.
-        let troubles = [(ModelState::Failed, "failed"), (ModelState::Stalled, "stalled"), (ModelState::Restarting, "restarting")];
-        let trouble = troubles.into_iter().find(|(state, _)| is(*state));
-        let status_word = trouble.map_or("ok", |(_, word)| word);
-        Self { status: status_word, models: in_full.then(|| ModelsResult::new(status.models, default_model).models) }
+        // The worst state of all models.
+        let unhealthy = [(ModelState::Failed, "failed"), (ModelState::Stalled, "stalled"), (ModelState::Restarting, "restarting")];
+        let worst = unhealthy.into_iter().find(|(state, _)| is(*state));
+        let status_word = worst.map_or("ok", |(_, word)| word);
+        Self { status: status_word, models: with_models.then(|| ModelsResult::new(status.models, default_model).models) }
     }
 
     pub(crate) fn is_ok(&self) -> bool {
