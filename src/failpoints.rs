@@ -1,11 +1,11 @@
-//! Faults on purpose: named points at which a test makes this program fail, in a build with the feature `failpoints`.
+//! Failpoints: named points at which a test injects a failure, in a build with the feature `failpoints`.
 //!
-//! Such a build is for tests and is never released: `--version` and `doctor` say what it is. In every other build the
-//! functions here are empty, and nothing is left of the points.
+//! Such a build is for tests only and is never released; `--version` and `doctor` report it. In every other build the functions
+//! here are empty and compile to nothing.
 //!
-//! `SOUFFLEUR_FAILPOINTS` names a folder. A file in it that is called like a point is a fault that waits there. Its first word
-//! is the action; `seed=7` behind it binds it to the request with that seed. It happens once, because the file is removed
-//! before; with `always` it stays.
+//! `SOUFFLEUR_FAILPOINTS` names a folder. A file in it with the name of a point arms that point. The file's first word is the
+//! action; `seed=7` after it limits the failure to the request with that seed. The failure happens once, because the file is
+//! removed first; with `always`, the file stays.
 //!
 //! ```text
 //! mkdir /tmp/failpoints && echo "abort seed=7" >/tmp/failpoints/stopper
@@ -15,45 +15,46 @@
 #[cfg(feature = "failpoints")]
 mod inject;
 
+#[cfg(not(feature = "failpoints"))]
+pub(crate) use disabled::{at, check, write};
 #[cfg(feature = "failpoints")]
 pub(crate) use inject::{at, check, write};
-#[cfg(not(feature = "failpoints"))]
-pub(crate) use nothing::{at, check, write};
 
+/// The failure that is injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Panic,
     Abort,
     Exit,
-    /// The thread stands still until its process is killed.
+    /// The thread blocks until its process is killed.
     Stall,
     Error,
-    /// Half of a frame is written, and then it is an error.
+    /// Half of a frame is written, then an error is returned.
     Short,
 }
 
-/// Where a point is, which says what can happen there.
+/// Where a point is, which decides what can be injected there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
-    /// In the front, which itself must neither end nor stand still.
+    /// In the front process, which must neither exit nor block.
     Front,
     /// Where the front writes a frame.
     FrontWrite,
-    /// In a worker, outside of every wall.
+    /// In a worker, outside of any panic boundary.
     Worker,
-    /// The same, where nothing can return an error.
+    /// In a worker, in code that cannot return an error.
     WorkerStep,
     /// Where a worker writes a frame.
     WorkerWrite,
-    /// Behind the wall around one request.
+    /// In a stage of one request, inside its panic boundary.
     Stage,
-    /// The same, where nothing can return an error.
+    /// In such a stage, in code that cannot return an error.
     StageStep,
 }
 
 macro_rules! points {
-    ($($(#[$doc:meta])* $point:ident $name:literal $place:ident)*) => {
-        /// Every point; one line each, and one line where it is.
+    ($($(#[$doc:meta])* $point:ident $name:literal $site:ident)*) => {
+        /// All failpoints.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Point {
             $($(#[$doc])* $point,)*
@@ -62,9 +63,10 @@ macro_rules! points {
         impl Point {
             pub const ALL: &[Self] = &[$(Self::$point,)*];
 
+            /// The point's name and site.
             pub const fn spec(self) -> (&'static str, Site) {
                 match self {
-                    $(Self::$point => ($name, Site::$place),)*
+                    $(Self::$point => ($name, Site::$site),)*
                 }
             }
         }
@@ -89,29 +91,29 @@ points! {
     Inspect "inspect" Worker
     LoadFiles "load.files" Worker
     LoadTokenizer "load.tokenizer" Worker
-    /// Each weight, into memory of its own.
+    /// Once per weight that is packed.
     LoadPack "load.pack" Worker
     LoadEnd "load.end" WorkerStep
 
     Template "template" Stage
     Tokenizer "tokenizer" Stage
-    /// Of logits.
+    /// Before each logits processor.
     Processor "processor" StageStep
     Sampler "sampler" StageStep
-    /// And detokenizer.
+    /// The detokenizer with its stop sequences; `stopper` is the stage's name in the protocol.
     Stopper "stopper" Stage
 
     Admit "admit" WorkerStep
-    /// Keys and values of new tokens get their memory.
+    /// KV cache memory of new tokens is allocated.
     Reserve "reserve" WorkerStep
     Prefill "prefill" WorkerStep
     Decode "decode" WorkerStep
-    /// An ended sequence's cache is kept.
+    /// A finished sequence's cache goes to the prefix cache.
     Keep "keep" WorkerStep
 }
 
 impl Site {
-    /// What can happen here.
+    /// The actions that can be injected here.
     pub const fn actions(self) -> &'static [Action] {
         use Action::*;
         match self {
@@ -140,7 +142,7 @@ impl Action {
 }
 
 #[cfg(not(feature = "failpoints"))]
-mod nothing {
+mod disabled {
     use super::Point;
     use std::io::{self, Write};
 

@@ -1,25 +1,25 @@
-//! What can go wrong in pure compute: bad model files, prompts that don't fit, memory.
+//! The errors of inference: invalid model files, prompts that do not fit, too little memory.
 
 use serde::{Deserialize, Serialize};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Every variant carries what its reader needs to act.
+/// They cross the worker's pipe, so every variant is plain data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
-    #[error("prompt of {needed} tokens leaves no room for an answer in the context of {limit}")]
+    #[error("prompt of {needed} tokens leaves no room for a completion in the context of {limit}")]
     ContextOverflow { needed: u64, limit: u64 },
-    /// A model file that is broken or says something impossible; `field` is a key, a tensor or an offset.
+    /// An invalid or unsupported model file; `field` is a key, a tensor or a header field, with its offset where it has one.
     #[error("{file}: {field}: {reason}")]
     ModelFile { file: String, field: String, reason: String },
-    /// Loading is strict: every tensor used, every parameter filled.
+    /// Loading is strict: every parameter must have a tensor, and every tensor must be a parameter.
     #[error("weights do not match the network: missing [{}], unexpected [{}]", missing.join(", "), unexpected.join(", "))]
     Weights { missing: Vec<String>, unexpected: Vec<String> },
     #[error("the model needs {needed} bytes of memory, {free} are free")]
     Memory { needed: u64, free: u64 },
     #[error("{0}")]
     Unsupported(String),
-    /// A parameter that only the loaded model can judge, such as a token id beyond its vocabulary.
+    /// A request parameter that is invalid for the loaded model, such as a token id beyond its vocabulary.
     #[error("{name}: {reason}")]
     Parameter { name: String, reason: String },
     /// The network computed a logit that is infinite or not a number.
@@ -27,9 +27,9 @@ pub enum Error {
     NonFiniteLogits,
 }
 
-/// Bytes of what is told of a file's own words: they may be as long as the file.
-const REASON_BYTES_MAX: usize = 1024;
-/// Names of a list that are told.
+/// Bytes of a field or reason that quotes a file: a name in a hostile file may be as long as the file.
+const FIELD_BYTES_MAX: usize = 1024;
+/// Tensor names that an error lists.
 const NAMES_MAX: usize = 20;
 
 impl Error {
@@ -37,7 +37,7 @@ impl Error {
         Self::ModelFile { file: file.into(), field: truncated(field.into()), reason: truncated(reason.to_string()) }
     }
 
-    /// The byte stays when a name that is as long as the file is cut.
+    /// The offset is appended after truncation, so it is kept when the name is too long.
     pub(crate) fn file_at(file: impl Into<String>, field: &str, at: usize, reason: impl ToString) -> Self {
         Self::ModelFile {
             file: file.into(),
@@ -56,9 +56,10 @@ impl Error {
     }
 }
 
+/// At most `FIELD_BYTES_MAX` bytes, cut at a character boundary and marked with an ellipsis.
 fn truncated(mut text: String) -> String {
-    if text.len() > REASON_BYTES_MAX {
-        let end = (0..=REASON_BYTES_MAX).rev().find(|&end| text.is_char_boundary(end));
+    if text.len() > FIELD_BYTES_MAX {
+        let end = (0..=FIELD_BYTES_MAX).rev().find(|&end| text.is_char_boundary(end));
         text.truncate(end.unwrap_or(0));
         text.push('…');
     }

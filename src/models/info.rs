@@ -1,4 +1,4 @@
-//! A model told in a few facts.
+//! The facts about a model that `models/show` and `doctor` report.
 
 use super::backend::{Backend, Native};
 use super::codec::TextCodec;
@@ -6,7 +6,10 @@ use super::network::DecoderSpec;
 use super::weights::{Files, Tensors};
 use super::{ModelInfo, Result, Settings};
 
-/// What is known of a model without packing its weights.
+/// Collects them without packing any weights.
+///
+/// # Errors
+/// `Unsupported` if the backend does not run on this machine.
 pub fn model_info(files: &Files, tensors: &Tensors<'_>, spec: &DecoderSpec, codec: &TextCodec, settings: &Settings) -> Result<ModelInfo> {
     let text = |id: &u32| (*id, codec.tokenizer.token_text(*id).unwrap_or_default());
     let backend = Native::describe(&settings.cpu)?;

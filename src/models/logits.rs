@@ -1,19 +1,20 @@
-//! Logits processors: what changes the scores before a token is chosen.
+//! Logits processors: bias and penalties that change the logits before sampling.
 
 use super::Sampling;
 
-/// In the order in which they run.
+/// Variants are in the order in which they run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Processor {
     /// Added to the logits of single tokens.
     Bias(Vec<(u32, f32)>),
-    /// Divides positive and multiplies negative logits of tokens in the window (Keskar et al. 2019, CTRL).
+    /// Divides positive and multiplies negative logits of tokens in the window by `penalty` (CTRL, Keskar et al. 2019,
+    /// arXiv:1909.05858).
     Repetition { penalty: f32, window: usize },
-    /// Subtracts `presence` once and `frequency` per occurrence in the window, as OpenAI's API defines them.
+    /// Subtracts `presence` once and `frequency` per occurrence in the window, as in OpenAI's API.
     Occurrence { presence: f32, frequency: f32, window: usize },
 }
 
-/// Only what `sampling` switches on.
+/// The processors that `sampling` enables; neutral values enable none.
 pub fn processors(sampling: &Sampling) -> Vec<Processor> {
     let window = sampling.repetition_window as usize;
     let mut all = Vec::new();
@@ -31,7 +32,8 @@ pub fn processors(sampling: &Sampling) -> Vec<Processor> {
 }
 
 impl Processor {
-    /// `tokens` are the prompt's and the answer's so far; ids beyond the vocabulary were refused before.
+    /// `logits` has `vocab_size` elements; `tokens` is the prompt and the completion so far, all of them below
+    /// `vocab_size`.
     pub fn apply(&self, logits: &mut [f32], tokens: &[u32]) {
         match self {
             Self::Bias(bias) => bias.iter().for_each(|&(token, bias)| logits[token as usize] += bias),
@@ -50,7 +52,7 @@ impl Processor {
     }
 }
 
-/// The distinct tokens of the last `window`, with how often they occur.
+/// The distinct tokens among the last `window` tokens, with their counts.
 fn counts(tokens: &[u32], window: usize) -> Vec<(u32, usize)> {
     let mut last = tokens[tokens.len().saturating_sub(window)..].to_vec();
     last.sort_unstable();
@@ -73,20 +75,20 @@ mod tests {
     }
 
     #[test]
-    fn repetition_looks_back_over_its_window_only() {
+    fn repetition_is_limited_to_its_window() {
         let sampling = Sampling { repetition_penalty: 2.0, repetition_window: 2, ..Sampling::default() };
         assert_eq!(run(sampling.clone(), &[2, 0, 1]), [1.0, -4.0, 4.0, 1.0]);
         assert_eq!(run(sampling, &[2, 2, 2]), [2.0, -2.0, 2.0, 1.0]);
     }
 
     #[test]
-    fn presence_counts_once_and_frequency_each_time() {
+    fn presence_is_subtracted_once_and_frequency_per_occurrence() {
         let sampling = Sampling { presence_penalty: 0.5, frequency_penalty: 1.0, repetition_window: 8, ..Sampling::default() };
         assert_eq!(run(sampling, &[3, 3, 0]), [0.5, -2.0, 4.0, -1.5]);
     }
 
     #[test]
-    fn bias_comes_before_the_penalties() {
+    fn bias_is_applied_before_the_penalties() {
         let sampling = Sampling { logit_bias: vec![(0, 2.0)], repetition_penalty: 2.0, ..Sampling::default() };
         assert_eq!(run(sampling, &[0]), [2.0, -2.0, 4.0, 1.0]);
     }

@@ -1,4 +1,4 @@
-//! Pure compute: a decoder over a backend, and what one sequence needs. No tokio, no actix, no sockets.
+//! Inference: model files, tokenizer, decoder, sampler and the state of one sequence. No tokio, no actix, no sockets.
 
 pub mod backend;
 pub mod cache;
@@ -24,7 +24,7 @@ pub use request::{
     Settings,
 };
 
-/// What a panic said.
+/// The message of a caught panic.
 pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a message".into())

@@ -1,18 +1,21 @@
-//! A prompt's structure to tokens: fill-in-the-middle markers and comment-style system prompts.
+//! Prompt formats: fill-in-the-middle markers and comment-style system prompts.
 
 use super::family::{Family, Fim};
 use super::tokenizer::Tokenizer;
 use super::{Error, File, FimOrder, Message, Prompt, Result, Role};
 use std::borrow::Cow;
 
-/// One part of a prompt: text, which is only ever text, or a control token.
+/// One part of a prompt. Only `Control` yields a control token; a marker spelled in `Text` is encoded as ordinary text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part<'a> {
     Text(Cow<'a, str>),
     Control(&'static str),
 }
 
-/// The prompt's parts in their order.
+/// The parts of a prompt, in order.
+///
+/// # Errors
+/// `Unsupported` for an infill prompt if the family has no fill-in-the-middle markers.
 pub fn render<'a>(prompt: &'a Prompt, family: &Family) -> Result<Vec<Part<'a>>> {
     match prompt {
         Prompt::Text(text) => Ok(vec![Part::Text(text.into())]),
@@ -22,7 +25,7 @@ pub fn render<'a>(prompt: &'a Prompt, family: &Family) -> Result<Vec<Part<'a>>> 
                 .fim
                 .as_ref()
                 .ok_or_else(|| Error::Unsupported(format!("models of the family {:?} have no fill-in-the-middle markers", family.name)))?;
-            let mut parts = context(fim, repository.as_deref(), files);
+            let mut parts = repository_context(fim, repository.as_deref(), files);
             if let Some(path) = path {
                 parts.extend([Part::Control(fim.file), Part::Text(format!("{path}\n").into())]);
             }
@@ -40,8 +43,9 @@ pub fn render<'a>(prompt: &'a Prompt, family: &Family) -> Result<Vec<Part<'a>>> 
     }
 }
 
-/// Other files of the project, as code models are trained to read them.
-fn context<'a>(fim: &Fim, repository: Option<&str>, files: &'a [File]) -> Vec<Part<'a>> {
+/// The repository name and other files of the project, in the repository-level format of Qwen2.5-Coder
+/// (arXiv:2409.12186, section 3.2.2).
+fn repository_context<'a>(fim: &Fim, repository: Option<&str>, files: &'a [File]) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     if let Some(name) = repository {
         parts.extend([Part::Control(fim.repository), Part::Text(format!("{name}\n").into())]);
@@ -52,7 +56,11 @@ fn context<'a>(fim: &Fim, repository: Option<&str>, files: &'a [File]) -> Vec<Pa
     parts
 }
 
-/// The tokens of a prompt's parts; each text part is encoded apart.
+/// The token ids of the parts, after BOS if the tokenizer adds one. Each text part is encoded separately, so no token spans
+/// two parts.
+///
+/// # Errors
+/// `ModelFile` if a marker is not in the vocabulary.
 pub fn encode(parts: &[Part<'_>], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let mut tokens: Vec<u32> = tokenizer.bos().into_iter().collect();
     for part in parts {
@@ -67,7 +75,7 @@ pub fn encode(parts: &[Part<'_>], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     Ok(tokens)
 }
 
-/// `# System: {system}\n\n{user}` in the language's comment syntax; further turns follow, a blank line apart.
+/// `# System: {system}\n\n{user}` in the comment syntax of `language`, with a blank line between turns.
 fn comment_style(messages: &[Message], language: Option<&str>) -> String {
     let (open, close) = comment_syntax(language.unwrap_or(""));
     let turn = |message: &Message| match message.role {
@@ -80,7 +88,7 @@ fn comment_style(messages: &[Message], language: Option<&str>) -> String {
     messages.iter().map(turn).collect::<Vec<_>>().join("\n\n")
 }
 
-/// What opens and closes a comment; `#` where the language is not known.
+/// The opening and closing comment delimiters; `#` for an unknown language.
 fn comment_syntax(language: &str) -> (&'static str, &'static str) {
     match language.to_lowercase().as_str() {
         "c" | "cpp" | "c++" | "csharp" | "c#" | "dart" | "go" | "java" | "javascript" | "javascriptreact" | "js" | "jsx" | "kotlin"
@@ -107,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_system_prompt_is_a_comment_in_the_languages_syntax() {
+    fn a_system_prompt_becomes_a_comment() {
         let messages = [(Role::System, "be brief"), (Role::User, "def f():")];
         assert_eq!(chat(None, &messages), "# System: be brief\n\ndef f():");
         assert_eq!(chat(Some("Rust"), &messages), "// System: be brief\n\ndef f():");
@@ -116,12 +124,12 @@ mod tests {
     }
 
     #[test]
-    fn every_line_of_it_is_a_comment() {
+    fn every_line_of_a_system_prompt_is_commented() {
         assert_eq!(chat(Some("lua"), &[(Role::System, "a\nb"), (Role::User, "x")]), "-- System: a\n-- b\n\nx");
     }
 
     #[test]
-    fn without_a_system_prompt_the_user_speaks_alone() {
+    fn other_turns_are_plain_text() {
         assert_eq!(chat(None, &[(Role::User, "x"), (Role::Assistant, "y"), (Role::User, "z")]), "x\n\ny\n\nz");
     }
 }

@@ -1,32 +1,32 @@
-//! What a completion is asked with and answered with: the types that cross all rooms.
+//! The types of a completion request and its result, shared by all layers.
 //!
-//! They travel on the worker's pipe as postcard, so no `flatten`, `untagged` or skipped fields.
+//! They are sent over the worker's pipe as postcard, which does not support `flatten`, `untagged` or skipped fields.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// How the next token is chosen. Neutral values switch a part off; `Default` is greedy.
+/// Sampling parameters. Each has a neutral value that disables it; `Default` is greedy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// 0 is greedy.
     pub temperature: f32,
-    /// Keep the k likeliest tokens; 0 is off.
+    /// Keep the k most probable tokens; 0 is off.
     pub top_k: u32,
-    /// Keep the likeliest tokens that together reach this probability; 1 is off.
+    /// Keep the most probable tokens whose probabilities sum to at least this; 1 is off.
     pub top_p: f32,
-    /// Keep tokens at least this fraction as likely as the likeliest; 0 is off.
+    /// Keep tokens whose probability is at least this fraction of the highest; 0 is off.
     pub min_p: f32,
-    /// Divides (multiplies when negative) the logits of tokens seen in the window; 1 is off.
+    /// Divides positive and multiplies negative logits of tokens in the window; 1 is off.
     pub repetition_penalty: f32,
-    /// Tokens, prompt included, that the three penalties look back over.
+    /// The last tokens, prompt included, that the three penalties apply to.
     pub repetition_window: u32,
-    /// Subtracted once from the logits of tokens seen in the window.
+    /// Subtracted once from the logits of tokens in the window; 0 is off.
     pub presence_penalty: f32,
-    /// Subtracted per occurrence in the window.
+    /// Subtracted per occurrence in the window; 0 is off.
     pub frequency_penalty: f32,
-    /// Added to the logits of these tokens.
+    /// Token ids and what is added to their logits.
     pub logit_bias: Vec<(u32, f32)>,
-    /// With the token's position it fixes every draw.
+    /// Seed of the random numbers; each depends on the seed and the token's position only.
     pub seed: u64,
 }
 
@@ -47,14 +47,14 @@ impl Default for Sampling {
     }
 }
 
-/// A file of the project, as context.
+/// Another file of the project, given as context.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
     pub path: String,
     pub text: String,
 }
 
-/// Where the suffix stands in a fill-in-the-middle prompt.
+/// Order of the parts in a fill-in-the-middle prompt (PSM or SPM; Bavarian et al. 2022, arXiv:2207.14255).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FimOrder {
     PrefixSuffixMiddle,
@@ -76,15 +76,16 @@ pub struct Message {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Prompt {
-    /// The hole between prefix and suffix. `order: None` takes the model's better one.
+    /// Fill in the middle between prefix and suffix. `order: None` takes the model's default.
     Infill { prefix: String, suffix: String, path: Option<String>, repository: Option<String>, files: Vec<File>, order: Option<FimOrder> },
-    /// Text to go on from.
+    /// Text to continue.
     Text(String),
     /// A conversation; `language` picks the comment syntax of a comment-style prompt.
     Chat { messages: Vec<Message>, language: Option<String> },
 }
 
-/// A chosen token with its log-probability (natural, before temperature) and the likeliest others.
+/// A sampled token with its log-probability and the most probable alternatives as `(token, log-probability)`. Both use the
+/// natural logarithm and the logits before processors and temperature.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampled {
     pub token: u32,
@@ -94,26 +95,26 @@ pub struct Sampled {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
-    /// The model ended its text.
+    /// The model produced an EOS token.
     Eos,
-    /// A stop sequence appeared.
+    /// A stop sequence was found.
     Stop,
-    /// `tokens_max` or the context was reached.
+    /// `tokens_max` or the context length was reached.
     Length,
     Cancelled,
 }
 
-/// Where a model's files are.
+/// Location of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ModelSource {
     Embedded,
-    /// config.json, tokenizer.json and safetensors.
+    /// A folder with config.json, tokenizer.json and safetensors files.
     Folder(PathBuf),
-    /// A GGUF file, which holds all of that.
+    /// A GGUF file.
     File(PathBuf),
 }
 
-/// A model that lives in the binary. `weights` starts at a 64-byte boundary.
+/// A model that is built into the binary. `weights` is a safetensors file, aligned to 64 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Embedded {
     pub name: &'static str,
@@ -123,10 +124,10 @@ pub struct Embedded {
     pub weights: &'static [u8],
 }
 
-/// What activations are while they meet quantized weights.
+/// Number format of activations in products with quantized weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activations {
-    /// Eight-bit integers with one scale per group and row: fast, within a stated error of `F32`.
+    /// Eight-bit integers with one scale per group and row. Faster; the error against `F32` is in docs/benchmarks.md.
     #[default]
     Int8,
     F32,
@@ -154,7 +155,7 @@ pub struct CpuSettings {
     pub activations: Activations,
 }
 
-/// What there is to know of a model.
+/// Facts about a model, as reported by `models/show`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelInfo {
     pub architecture: String,
@@ -162,16 +163,16 @@ pub struct ModelInfo {
     /// Such as "mlx 4-bit, groups of 64" or "bf16".
     pub quantization: String,
     pub parameters: u64,
-    /// Bytes of the weights as they lie on disk.
+    /// Size of the weight files, in bytes.
     pub weight_bytes: u64,
     pub layers: u32,
     pub hidden_size: u32,
     pub vocab_size: u32,
-    /// Tokens of prompt and answer together.
+    /// Tokens of prompt and completion together.
     pub context_length: u32,
-    /// The tokens that end a text, by id and text.
+    /// The EOS tokens: id and text.
     pub eos: Vec<(u32, String)>,
-    /// The default order of a fill-in-the-middle prompt; `None` when the model has no markers.
+    /// The default order of a fill-in-the-middle prompt; `None` if the model has no markers.
     pub fim: Option<FimOrder>,
     /// Backend and instruction set, such as "cpu (avx2)".
     pub backend: String,

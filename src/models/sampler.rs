@@ -1,18 +1,18 @@
-//! From logits to one token: processors, temperature, the cuts, the draw.
+//! Sampling: processors, temperature, min-p, top-k, top-p and a seeded random choice.
 
 use super::logits::{Processor, processors};
 use super::{Error, Result, Sampled, Sampling};
 use crate::failpoints::{self, Point};
 
-/// Candidates that are sorted first when a cut needs an order; nearly always enough.
+/// Candidates that top-p sorts at first; nearly always enough, so that a large vocabulary is never sorted whole.
 const PARTIAL_SORT_MIN: usize = 256;
 
-/// One sequence's choice of tokens. The draw depends on seed and position alone, so it is the same in any
-/// batch and after any restart.
+/// The sampler of one sequence. A random choice depends only on the seed and the token's position, so it does not depend on
+/// the batch and is repeated after a restart.
 pub struct Sampler {
     sampling: Sampling,
     processors: Vec<Processor>,
-    /// Report log-probabilities, with this many alternatives.
+    /// Report log-probabilities, with this many alternatives; `None` skips their cost.
     logprobs: Option<u8>,
 }
 
@@ -25,21 +25,22 @@ impl Sampler {
         &self.sampling
     }
 
-    /// `tokens`: the prompt's and the answer's so far; their number is the position that is drawn for.
+    /// Samples the next token. `logits` has `vocab_size` elements and is overwritten; `tokens` is the prompt and the completion
+    /// so far.
     ///
     /// # Errors
     /// `NonFiniteLogits` if a logit is infinite or not a number.
     pub fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Result<Sampled> {
         check_finite(logits)?;
         let logsum = self.logprobs.map(|_| logsumexp(logits));
-        let top = self.logprobs.map_or(Vec::new(), |n| likeliest(logits, n as usize, logsum.unwrap_or(0.0)));
+        let top = self.logprobs.map_or(Vec::new(), |n| top_logprobs(logits, n as usize, logsum.unwrap_or(0.0)));
         let raw = logsum.map_or(Vec::new(), |_| logits.to_vec());
         for processor in &self.processors {
             failpoints::at(Point::Processor, Some(self.sampling.seed));
             processor.apply(logits, tokens);
         }
         failpoints::at(Point::Sampler, Some(self.sampling.seed));
-        let token = if self.sampling.temperature == 0.0 { argmax(logits) } else { draw(logits, &self.sampling, tokens.len()) };
+        let token = if self.sampling.temperature == 0.0 { argmax(logits) } else { sample_softmax(logits, &self.sampling, tokens.len()) };
         Ok(Sampled { token: token as u32, logprob: logsum.map_or(0.0, |logsum| raw[token] - logsum), top })
     }
 }
@@ -57,10 +58,10 @@ fn check_finite(logits: &[f32]) -> Result<()> {
     if finite { Ok(()) } else { Err(Error::NonFiniteLogits) }
 }
 
-/// Lanes in which a vocabulary is weighed: sixteen partial results let the compiler use vectors of any width.
+/// Independent partial results of a reduction: sixteen let the compiler use SIMD of any width.
 const LANES: usize = 16;
 
-/// The first of the largest.
+/// The index of the largest logit; the first one among equals.
 fn argmax(logits: &[f32]) -> usize {
     let (vectors, rest) = logits.as_chunks::<LANES>();
     let mut tops = [f32::NEG_INFINITY; LANES];
@@ -78,15 +79,15 @@ fn logsumexp(logits: &[f32]) -> f32 {
     top + logits.iter().map(|x| f64::from((x - top).exp())).sum::<f64>().ln() as f32
 }
 
-/// The `n` likeliest tokens and their log-probabilities.
-fn likeliest(logits: &[f32], n: usize, logsum: f32) -> Vec<(u32, f32)> {
+/// The `n` most probable tokens and their log-probabilities.
+fn top_logprobs(logits: &[f32], n: usize, logsum: f32) -> Vec<(u32, f32)> {
     let mut all: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, x)| (i as u32, x - logsum)).collect();
     partial_sort(&mut all, n);
     all.truncate(n);
     all
 }
 
-/// Brings the `n` largest to the front, in order; among equals the smaller id comes first.
+/// Moves the `n` largest to the front in descending order; among equals, the smaller id comes first.
 fn partial_sort(all: &mut [(u32, f32)], n: usize) {
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if n == 0 || all.is_empty() {
@@ -99,11 +100,12 @@ fn partial_sort(all: &mut [(u32, f32)], n: usize) {
     all[..n].sort_unstable_by(order);
 }
 
-/// Temperature, top-k, top-p, min-p, then the draw: over weights `e^((logit - largest) / temperature)`.
-fn draw(logits: &mut [f32], sampling: &Sampling, position: usize) -> usize {
-    let likeliest = argmax(logits);
-    let (top, inverse_temperature) = (logits[likeliest], 1.0 / sampling.temperature);
-    // The likeliest weighs 1, so min-p is a bound on weights.
+/// Samples from the unnormalized probabilities `exp((logit - max) / temperature)` after min-p (arXiv:2407.01082), top-k
+/// (Fan et al. 2018) and top-p (Holtzman et al. 2020).
+fn sample_softmax(logits: &mut [f32], sampling: &Sampling, position: usize) -> usize {
+    let argmax = argmax(logits);
+    let (top, inverse_temperature) = (logits[argmax], 1.0 / sampling.temperature);
+    // The most probable token has weight 1, so `min_p` compares with weights directly.
     for x in logits.iter_mut() {
         let weight = exp((*x - top) * inverse_temperature);
         *x = if weight >= sampling.min_p { weight } else { 0.0 };
@@ -111,7 +113,7 @@ fn draw(logits: &mut [f32], sampling: &Sampling, position: usize) -> usize {
     let weights = logits;
     let at = uniform(sampling.seed, position as u64);
     if sampling.top_k == 0 && sampling.top_p >= 1.0 {
-        return inverse_cdf(weights, at).unwrap_or(likeliest);
+        return inverse_cdf(weights, at).unwrap_or(argmax);
     }
     let mut candidates: Vec<(u32, f32)> = (0..).zip(weights.iter().copied()).filter(|(_, w)| *w > 0.0).collect();
     let top_k = sampling.top_k as usize;
@@ -122,14 +124,14 @@ fn draw(logits: &mut [f32], sampling: &Sampling, position: usize) -> usize {
     if sampling.top_p < 1.0 {
         top_p(&mut candidates, sampling.top_p);
     }
-    // In the order of ids, so that sorting for a cut doesn't change the draw.
+    // In the order of ids, so that the choice does not depend on how top-k and top-p sorted.
     candidates.sort_unstable_by_key(|(id, _)| *id);
     let weights: Vec<f32> = candidates.iter().map(|(_, w)| *w).collect();
-    inverse_cdf(&weights, at).map_or(likeliest, |index| candidates[index].0 as usize)
+    inverse_cdf(&weights, at).map_or(argmax, |index| candidates[index].0 as usize)
 }
 
-/// The index at which the sum of weights passes the part `at` (0..1) of the whole; none if no weight is positive.
-/// Summed in blocks, so that only the one that has it is walked through.
+/// Inverse transform sampling: the first index at which the cumulative weight exceeds `at` (in `0..1`) times the total, or
+/// `None` if no weight is positive. Weights are summed in blocks, so that only one block is searched element by element.
 fn inverse_cdf(weights: &[f32], at: f64) -> Option<usize> {
     const BLOCK: usize = 16 * LANES;
     let sum = |block: &[f32]| {
@@ -154,14 +156,14 @@ fn inverse_cdf(weights: &[f32], at: f64) -> Option<usize> {
             }
         }
     }
-    // What rounding left over belongs to the last that has any weight.
+    // Rounding may leave a remainder; it belongs to the last positive weight.
     weights.iter().rposition(|&w| w > 0.0)
 }
 
-/// `e^x` for `x <= 0`, within 1e-6 of itself, 0 below -87; without a branch or a call, so that the compiler weighs
-/// several at once. Cody and Waite's reduction with the Taylor polynomial of degree 6.
+/// `e^x` for `x <= 0` with a relative error of at most 1e-6; 0 below -87. It has no branch and no call, so that the compiler
+/// vectorizes its loop. Range reduction after Cody and Waite (1980), then the Taylor polynomial of degree 6.
 fn exp(x: f32) -> f32 {
-    const ROUNDED: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves a whole number in the low bits
+    const ROUNDED: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
     let shifted = x.max(-87.0) * std::f32::consts::LOG2_E + ROUNDED;
     let n = shifted - ROUNDED;
     let r = x.max(-87.0) - n * 0.693_359_4 + n * 2.121_944_4e-4;
@@ -174,9 +176,9 @@ fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { scaled }
 }
 
-/// Keeps the likeliest that together reach `mass` of the whole; at least one.
-fn top_p(candidates: &mut Vec<(u32, f32)>, mass: f32) {
-    let enough = candidates.iter().map(|(_, w)| f64::from(*w)).sum::<f64>() * f64::from(mass);
+/// Keeps the most probable candidates whose weights sum to at least `p` of the total; at least one.
+fn top_p(candidates: &mut Vec<(u32, f32)>, p: f32) {
+    let enough = candidates.iter().map(|(_, w)| f64::from(*w)).sum::<f64>() * f64::from(p);
     let mut sorted = PARTIAL_SORT_MIN.min(candidates.len());
     loop {
         partial_sort(candidates, sorted);
@@ -193,7 +195,8 @@ fn top_p(candidates: &mut Vec<(u32, f32)>, mass: f32) {
     }
 }
 
-/// A number in 0..1 from a counter: SplitMix64's finalizer (Steele, Lea, Flood 2014) over seed and position.
+/// A number in `0..1`: a counter-based generator with SplitMix64's finalizer (Steele, Lea and Flood 2014) over seed and
+/// position.
 fn uniform(seed: u64, position: u64) -> f64 {
     let mixed = mix(seed ^ mix(position.wrapping_add(0x9e37_79b9_7f4a_7c15)));
     (mixed >> 11) as f64 / (1u64 << 53) as f64
@@ -209,8 +212,8 @@ fn mix(mut x: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// How often each of four tokens (probabilities 1/10, 2/10, 3/10, 4/10) is drawn at 10,000 positions.
-    fn shares(sampling: Sampling) -> [f64; 4] {
+    /// How often each of four tokens (probabilities 1/10, 2/10, 3/10, 4/10) is sampled at 10,000 positions.
+    fn frequencies(sampling: Sampling) -> [f64; 4] {
         let mut sampler = Sampler::new(Sampling { seed: 7, ..sampling }, None);
         let mut counts = [0.0; 4];
         for position in 0..10_000 {
@@ -222,19 +225,19 @@ mod tests {
 
     #[track_caller]
     fn check(sampling: Sampling, expected: [f64; 4]) {
-        let got = shares(sampling);
+        let got = frequencies(sampling);
         assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 0.02 && (b > 0.0) == (*a > 0.0)), "{got:?} is not {expected:?}");
     }
 
     #[test]
-    fn temperature_is_a_sampler_and_zero_is_greedy() {
+    fn temperature_scales_the_logits_and_zero_is_greedy() {
         check(Sampling::default(), [0.0, 0.0, 0.0, 1.0]);
         check(Sampling { temperature: 1.0, ..Sampling::default() }, [0.1, 0.2, 0.3, 0.4]);
         check(Sampling { temperature: 0.5, ..Sampling::default() }, [1.0 / 30.0, 4.0 / 30.0, 9.0 / 30.0, 16.0 / 30.0]);
     }
 
     #[test]
-    fn cuts_keep_the_likeliest() {
+    fn top_k_top_p_and_min_p_keep_the_most_probable_tokens() {
         let one = Sampling { temperature: 1.0, ..Sampling::default() };
         check(Sampling { top_k: 2, ..one.clone() }, [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
         check(Sampling { top_p: 0.65, ..one.clone() }, [0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
@@ -243,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_the_exponential() {
+    fn exp_is_accurate() {
         for x in [0.0, -0.0, -1e-6, -0.3, -0.35, -1.0, -20.0, -86.9, -87.0] {
             let want = f64::from(x).exp();
             assert!((f64::from(exp(x)) - want).abs() <= 1e-6 * want, "{x}: {} is not {want}", exp(x));
@@ -252,16 +255,16 @@ mod tests {
     }
 
     #[test]
-    fn each_token_of_a_large_vocabulary_is_picked_for_its_part() {
+    fn inverse_cdf_gives_every_token_its_share() {
         let weights: Vec<f32> = (0..1000).map(|i| if i % 3 == 0 { 0.0 } else { 1.0 }).collect();
-        let drawn: Vec<usize> = (0..666).map(|n| inverse_cdf(&weights, (f64::from(n) + 0.5) / 666.0).unwrap()).collect();
-        assert!(drawn.iter().copied().eq((0..1000).filter(|i| i % 3 != 0)), "{drawn:?}");
+        let sampled: Vec<usize> = (0..666).map(|n| inverse_cdf(&weights, (f64::from(n) + 0.5) / 666.0).unwrap()).collect();
+        assert!(sampled.iter().copied().eq((0..1000).filter(|i| i % 3 != 0)), "{sampled:?}");
         assert_eq!(inverse_cdf(&[0.0; 300], 0.5), None);
         assert_eq!(argmax(&[[0.0; 40], [7.0; 40]].concat()), 40);
     }
 
     #[test]
-    fn a_draw_depends_on_seed_and_position_only() {
+    fn a_random_choice_depends_on_seed_and_position_only() {
         let sampling = Sampling { temperature: 1.0, seed: 3, ..Sampling::default() };
         let at = |seed, position: usize| {
             let mut logits: Vec<f32> = (0..1000).map(|i| (i as f32).sin()).collect();
@@ -270,11 +273,11 @@ mod tests {
         assert_eq!(at(3, 10), at(3, 10));
         let tokens: std::collections::BTreeSet<_> =
             (0..50).map(|position| at(3, position)).chain((0..50).map(|seed| at(seed, 3))).collect();
-        assert!(tokens.len() > 80, "draws repeat: {}", tokens.len());
+        assert!(tokens.len() > 80, "choices repeat: {}", tokens.len());
     }
 
     #[test]
-    fn log_probabilities_are_the_models_own() {
+    fn log_probabilities_are_of_the_raw_logits() {
         let mut sampler = Sampler::new(Sampling { logit_bias: vec![(0, 100.0)], ..Sampling::default() }, Some(2));
         let sampled = sampler.sample(&mut [1f32, 2.0, 3.0, 4.0].map(f32::ln), &[]).unwrap();
         assert_eq!(sampled.token, 0);
@@ -283,14 +286,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_top_p_looks_beyond_the_first_candidates() {
+    fn top_p_sorts_further_candidates_if_needed() {
         let mut candidates: Vec<(u32, f32)> = (0..2000).map(|i| (i, 1.0)).collect();
         top_p(&mut candidates, 0.9);
         assert_eq!(candidates.len(), 1800);
     }
 
     #[test]
-    fn one_logit_that_is_not_a_finite_number_is_an_error_wherever_it_is() {
+    fn a_non_finite_logit_is_an_error_at_any_index() {
         for count in [1, 16, 40] {
             for (index, wrong) in (0..count).flat_map(|index| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(|wrong| (index, wrong))) {
                 let mut logits = vec![f32::MAX; count];

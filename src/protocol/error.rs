@@ -242,7 +242,7 @@ mod tests {
     fn an_error_says_its_kind_its_numbers_and_whether_to_retry() {
         assert_eq!(
             wire(Error::Model(ModelError::ContextOverflow { needed: 3000, limit: 2048 })),
-            json!({ "code": -32070, "message": "prompt of 3000 tokens leaves no room for an answer in the context of 2048",
+            json!({ "code": -32070, "message": "prompt of 3000 tokens leaves no room for a completion in the context of 2048",
                 "data": { "kind": "context_overflow", "retryable": false, "needed": 3000, "limit": 2048 } })
         );
         let known = vec!["embedded".to_owned()];

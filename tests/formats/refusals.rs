@@ -70,9 +70,9 @@ fn the_head_is_checked() {
     assert_eq!(with(4, &[1, 0, 0, 0]), "version at byte 4: 1; supported are 2 and 3");
     assert_eq!(with(4, &[0, 0, 0, 3]), "version at byte 4: big-endian files are not supported");
     let largest = u64::MAX.to_le_bytes();
-    assert_eq!(with(8, &largest), "tensor count at byte 8: 18446744073709551615 is more than the 65536 that are supported");
-    assert_eq!(with(16, &largest), "metadata count at byte 16: 18446744073709551615 is more than the 65536 that are supported");
-    assert_eq!(with(24, &largest), "key 0 at byte 24: 18446744073709551615 bytes, more than the 65536 that are supported");
+    assert_eq!(with(8, &largest), "tensor count at byte 8: 18446744073709551615 is more than the supported 65536");
+    assert_eq!(with(16, &largest), "metadata count at byte 16: 18446744073709551615 is more than the supported 65536");
+    assert_eq!(with(24, &largest), "key 0 at byte 24: 18446744073709551615 bytes, more than the supported 65536");
 }
 
 #[test]
@@ -88,16 +88,16 @@ fn values_are_checked() {
     check(changed(|file| _ = file.value("x", 8, &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff])), &["x at byte", "utf-8"]);
     check(
         changed(|file| _ = file.value("x", 9, &list(5, &huge))),
-        &["x at byte", "a list of 9223372036854775807, but the file ends after"],
+        &["x at byte", "an array of 9223372036854775807, but the file ends after"],
     );
     check(
         changed(|file| _ = file.value("x", 9, &list(8, &huge))),
-        &["x at byte", "a list of 9223372036854775807, but the file ends after"],
+        &["x at byte", "an array of 9223372036854775807, but the file ends after"],
     );
-    check(changed(|file| _ = file.value("x", 9, &list(9, &huge))), &["x at byte", "a list of value type 9; supported are"]);
-    check(changed(|file| file.values.push(file.values[0].clone())), &["llama.block_count at byte", "this key is there twice"]);
+    check(changed(|file| _ = file.value("x", 9, &list(9, &huge))), &["x at byte", "an array of value type 9; supported are"]);
+    check(changed(|file| file.values.push(file.values[0].clone())), &["llama.block_count at byte", "duplicate key"]);
     check(changed(|file| _ = file.u32("general.alignment", 48)), &["general.alignment at byte", "48 is not a power of two"]);
-    check(changed(|file| _ = file.u32("general.alignment", 0)), &["general.alignment at byte", "not a whole number from 1 to 65536"]);
+    check(changed(|file| _ = file.u32("general.alignment", 0)), &["general.alignment at byte", "not an integer from 1 to 65536"]);
 }
 
 #[test]
@@ -114,12 +114,12 @@ fn tensors_are_checked() {
     check(tensor(0, &|t| t.2 = 23), "ggml type 23; supported are F32, F16, BF16, Q4_0");
     check(tensor(0, &|t| t.1 = vec![]), "0 dimensions; supported are 1 to 4");
     check(tensor(0, &|t| t.1 = vec![1; 5]), "5 dimensions; supported are 1 to 4");
-    check(tensor(0, &|t| t.1 = vec![1 << 40, 1 << 40]), "has no size");
-    check(tensor(0, &|t| t.1 = vec![0, 7]), "has no size");
-    check(tensor(0, &|t| (t.1, t.2) = (vec![33, 1], 8)), "rows of 33 are not whole blocks of 32");
+    check(tensor(0, &|t| t.1 = vec![1 << 40, 1 << 40]), "is empty or too large");
+    check(tensor(0, &|t| t.1 = vec![0, 7]), "is empty or too large");
+    check(tensor(0, &|t| (t.1, t.2) = (vec![33, 1], 8)), "rows of 33 elements are not a multiple of the block size 32");
     check(tensor(0, &|t| t.1 = vec![64, 1 << 30]), "bytes at offset 0 of the data, but the file has");
-    check(tensor(0, &|t| t.1 = vec![64, 264]), "its bytes are also those of token_embd.weight");
-    check(changed(|file| _ = file.tensor("output_norm.weight", &[1], 0, vec![0; 4])), "this tensor is there twice");
+    check(tensor(0, &|t| t.1 = vec![64, 264]), "its data overlap those of token_embd.weight");
+    check(changed(|file| _ = file.tensor("output_norm.weight", &[1], 0, vec![0; 4])), "duplicate tensor name");
     let mut bytes = small().bytes();
     let at = bytes.windows(18).position(|window| window == b"output_norm.weight").expect("a name") + 18 + 4 + 8 + 4;
     bytes[at] += 4;
@@ -144,22 +144,25 @@ fn unsupported_metadata_and_tensors_are_named() {
     check(changed(|file| _ = file.text("llama.rope.scaling.type", "yarn")), "\"yarn\" is not supported; only \"none\" is");
     check(changed(|file| _ = file.u32("llama.expert_count", 8)), "llama.expert_count");
     check(changed(|file| _ = file.u32("llama.rope.dimension_count", 8)), "is not supported; only 16 is, the size of a head");
-    check(changed(|file| _ = file.u32("llama.attention.head_count", 3)), "3 heads can't share 2 evenly");
-    check(changed(|file| _ = file.u32("llama.attention.head_count", 0)), "is not a whole number from 1 to 1024");
-    check(changed(|file| _ = file.i32s("llama.attention.head_count_kv", &[2, 2])), "is a list; supported is one number for all layers");
+    check(changed(|file| _ = file.u32("llama.attention.head_count", 3)), "3 heads cannot be divided evenly among 2 key-value heads");
+    check(changed(|file| _ = file.u32("llama.attention.head_count", 0)), "is not an integer from 1 to 1024");
+    check(
+        changed(|file| _ = file.i32s("llama.attention.head_count_kv", &[2, 2])),
+        "is an array; only one number for all layers is supported",
+    );
     check(changed(|file| _ = file.f32("llama.rope.freq_base", f32::NAN)), "is not a positive number");
     check(changed(|file| _ = file.u32("split.count", 3)), "split over several files");
-    check(changed(|file| _ = file.text("tokenizer.ggml.model", "llama")), "only \"gpt2\" is, byte-level BPE");
+    check(changed(|file| _ = file.text("tokenizer.ggml.model", "llama")), "only \"gpt2\" (byte-level BPE) is");
     check(changed(|file| _ = file.text("tokenizer.ggml.pre", "klingon")), "\"klingon\" is not supported; supported are gpt-2");
     check(
         changed(|file| _ = file.texts("tokenizer.ggml.merges", &["<|endoftext|> <|fim_prefix|>".into()])),
-        "merge 0 is not two tokens that make a third",
+        "merge 0 is not two tokens that form a third",
     );
     check(changed(|file| _ = file.texts("tokenizer.ggml.merges", &["l i".into()])), "Token `li` out of vocabulary");
-    check(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 kinds of 263 tokens");
+    check(changed(|file| _ = file.i32s("tokenizer.ggml.token_type", &[1])), "1 token types for 263 tokens");
     check(changed(|file| _ = file.text("tokenizer.ggml.eos_token_id", "259")), "tokenizer.ggml.eos_token_id at byte");
-    check(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token's id");
-    check(changed(|file| _ = file.f32("tokenizer.ggml.bos_token_id", 1.0)), "is not a token's id");
+    check(changed(|file| _ = file.value("tokenizer.ggml.eot_token_id", 10, &(1u64 << 40).to_le_bytes())), "is not a token id");
+    check(changed(|file| _ = file.f32("tokenizer.ggml.bos_token_id", 1.0)), "is not a token id");
     check(changed(|file| _ = file.u32("tokenizer.ggml.bos_token_id", 263)), "263 is beyond the 263 tokens");
     check(
         changed(|file| {
@@ -168,7 +171,7 @@ fn unsupported_metadata_and_tensors_are_named() {
         }),
         "262 tokens where token_embd.weight has 263 rows",
     );
-    check(changed(|file| control_token_of(file, 257)), "token 262 has 257 bytes, more than the 256 that are supported of a control token");
+    check(changed(|file| control_token_of(file, 257)), "token 262 has 257 bytes, more than the supported 256 of an added token");
     check(changed(|file| _ = file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32])), "rotary frequencies of a model's own");
     let mut file = small();
     control_token_of(&mut file, 256);

@@ -16,12 +16,14 @@ pub(crate) enum Logits {
     Missing,
 }
 
+/// The spans of one step, as position and number of tokens.
+type StepSpans = Vec<(usize, usize)>;
+
 #[derive(Clone)]
 pub(crate) struct Script {
     pub(crate) next: fn(&[u32]) -> Logits,
     pub(crate) runs_ahead: bool,
-    /// The spans of every step, as position and number of tokens.
-    pub(crate) steps: Rc<RefCell<Vec<Vec<(usize, usize)>>>>,
+    pub(crate) steps: Rc<RefCell<Vec<StepSpans>>>,
     pub(crate) reads: Rc<Cell<usize>>,
     pub(crate) forks: Rc<Cell<usize>>,
     /// From now on every `read` fails.

@@ -1,4 +1,4 @@
-//! Code models with the markers that most of them share today.
+//! Code models with the common fill-in-the-middle markers.
 
 use super::{Family, common_fim};
 use crate::models::FimOrder;

@@ -1,4 +1,4 @@
-//! Models of which nothing is known but their files.
+//! Models without fill-in-the-middle markers.
 
 use super::Family;
 

@@ -1,4 +1,4 @@
-//! A family is data: how to talk to a kind of model, where its own files don't say.
+//! Model families: prompt markers and EOS tokens that a model's files do not declare.
 
 mod code;
 mod generic;
@@ -11,17 +11,17 @@ use super::tokenizer::Tokenizer;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Family {
     pub name: &'static str,
-    /// End a text of any kind; those that a vocabulary lacks are skipped.
+    /// EOS tokens of every completion. Tokens that a vocabulary lacks are skipped.
     pub eos: &'static [&'static str],
-    /// End the middle of an infill as well.
+    /// Additional EOS tokens of a fill-in-the-middle completion.
     pub fim_eos: &'static [&'static str],
     pub fim: Option<Fim>,
 }
 
-/// Markers of a fill-in-the-middle prompt.
+/// Markers of a fill-in-the-middle prompt, by their text in the vocabulary.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fim {
-    /// The order that reads better.
+    /// The default order: the one with which the model completes better.
     pub order: FimOrder,
     pub prefix: &'static str,
     pub suffix: &'static str,
@@ -30,7 +30,7 @@ pub struct Fim {
     pub file: &'static str,
 }
 
-/// The markers that Qwen2.5-Coder brought and most code models share by now.
+/// The markers of Qwen2.5-Coder, which other code models have adopted.
 const fn common_fim(order: FimOrder) -> Fim {
     Fim {
         order,
@@ -42,15 +42,18 @@ const fn common_fim(order: FimOrder) -> Fim {
     }
 }
 
-/// The first rule that fits: the model's name or network, then the markers in its vocabulary.
+/// Chooses the family by the model's name or architecture and by the markers in its vocabulary; the first match wins.
 pub fn detect(name: &str, architecture: &str, tokenizer: &Tokenizer) -> &'static Family {
     let name = name.to_lowercase();
     let has = |fim: &Fim| [fim.prefix, fim.suffix, fim.middle].iter().all(|marker| tokenizer.control(marker).is_some());
-    let marked = |family: &Family| family.fim.as_ref().is_some_and(has);
-    match () {
-        () if name.contains("souffleur") => &souffleur::FAMILY,
-        () if (name.contains("qwen") || architecture == "qwen2") && marked(&qwen::FAMILY) => &qwen::FAMILY,
-        () if marked(&code::FAMILY) => &code::FAMILY,
-        () => &generic::FAMILY,
+    let has_markers = |family: &Family| family.fim.as_ref().is_some_and(has);
+    if name.contains("souffleur") {
+        &souffleur::FAMILY
+    } else if (name.contains("qwen") || architecture == "qwen2") && has_markers(&qwen::FAMILY) {
+        &qwen::FAMILY
+    } else if has_markers(&code::FAMILY) {
+        &code::FAMILY
+    } else {
+        &generic::FAMILY
     }
 }

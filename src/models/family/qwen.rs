@@ -1,4 +1,4 @@
-//! Qwen2.5-Coder: one vocabulary for all sizes, base and instruct.
+//! Qwen2.5-Coder, all sizes, base and instruct: they share one vocabulary.
 
 use super::{Family, common_fim};
 use crate::models::FimOrder;

@@ -1,4 +1,4 @@
-//! Souffleur's own embedded model; its model card has the ids and the orders' figures.
+//! The embedded model.
 
 use super::{Family, common_fim};
 use crate::models::FimOrder;

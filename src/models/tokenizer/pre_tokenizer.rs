@@ -1,6 +1,6 @@
-//! How a text is cut into words before its bytes are merged, by the name that GGUF gives it.
+//! Pre-tokenizers by their GGUF name (`tokenizer.ggml.pre`): they split a text into words before BPE merges.
 //!
-//! The expressions are those of the models' own tokenizers, and of llama.cpp for `default`, where there is none.
+//! The regular expressions are those of the models' tokenizer.json files; those of `default` are llama.cpp's.
 
 use tokenizers::SplitDelimiterBehavior::Isolated;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -9,23 +9,24 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{self, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, Result};
 
-/// How one kind of vocabulary reads.
+/// Pre-tokenizer and settings of one kind of vocabulary.
 pub(super) struct PreTokenizer {
     names: &'static [&'static str],
-    /// Composed characters and what they are composed of are one (Unicode's NFC).
+    /// Normalize to Unicode's NFC first.
     pub(super) nfc: bool,
-    /// A word that is a token is that token, whatever its merges say.
+    /// Encode a word that is in the vocabulary as that token, without merging.
     pub(super) ignore_merges: bool,
-    /// Begins with the beginning-of-text token where the file doesn't say.
+    /// Default of `tokenizer.ggml.add_bos_token`.
     pub(super) add_bos: bool,
-    /// Each splits what the ones before it left.
+    /// Applied in order, each to the parts that the one before it gives.
     splits: &'static [Split],
 }
 
 enum Split {
     Regex(&'static str),
-    /// Every digit of any script alone.
+    /// Split off every digit, of any script.
     Digits,
+    /// GPT-2's regular expression, which the byte-level pre-tokenizer has built in.
     Gpt2,
 }
 use Split::{Gpt2, Regex};
@@ -67,18 +68,18 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
 
 const BASE: PreTokenizer = PreTokenizer { names: &[], nfc: false, ignore_merges: false, add_bos: false, splits: &[] };
 
-/// The reading of that name.
+/// The pre-tokenizer with a GGUF name.
 pub(super) fn by_name(name: &str) -> Option<&'static PreTokenizer> {
     PRE_TOKENIZERS.iter().find(|pre_tokenizer| pre_tokenizer.names.contains(&name))
 }
 
-/// All names, for a message.
+/// All supported names, for an error.
 pub(super) fn names() -> String {
     PRE_TOKENIZERS.iter().flat_map(|pre_tokenizer| pre_tokenizer.names).copied().collect::<Vec<_>>().join(", ")
 }
 
 impl PreTokenizer {
-    /// The splits, then bytes as the characters that byte-level vocabularies write them with.
+    /// The splits, then the byte-to-character mapping of byte-level BPE.
     pub(super) fn build(&self) -> Result<Sequence> {
         let bytes = |split| PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, split));
         let mut all = Vec::new();

@@ -1,24 +1,24 @@
-//! `tokenizer.json` and its config: what may stand there, and what it means.
+//! Tests of tokenizer.json and tokenizer_config.json.
 
 use super::{ADDED_BYTES_MAX, ADDED_MAX, Tokenizer};
 use crate::models::{Error, Result};
 use serde_json::{Value, json};
 
-const BEGIN: u32 = 3;
-const END: u32 = 4;
+const BOS: u32 = 3;
+const EOS: u32 = 4;
 
 fn added(id: u32, content: &str) -> Value {
     json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true })
 }
 
-/// Three letters and two control tokens.
+/// A tokenizer.json with three letters and two control tokens.
 fn file() -> Value {
     let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true });
     json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(BEGIN, "<|begin|>"), added(END, "<|end|>")],
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(BOS, "<|begin|>"), added(EOS, "<|end|>")],
         "normalizer": null, "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
         "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "", "end_of_word_suffix": "",
-            "fuse_unk": false, "byte_fallback": false, "vocab": { "a": 0, "b": 1, "c": 2, "<|begin|>": BEGIN, "<|end|>": END }, "merges": [] },
+            "fuse_unk": false, "byte_fallback": false, "vocab": { "a": 0, "b": 1, "c": 2, "<|begin|>": BOS, "<|end|>": EOS }, "merges": [] },
     })
 }
 
@@ -27,28 +27,28 @@ fn parse(file: &Value, config: Option<&str>) -> Result<Tokenizer> {
 }
 
 #[test]
-fn added_tokens_have_a_length_and_a_number() {
+fn length_and_number_of_added_tokens_are_limited() {
     let with = |added: Vec<Value>| {
         let mut file = file();
         file["added_tokens"] = added.into();
         parse(&file, None).map(|tokenizer| tokenizer.control_tokens().count())
     };
-    let refused = |added: Vec<Value>| match with(added) {
+    let refusal = |added: Vec<Value>| match with(added) {
         Err(Error::ModelFile { file, field, reason }) => format!("{file}: {field}: {reason}"),
-        other => panic!("not a refusal of the file: {other:?}"),
+        other => panic!("not a ModelFile error: {other:?}"),
     };
     let long = |bytes| added(7, &"x".repeat(bytes));
     assert_eq!(with(vec![long(ADDED_BYTES_MAX)]), Ok(1));
     assert_eq!(
-        refused(vec![long(ADDED_BYTES_MAX + 1)]),
-        "tokenizer.json: added_tokens: token 7 has 257 bytes, more than the 256 that are supported of a control token"
+        refusal(vec![long(ADDED_BYTES_MAX + 1)]),
+        "tokenizer.json: added_tokens: token 7 has 257 bytes, more than the supported 256 of an added token"
     );
     let many = (0..=ADDED_MAX as u32).map(|id| added(id, &format!("<{id}>"))).collect();
-    assert_eq!(refused(many), "tokenizer.json: added_tokens: 16385 control tokens, more than the 16384 that are supported");
+    assert_eq!(refusal(many), "tokenizer.json: added_tokens: 16385 added tokens, more than the supported 16384");
 }
 
 #[test]
-fn a_text_is_neither_cut_nor_padded() {
+fn truncation_and_padding_are_disabled() {
     let mut file = file();
     file["truncation"] = json!({ "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0 });
     file["padding"] = json!({ "strategy": { "Fixed": 16 }, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "a" });
@@ -56,7 +56,7 @@ fn a_text_is_neither_cut_nor_padded() {
 }
 
 #[test]
-fn a_text_begins_as_the_config_or_else_the_post_processor_says() {
+fn bos_comes_from_the_config_or_else_from_the_post_processor() {
     let begin = json!({ "SpecialToken": { "id": "<|begin|>", "type_id": 0 } });
     let end = json!({ "SpecialToken": { "id": "<|end|>", "type_id": 0 } });
     let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
@@ -66,20 +66,20 @@ fn a_text_begins_as_the_config_or_else_the_post_processor_says() {
         file["post_processor"] = json!({ "type": "Sequence", "processors": [
             { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true },
             { "type": "TemplateProcessing", "single": single, "pair": [],
-              "special_tokens": { "<|begin|>": special(BEGIN, "<|begin|>"), "<|end|>": special(END, "<|end|>") } } ] });
+              "special_tokens": { "<|begin|>": special(BOS, "<|begin|>"), "<|end|>": special(EOS, "<|end|>") } } ] });
         file
     };
     let bos = |file: &Value, config| parse(file, config).expect("a tokenizer").bos();
     let llama = with(&[&begin, &text]);
-    assert_eq!(bos(&llama, None), Some(BEGIN));
-    assert_eq!(bos(&llama, Some(r#"{"bos_token": "<|begin|>"}"#)), Some(BEGIN));
+    assert_eq!(bos(&llama, None), Some(BOS));
+    assert_eq!(bos(&llama, Some(r#"{"bos_token": "<|begin|>"}"#)), Some(BOS));
     assert_eq!(bos(&llama, Some(r#"{"add_bos_token": false}"#)), None);
-    assert_eq!(bos(&file(), Some(r#"{"add_bos_token": true, "bos_token": "<|end|>"}"#)), Some(END));
+    assert_eq!(bos(&file(), Some(r#"{"add_bos_token": true, "bos_token": "<|end|>"}"#)), Some(EOS));
     assert_eq!(bos(&file(), Some(r#"{"bos_token": "<|begin|>"}"#)), None);
-    // What stands behind a text begins none.
+    // A token that the post-processor appends is not BOS.
     assert_eq!(bos(&with(&[&text, &end]), None), None);
 
-    // A text is its own tokens, once.
+    // The post-processor does not apply to encoded text.
     let twice = parse(&with(&[&begin, &text, &text]), None).expect("a tokenizer");
     assert_eq!(twice.encode("abc"), Ok(vec![0, 1, 2]));
     let mut unknown = llama;

@@ -1,4 +1,4 @@
-//! Where a model's bytes come from: a folder or a file, memory-mapped, or the binary itself.
+//! The bytes of a model: memory-mapped files, or data built into the binary.
 
 use super::{Gguf, Value};
 use crate::models::{Embedded, Error, ModelSource, Result};
@@ -8,25 +8,26 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// `config.json` and its relatives are kilobytes; a tokenizer is some megabytes. Beyond this a file is not one.
+/// Limit of a JSON file. A config has kilobytes, a tokenizer.json some megabytes.
 const JSON_BYTES_MAX: u64 = 64 << 20;
 
-/// The files of one model. Weights are mapped, the others read.
+/// The files of one model. Weights are memory-mapped, JSON files are read.
 pub struct Files {
     pub format: ModelFormat,
-    /// What the model is called where it lies, for finding its family.
+    /// The name of the folder, file or embedded model; the family is detected by it.
     pub name: String,
     weights: Vec<(String, Data)>,
 }
 
-/// Where a model says what it is.
+/// The format of a model's files.
 pub enum ModelFormat {
-    /// In files beside its safetensors.
+    /// JSON files beside safetensors weights.
     HuggingFace(HfFiles),
-    /// In the metadata of its only file.
+    /// One file with metadata and weights.
     Gguf,
 }
 
+/// The JSON files of a Hugging Face model.
 pub struct HfFiles {
     pub config: Cow<'static, [u8]>,
     pub generation_config: Option<Vec<u8>>,
@@ -41,10 +42,12 @@ enum Data {
 }
 
 impl Files {
+    /// # Errors
+    /// `ModelFile` if a required file is missing, unreadable or too large; `Unsupported` if this binary has no embedded model.
     pub fn open(source: &ModelSource, embedded: Option<Embedded>) -> Result<Self> {
         match source {
             ModelSource::Embedded => {
-                let e = embedded.ok_or_else(|| Error::Unsupported("this program carries no embedded model".into()))?;
+                let e = embedded.ok_or_else(|| Error::Unsupported("this binary has no embedded model".into()))?;
                 let format = ModelFormat::HuggingFace(HfFiles {
                     config: Cow::Borrowed(e.config),
                     generation_config: None,
@@ -58,12 +61,12 @@ impl Files {
         }
     }
 
-    /// A GGUF file that is in memory already, as tests and fuzzers have it.
+    /// A GGUF file in memory, for tests and fuzzing.
     pub fn of_gguf(name: &str, bytes: Vec<u8>) -> Self {
         Self { format: ModelFormat::Gguf, name: name.into(), weights: vec![(name.into(), Data::Owned(bytes))] }
     }
 
-    /// File name and bytes of every weights file.
+    /// File name and bytes of every weight file.
     pub fn weights(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.weights.iter().map(|(name, data)| {
             let bytes: &[u8] = match data {
@@ -75,20 +78,23 @@ impl Files {
         })
     }
 
-    /// The header of a GGUF model; it views the file, so whoever needs it parses it.
+    /// Parses the header of a GGUF model. The result borrows from the mapped file, so it is not stored.
+    ///
+    /// # Errors
+    /// `ModelFile` if the header is invalid.
     pub fn gguf(&self) -> Result<Gguf<'_>> {
         let (file, bytes) = self.weights().next().ok_or_else(|| Error::file(&*self.name, "file", "no weights"))?;
         Gguf::parse(file, bytes)
     }
 
-    /// Such as "gguf Q4_K_M", where a GGUF file says how it was made.
+    /// The `general.file_type` of a GGUF file, such as "gguf Q4_K_M"; `None` for other formats and unknown values.
     pub fn gguf_name(&self) -> Option<String> {
         let ModelFormat::Gguf = self.format else { return None };
         let Some(Value::Int(number)) = self.gguf().ok()?.get("general.file_type") else { return None };
         Some(format!("gguf {}", file_type(number)?))
     }
 
-    /// Gives back the memory of a part of the weights that was read: the file still has it.
+    /// Releases the physical pages of a part of the weights. A later access reads them from the file again.
     pub(super) fn release_pages(&self, part: &[u8]) {
         #[cfg(unix)]
         for (_, data) in &self.weights {
@@ -102,6 +108,7 @@ impl Files {
         }
     }
 
+    /// Total size of the weight files.
     pub fn weight_bytes(&self) -> u64 {
         self.weights().map(|(_, bytes)| bytes.len() as u64).sum()
     }
@@ -130,7 +137,7 @@ fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
     let fail = |e: std::io::Error| Error::file(name, path.display().to_string(), e);
     let (mut file, size) = open(&path).map_err(fail)?;
     if size > JSON_BYTES_MAX {
-        return Err(Error::file(name, "size", format!("{size} bytes, more than the {JSON_BYTES_MAX} such a file may have")));
+        return Err(Error::file(name, "size", format!("{size} bytes, more than the supported {JSON_BYTES_MAX}")));
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(fail)?;
@@ -153,7 +160,7 @@ fn map_weights(folder: &Path) -> Result<Vec<(String, Data)>> {
     names.into_iter().map(|name| Ok((name.clone(), map(&folder.join(&name), &name)?))).collect()
 }
 
-/// A file and its size. Only a real one: opening a pipe may wait for ever, and a device may have no end.
+/// Opens a file and returns its size. Only regular files are opened: opening a pipe may block, and a device may have no end.
 fn open(path: &Path) -> std::io::Result<(File, u64)> {
     let found = std::fs::metadata(path)?;
     if !found.is_file() {
@@ -170,7 +177,7 @@ fn map(path: &Path, name: &str) -> Result<Data> {
     Ok(Data::Mapped(map))
 }
 
-/// ggml's numbers of the mixtures that files are quantized to.
+/// The names of `enum llama_ftype` of llama.cpp, as stored in `general.file_type`.
 fn file_type(number: i128) -> Option<&'static str> {
     Some(match number {
         0 => "F32",

@@ -1,11 +1,11 @@
-//! GGUF's quantized blocks, by the format's definition. Each is affine by groups of 16 or 32 inputs:
-//! `w = q * scale + bias` with an integer of at most eight bits.
+//! ggml's quantized blocks, by the structs of ggml-common.h and `dequantize_row_*` of ggml-quants.c. All are affine per group
+//! of 16 or 32 weights: `w = q * scale + bias` with an integer `q` of at most eight bits.
 
 use half::f16;
 
-/// A block's type, named as ggml names it.
+/// The block types, with ggml's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(non_camel_case_types, reason = "the format's own names")]
+#[allow(non_camel_case_types, reason = "ggml's names")]
 pub enum GgmlBlock {
     Q4_0,
     Q4_1,
@@ -20,8 +20,8 @@ pub enum GgmlBlock {
     IQ4_NL,
 }
 
-/// A group's scale and bias as the format keeps them: an f16 times a small whole number each, so that both are exact
-/// in f32.
+/// Scale `d * scale` and bias `e * bias` of a group, as factors: the f16 values of the block and the integers of the group.
+/// Both products are exact in f32.
 #[derive(Clone, Copy, Debug)]
 pub struct Affine {
     pub d: f16,
@@ -36,13 +36,13 @@ impl Affine {
     }
 }
 
-/// Inputs that `GgmlBlock::integers` gives at a time.
+/// Weights that `GgmlBlock::integers` unpacks per call.
 const UNIT: usize = 32;
 
-/// Bytes that each have some bits of one input of a unit. Of this length, and not a slice: the compiler makes vectors of it.
+/// Bytes that each hold bits of one weight of a unit. A fixed-size array lets the compiler vectorize.
 type Run = [u8; UNIT];
 
-/// What the four bits of IQ4_NL stand for.
+/// The codebook of IQ4_NL (`kvalues_iq4nl` in ggml).
 const NONLINEAR: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 impl GgmlBlock {
@@ -60,7 +60,7 @@ impl GgmlBlock {
         Self::IQ4_NL,
     ];
 
-    /// Inputs of a block.
+    /// Weights per block (ggml's block size).
     pub const fn elements(self) -> usize {
         match self {
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::IQ4_NL => 32,
@@ -68,6 +68,7 @@ impl GgmlBlock {
         }
     }
 
+    /// Bytes per block (ggml's type size).
     pub const fn bytes(self) -> usize {
         match self {
             Self::Q4_0 | Self::IQ4_NL => 18,
@@ -83,13 +84,13 @@ impl GgmlBlock {
         }
     }
 
-    /// The block of `data` that has input `index`.
+    /// The block of `data` that contains weight `index`.
     pub fn at(self, data: &[u8], index: usize) -> &[u8] {
         &data[index / self.elements() * self.bytes()..][..self.bytes()]
     }
 
-    /// The integers of the block's inputs `unit * 32..`; two's complement for Q8_0 and IQ4_NL, whose zero is 0.
-    /// Q3_K's are those that Q6_K would have for the same weights: 28 more than the file's.
+    /// Unpacks the integers of weights `unit * 32..` of block `b`, as two's complement for Q8_0 and IQ4_NL, whose bias is 0.
+    /// Q3_K's integers are increased by 28, so that they have Q6_K's zero point of 32 instead of 4.
     pub fn integers(self, b: &[u8], unit: usize) -> [u8; UNIT] {
         debug_assert_eq!(b.len(), self.bytes());
         match self {
@@ -116,7 +117,7 @@ impl GgmlBlock {
                 std::array::from_fn(|i| low[i] >> (4 * (unit % 2)) & 15 | (high[i] >> unit & 1) << 4)
             }
             Self::Q6_K => {
-                // Half a block has four runs of 32 inputs: low bits of two, then of two in the high nibbles.
+                // Each half of a block has four units: the low bits of the first two are in the low nibbles, of the others in the high.
                 let (side, run) = (unit / 4, unit % 4);
                 let (low, high): (&Run, &Run) = (part(b, side * 64 + run % 2 * 32), part(b, 128 + side * 32));
                 std::array::from_fn(|i| low[i] >> (4 * (run / 2)) & 15 | (high[i] >> (2 * run) & 3) << 4)
@@ -124,7 +125,7 @@ impl GgmlBlock {
         }
     }
 
-    /// Scale and bias of the block's group `g`.
+    /// Scale and bias of group `g` of block `b`.
     pub fn affine(self, b: &[u8], g: usize) -> Affine {
         match self {
             Self::Q4_0 => Affine::new(half(b, 0), 1, half(b, 0), -8),
@@ -156,24 +157,24 @@ fn half(b: &[u8], at: usize) -> f16 {
     f16::from_le_bytes([b[at], b[at + 1]])
 }
 
-/// Sixteen bytes: inputs 0..16 in the low, 16..32 in the high four bits.
+/// Unpacks 4-bit integers: weights 0..16 are in the low nibbles, 16..32 in the high ones.
 fn nibbles(bytes: &[u8; 16]) -> [u8; UNIT] {
     std::array::from_fn(|i| bytes[i % 16] >> (i / 16 * 4) & 15)
 }
 
-/// The fifth bits of 32 inputs, in their order.
+/// Adds the fifth bits of 32 weights, stored in their order.
 fn with_fifth(low: [u8; UNIT], bytes: &[u8; 4]) -> [u8; UNIT] {
     std::array::from_fn(|i| low[i] | (bytes[i / 8] >> (i % 8) & 1) << 4)
 }
 
-/// Q3_K's six-bit scale of group `g`, less 32: four bits in eight bytes, two more in the last four.
+/// Q3_K's 6-bit scale of group `g`, minus 32. Eight bytes hold the low four bits, four bytes the high two.
 fn scale3(s: &[u8], g: usize) -> i8 {
     let low = s[g % 8] >> (4 * (g / 8)) & 15;
     let high = s[8 + g % 4] >> (2 * (g / 4)) & 3;
     (low | high << 4) as i8 - 32
 }
 
-/// The six-bit scale and min of group `g` of Q4_K and Q5_K, from twelve bytes.
+/// The 6-bit scale and min of group `g` of Q4_K and Q5_K, from twelve bytes (`get_scale_min_k4` in ggml).
 fn scale4(s: &[u8], g: usize) -> (u8, u8) {
     if g < 4 { (s[g] & 63, s[g + 4] & 63) } else { (s[g + 4] & 15 | s[g - 4] >> 6 << 4, s[g + 4] >> 4 | s[g] >> 6 << 4) }
 }

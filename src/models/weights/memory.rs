@@ -1,4 +1,4 @@
-//! Does a model fit? Asked before its first tensor is read.
+//! Free memory, checked before a model's weights are read.
 
 use crate::models::{Error, Result};
 use std::fs::read_to_string;
@@ -13,15 +13,15 @@ pub fn check_memory(needed: u64, free: Option<u64>) -> Result<()> {
     }
 }
 
-/// Bytes that this process may still take: what Linux gives without swapping, and no more than its control groups allow.
-/// `None` where the system doesn't say (anything but Linux).
+/// Bytes that this process may still allocate: Linux's `MemAvailable`, limited by the process's cgroups. `None` on other
+/// systems.
 pub fn free_memory() -> Option<u64> {
     let available = number_after(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? << 10;
     let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
     Some(folders(&groups).iter().filter_map(|group| group.allowed()).fold(available, u64::min))
 }
 
-/// A control group's folder, and the names that its files have there.
+/// The folder of a cgroup and the names of its files for limit, usage and statistics.
 #[derive(Debug, PartialEq, Eq)]
 struct Group {
     folder: PathBuf,
@@ -35,7 +35,7 @@ impl Group {
     }
 }
 
-/// The groups of `/proc/self/cgroup` that may limit memory, in both versions, with all that they are in.
+/// The memory cgroups of `/proc/self/cgroup`, versions 1 and 2, with all their ancestors.
 fn folders(groups: &str) -> Vec<Group> {
     let mut all = Vec::new();
     for line in groups.lines() {
@@ -54,17 +54,17 @@ fn folders(groups: &str) -> Vec<Group> {
     all
 }
 
-/// What a control group's files leave; `None` where they set no limit.
+/// Bytes that a cgroup still allows; `None` if it has no limit.
 fn allowed(max: &str, current: &str, stat: &str) -> Option<u64> {
-    // Without a limit this is the word `max`.
+    // Without a limit, the file has the word `max`, which does not parse.
     let max: u64 = max.trim().parse().ok()?;
     let current: u64 = current.trim().parse().ok()?;
-    // Files that were read count as used, and are given back to who asks.
+    // The page cache of files counts as usage but is reclaimed on demand.
     let reclaimable = number_after(stat, "inactive_file").unwrap_or(0);
     Some(max.saturating_sub(current.saturating_sub(reclaimable)))
 }
 
-/// The number in the line of that name.
+/// The number in the line that starts with `name`.
 fn number_after(lines: &str, name: &str) -> Option<u64> {
     let mut words = lines.lines().map(str::split_ascii_whitespace).find_map(|mut words| (words.next() == Some(name)).then_some(words))?;
     words.next()?.parse().ok()
@@ -75,14 +75,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_found_by_its_whole_name() {
+    fn a_line_is_matched_by_its_whole_name() {
         let info = "MemTotal:       24000000 kB\nMemAvailable:   22000000 kB\n";
         assert_eq!(number_after(info, "MemAvailable:"), Some(22_000_000));
         assert_eq!(number_after(info, "Mem"), None);
     }
 
     #[test]
-    fn a_group_is_in_others_and_all_of_them_bind() {
+    fn ancestors_of_a_cgroup_are_included() {
         let folders = |text| folders(text).into_iter().map(|group| group.folder).collect::<Vec<_>>();
         let new = ["/sys/fs/cgroup/user.slice/a", "/sys/fs/cgroup/user.slice", "/sys/fs/cgroup/"].map(PathBuf::from);
         assert_eq!(folders("0::/user.slice/a\n"), new);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_groups_files_are_given_back_before_its_limit_is_met() {
+    fn inactive_page_cache_does_not_count_as_usage() {
         assert_eq!(allowed("1000\n", "900\n", "anon 300\ninactive_file 500\n"), Some(600));
         assert_eq!(allowed("1000\n", "1900\n", ""), Some(0));
         assert_eq!(allowed("max\n", "900\n", "inactive_file 500\n"), None);

@@ -1,5 +1,4 @@
-//! A model's files and the tensors in them, checked before use and taken strictly: what is missing,
-//! left over or of the wrong shape is an error that names it.
+//! Model files and their tensors. A tensor that is missing, unexpected or of the wrong shape is an error that names it.
 
 mod files;
 mod ggml_block;

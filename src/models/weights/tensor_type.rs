@@ -1,4 +1,4 @@
-//! What a tensor's bytes are, whatever the format calls it.
+//! Element types of tensors, by ggml's type number and safetensors' dtype.
 
 use super::{FloatType, GgmlBlock};
 use safetensors::Dtype;
@@ -8,9 +8,9 @@ use std::fmt;
 pub enum TensorType {
     Float(FloatType),
     GgmlBlocks(GgmlBlock),
-    /// 32-bit words of an MLX-quantized weight.
+    /// Packed integers of an MLX-quantized weight.
     U32,
-    /// Of no use to a network.
+    /// Not supported in a parameter.
     Other(Dtype),
 }
 
@@ -27,7 +27,7 @@ impl TensorType {
         }
     }
 
-    /// By the number that ggml gives a type; with it the elements of its smallest unit, and that unit's bytes.
+    /// The type with ggml's number `kind` (`enum ggml_type`), its elements per block and its bytes per block.
     pub(super) fn from_ggml(kind: u32) -> Option<(Self, usize, usize)> {
         let float = |element: FloatType| (Self::Float(element), 1, element.bytes());
         let blocks = |block: GgmlBlock| (Self::GgmlBlocks(block), block.elements(), block.bytes());

@@ -1,4 +1,4 @@
-//! The tensors of a model's files by name: plain f32, f16 and bf16, MLX's affine quantization, GGUF's blocks.
+//! A model's tensors by name: f32, f16 and bf16, MLX's affine quantization, ggml's blocks.
 
 use super::{Files, GgmlBlock, ModelFormat, TensorType};
 use crate::models::{Error, Result};
@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Element type of plain tensors and of a quantized tensor's scales.
+/// Element type of unquantized tensors and of the scales and biases of MLX's quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FloatType {
     F32,
@@ -23,7 +23,7 @@ impl FloatType {
         }
     }
 
-    /// The value of element `index` of little-endian `bytes`.
+    /// Reads element `index` of little-endian `bytes`.
     pub fn get(self, bytes: &[u8], index: usize) -> f32 {
         let two = || [bytes[index * 2], bytes[index * 2 + 1]];
         match self {
@@ -34,14 +34,15 @@ impl FloatType {
     }
 }
 
-/// How MLX quantized a model: `w = q * scale + bias` with one scale and bias per group of inputs.
+/// MLX's affine quantization (`mlx.core.quantize`): `w = q * scale + bias` with unsigned integers `q` of `bits` bits, and one
+/// scale and one bias per `group` consecutive weights of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantization {
     pub bits: usize,
     pub group: usize,
 }
 
-/// A weight of `rows` outputs and `columns` inputs, as it lies in the file.
+/// A weight `[rows, columns]` (outputs, inputs) in its file format.
 pub enum Matrix<'a> {
     Plain {
         rows: usize,
@@ -50,7 +51,7 @@ pub enum Matrix<'a> {
         data: Cow<'a, [u8]>,
     },
     Quantized(Quantized<'a>),
-    /// GGUF: each row is whole blocks.
+    /// Row-major ggml blocks; no block spans two rows.
     Blocks {
         rows: usize,
         columns: usize,
@@ -67,13 +68,14 @@ impl Matrix<'_> {
         }
     }
 
-    /// Of heads whose rows lie as pairs that are rotated together, one that has first all first halves of the pairs,
-    /// then all second ones, which is how the decoder rotates. A row moves whole, so nothing is rounded.
+    /// Converts each head's rows from interleaved RoPE pairs (0, 1), (2, 3), … to the half-split order of Hugging Face, in which
+    /// row `i` is rotated with row `i + head_dim / 2`. It inverts the permutation of llama.cpp's converter for Llama. Rows are
+    /// moved without dequantization.
     pub fn deinterleave_rope_rows(mut self, head_dim: usize) -> Self {
         let (rows, _) = self.shape();
         match &mut self {
             Self::Plain { data, .. } | Self::Blocks { data, .. } => *data = Cow::Owned(deinterleave(data, rows, head_dim)),
-            Self::Quantized(_) => unreachable!("only GGUF has pairs, and none of MLX's weights"),
+            Self::Quantized(_) => unreachable!("only GGUF interleaves RoPE rows, and it has no MLX weights"),
         }
         self
     }
@@ -90,7 +92,8 @@ fn deinterleave(data: &[u8], rows: usize, head_dim: usize) -> Vec<u8> {
     out
 }
 
-/// MLX affine: each row is a little-endian stream of `bits`-wide integers in 32-bit words.
+/// An MLX-quantized weight. Each row of `words` is a bit stream of `bits`-wide integers, lowest bits first, in little-endian
+/// 32-bit words: `[rows, columns * bits / 32]`. `scales` and `biases` are `[rows, columns / group]` of type `element`.
 pub struct Quantized<'a> {
     pub rows: usize,
     pub columns: usize,
@@ -108,7 +111,7 @@ struct Tensor<'a> {
     file: String,
 }
 
-/// One parameter of a network, as its files must have it. A matrix is named without its `.weight`.
+/// Name and shape of a parameter that a model's files must have. `base` is a matrix's name without `.weight`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parameter {
     Vector { name: String, length: usize },
@@ -131,6 +134,8 @@ pub struct Tensors<'a> {
 }
 
 impl<'a> Tensors<'a> {
+    /// # Errors
+    /// `ModelFile` if a header is invalid or two files have a tensor of the same name.
     pub fn open(files: &'a Files) -> Result<Self> {
         if let ModelFormat::Gguf = files.format {
             let gguf = files.gguf()?;
@@ -158,7 +163,10 @@ impl<'a> Tensors<'a> {
         Ok(Self { tensors, files })
     }
 
-    /// Every parameter must be there and every tensor must be one of them: a model with random parts must not load.
+    /// Checks that the tensors are exactly those of the parameters, so that no parameter stays uninitialized and none is ignored.
+    ///
+    /// # Errors
+    /// `Weights` with the missing and the unexpected tensors.
     pub fn expect(&self, parameters: &[Parameter]) -> Result<()> {
         let mut expected = BTreeSet::new();
         for parameter in parameters {
@@ -177,7 +185,7 @@ impl<'a> Tensors<'a> {
         if missing.is_empty() && unexpected.is_empty() { Ok(()) } else { Err(Error::weights(missing, unexpected)) }
     }
 
-    /// Gives back the memory of a matrix that was packed, so that a load never has two copies of all weights.
+    /// Releases the physical memory of a matrix that was packed, so that loading never holds two copies of all weights.
     pub fn release_pages(&self, base: &str) {
         for part in ["weight", "scales", "biases"] {
             if let Some(tensor) = self.tensors.get(&format!("{base}.{part}")) {
@@ -190,19 +198,27 @@ impl<'a> Tensors<'a> {
         self.tensors.contains_key(name)
     }
 
-    /// What most of the weights' bytes are, in lower case, such as "bf16" or "q4_1".
+    /// The type of most of the weights by bytes, in lower case, such as "bf16" or "q4_1".
     pub fn element_name(&self) -> String {
         let mut bytes = BTreeMap::new();
         self.tensors.values().for_each(|tensor| *bytes.entry(tensor.tensor_type.to_string()).or_insert(0) += tensor.data.len());
         bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name.to_lowercase()).unwrap_or_default()
     }
 
+    /// Reads a vector of `length` elements as f32.
+    ///
+    /// # Errors
+    /// `Weights` if it is missing; `ModelFile` for another shape or an element type that is not a float.
     pub fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         let (element, data) = self.plain(name, &[length])?;
         Ok((0..length).map(|i| element.get(data, i)).collect())
     }
 
-    /// The weight `{base}.weight`: quantized when `{base}.scales` is there too, which `quantization` then explains.
+    /// The weight `{base}.weight`, `[rows, columns]`. If `{base}.scales` exists, the weight is MLX-quantized as `quantization`
+    /// says.
+    ///
+    /// # Errors
+    /// `Weights` if a tensor is missing; `ModelFile` for another shape or element type, or without a `quantization`.
     pub fn matrix(&self, base: &str, rows: usize, columns: usize, quantization: Option<Quantization>) -> Result<Matrix<'a>> {
         let weight = format!("{base}.weight");
         let scales = format!("{base}.scales");

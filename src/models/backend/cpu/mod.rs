@@ -39,7 +39,7 @@ const ROWS_SHARED: usize = 8;
 /// Memory of one thread: what attention needs, and the results of a task.
 #[derive(Default)]
 struct Scratch {
-    attention: attention::Scratch,
+    attention: attention::AttentionScratch,
     out: Vec<f32>,
 }
 

@@ -1,4 +1,4 @@
-//! Metadata by key, with errors that name the key and its byte.
+//! Typed access to metadata by key. Errors have the key and its offset.
 
 use super::{Array, Gguf, Value};
 use crate::models::{Error, Result};
@@ -22,17 +22,17 @@ impl<'a> Gguf<'a> {
     pub fn string_opt(&self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(self.error(key, "is not a text")),
+            Some(_) => Err(self.error(key, "is not a string")),
             None => Ok(None),
         }
     }
 
-    /// A size within `1..=max`.
+    /// An integer in `1..=max`.
     pub fn size(&self, key: &str, max: usize) -> Result<usize> {
         match self.get(key) {
             Some(Value::Int(size)) if (1..=max as i128).contains(&size) => Ok(size as usize),
-            Some(Value::Array(_)) => Err(self.error(key, "is a list; supported is one number for all layers")),
-            Some(_) => Err(self.error(key, format!("is not a whole number from 1 to {max}"))),
+            Some(Value::Array(_)) => Err(self.error(key, "is an array; only one number for all layers is supported")),
+            Some(_) => Err(self.error(key, format!("is not an integer from 1 to {max}"))),
             None => Err(self.error(key, "missing")),
         }
     }
@@ -55,7 +55,7 @@ impl<'a> Gguf<'a> {
     pub fn bool(&self, key: &str) -> Result<Option<bool>> {
         match self.get(key) {
             Some(Value::Bool(flag)) => Ok(Some(flag)),
-            Some(_) => Err(self.error(key, "is neither true nor false")),
+            Some(_) => Err(self.error(key, "is not a bool")),
             None => Ok(None),
         }
     }
@@ -63,18 +63,18 @@ impl<'a> Gguf<'a> {
     pub fn array(&self, key: &str) -> Result<Array<'a>> {
         match self.get(key) {
             Some(Value::Array(list)) => Ok(list),
-            Some(_) => Err(self.error(key, "is not a list")),
+            Some(_) => Err(self.error(key, "is not an array")),
             None => Err(self.error(key, "missing")),
         }
     }
 
-    /// A token's id. Files say -1 or `u32::MAX` where there is none.
+    /// A token id. Some files have -1 or `u32::MAX` for none.
     pub fn token_id(&self, key: &str) -> Result<Option<u32>> {
         const NONE: i128 = u32::MAX as i128;
         match self.get(key) {
             None | Some(Value::Int(-1 | NONE)) => Ok(None),
             Some(Value::Int(id @ 0..NONE)) => Ok(Some(id as u32)),
-            Some(_) => Err(self.error(key, "is not a token's id")),
+            Some(_) => Err(self.error(key, "is not a token id")),
         }
     }
 }

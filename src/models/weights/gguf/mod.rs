@@ -1,8 +1,7 @@
-//! GGUF, versions 2 and 3: metadata, tensor infos, then the tensors' bytes, all in one file.
+//! The GGUF format, versions 2 and 3 (docs/gguf.md of ggml): metadata, tensor infos, then the tensors' data, in one file.
 //!
-//! Everything here is a view of the mapped file. A size, offset, count or type that the file says is checked before
-//! it is used, so a hostile file costs an error that names the field and its byte, and never memory or time beyond
-//! what its own length pays for.
+//! Everything borrows from the mapped file. Each size, offset, count and type is checked before use: an invalid file gives an
+//! error with the field and its offset, and parsing takes time and memory at most proportional to the file's length.
 
 mod metadata;
 mod reader;
@@ -15,28 +14,28 @@ use crate::models::{Error, Result};
 use reader::Reader;
 use std::collections::BTreeMap;
 
-/// Keys beyond this count or length are no model's: the largest known files have some sixty.
+/// Limits of metadata keys: the largest known files have some sixty.
 const KEYS_MAX: u64 = 1 << 16;
 const KEY_BYTES_MAX: u64 = 1 << 16;
-/// Tensors of one file: a thousand layers of thirty.
+/// Enough for a thousand layers of thirty tensors.
 const TENSORS_MAX: u64 = 1 << 16;
-/// Bytes of a tensor's name; ggml itself stops at 64.
+/// Bytes of a tensor's name; ggml allows 64.
 const NAME_BYTES_MAX: u64 = 1 << 10;
 const DIMENSIONS_MAX: u32 = 4;
-/// Where a file does not say how its tensors are aligned.
+/// The default of `general.alignment`.
 const ALIGNMENT: u64 = 32;
 const ALIGNMENT_MAX: u64 = 1 << 16;
 
-/// A parsed file. Keys and tensors are unique, tensors lie within the file and none shares a byte with another.
+/// A parsed header. Keys and tensor names are unique; the tensors' data are within the file and do not overlap.
 #[derive(Debug)]
 pub struct Gguf<'a> {
-    /// Its name, for errors.
+    /// The file's name, for errors.
     pub file: &'a str,
     values: BTreeMap<&'a str, (usize, Value<'a>)>,
     pub tensors: Vec<TensorInfo<'a>>,
 }
 
-/// One tensor: rows last, as every other format has them; the file has columns first.
+/// One tensor. `shape` is in row-major order, outermost dimension first; the file stores the innermost first.
 #[derive(Debug)]
 pub struct TensorInfo<'a> {
     pub name: &'a str,
@@ -46,6 +45,8 @@ pub struct TensorInfo<'a> {
 }
 
 impl<'a> Gguf<'a> {
+    /// # Errors
+    /// `ModelFile` with the field and its offset if the header is invalid or not supported.
     pub fn parse(file: &'a str, bytes: &'a [u8]) -> Result<Self> {
         let reader = &mut Reader::new(file, bytes);
         if reader.take(4, "magic")? != b"GGUF" {
@@ -65,7 +66,7 @@ impl<'a> Gguf<'a> {
             let (at, key) = name(reader, || format!("key {index}"), KEY_BYTES_MAX)?;
             let start = reader.at();
             if values.insert(key, (start, value::value(reader, key)?)).is_some() {
-                return Err(Error::file_at(file, key, at, "this key is there twice"));
+                return Err(Error::file_at(file, key, at, "duplicate key"));
             }
         }
         let mut gguf = Self { file, values, tensors: Vec::new() };
@@ -92,51 +93,47 @@ impl<'a> Gguf<'a> {
         if alignment.is_power_of_two() { Ok(alignment) } else { Err(self.error(key, format!("{alignment} is not a power of two"))) }
     }
 
-    /// A byte that is in two tensors would be packed twice: a small file could then ask for any amount of memory.
+    /// Overlapping tensors would let a small file expand to any amount of packed weights.
     fn check_overlap(&self, raw: &[RawTensorInfo<'a>], infos: &[TensorInfo<'a>]) -> Result<()> {
         let mut order: Vec<usize> = (0..raw.len()).collect();
         order.sort_unstable_by_key(|&i| (raw[i].offset, infos[i].data.len(), i));
         for pair in order.windows(2) {
             let (first, second) = (&raw[pair[0]], &raw[pair[1]]);
             if first.offset + infos[pair[0]].data.len() as u64 > second.offset {
-                return Err(Error::file_at(self.file, second.name, second.at, format!("its bytes are also those of {}", first.name)));
+                return Err(Error::file_at(self.file, second.name, second.at, format!("its data overlap those of {}", first.name)));
             }
         }
         let mut names: Vec<_> = raw.iter().map(|info| (info.name, info.at)).collect();
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            Some(pair) => Err(Error::file_at(self.file, pair[1].0, pair[1].1, "this tensor is there twice")),
+            Some(pair) => Err(Error::file_at(self.file, pair[1].0, pair[1].1, "duplicate tensor name")),
             None => Ok(()),
         }
     }
 }
 
-/// A count of things that take some bytes each.
+/// Reads a count and checks its limit.
 fn limited(reader: &mut Reader<'_>, field: &str, max: u64) -> Result<u64> {
     let at = reader.at();
     let count = reader.u64(field)?;
-    if count <= max {
-        Ok(count)
-    } else {
-        Err(Error::file_at(reader.file, field, at, format!("{count} is more than the {max} that are supported")))
-    }
+    if count <= max { Ok(count) } else { Err(Error::file_at(reader.file, field, at, format!("{count} is more than the supported {max}"))) }
 }
 
-/// A short text and where it begins.
+/// Reads a short string; returns its offset and the string.
 fn name<'a>(reader: &mut Reader<'a>, field: impl Fn() -> String, max: u64) -> Result<(usize, &'a str)> {
     let at = reader.at();
     let mut ahead = reader.clone();
-    // Looked at first, so that no message quotes a name of megabytes.
+    // The length is checked first, so that no error quotes a name of megabytes.
     match ahead.u64("") {
         Ok(length) if length > max => {
-            return Err(reader.error(&field(), format!("{length} bytes, more than the {max} that are supported")));
+            return Err(reader.error(&field(), format!("{length} bytes, more than the supported {max}")));
         }
         Ok(_) | Err(_) => {}
     }
-    reader.text(&field()).map(|text| (at, text))
+    reader.string(&field()).map(|name| (at, name))
 }
 
-/// A tensor info as the file has it.
+/// A tensor info as stored in the file.
 struct RawTensorInfo<'a> {
     at: usize,
     name: &'a str,
@@ -160,11 +157,11 @@ impl<'a> RawTensorInfo<'a> {
         let unknown = || fail(format!("ggml type {}; supported are {}", self.kind, TensorType::GGML_NAMES));
         let (tensor_type, per_block, block_bytes) = TensorType::from_ggml(self.kind).ok_or_else(unknown)?;
         if !self.dimensions[0].is_multiple_of(per_block as u64) {
-            return Err(fail(format!("rows of {} are not whole blocks of {per_block}", self.dimensions[0])));
+            return Err(fail(format!("rows of {} elements are not a multiple of the block size {per_block}", self.dimensions[0])));
         }
         let elements = self.dimensions.iter().try_fold(1u64, |all, &d| all.checked_mul(d));
         let size = elements.and_then(|all| (all / per_block as u64).checked_mul(block_bytes as u64));
-        let size = size.filter(|&size| size > 0).ok_or_else(|| fail(format!("shape {:?} has no size", self.dimensions)))?;
+        let size = size.filter(|&size| size > 0).ok_or_else(|| fail(format!("shape {:?} is empty or too large", self.dimensions)))?;
         if !self.offset.is_multiple_of(alignment) {
             return Err(fail(format!("offset {} is not aligned to {alignment}", self.offset)));
         }

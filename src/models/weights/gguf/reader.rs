@@ -1,8 +1,8 @@
-//! A cursor over bytes that nobody vouches for: every read is checked against what is left.
+//! A cursor over untrusted bytes: every read is checked against the rest of the file.
 
 use crate::models::{Error, Result};
 
-/// Error messages name the field and the byte where it begins.
+/// Errors have the field's name and its offset in the file.
 #[derive(Clone)]
 pub(super) struct Reader<'a> {
     pub(super) file: &'a str,
@@ -23,7 +23,7 @@ impl<'a> Reader<'a> {
         self.bytes.len() - self.at
     }
 
-    /// `count` is as the file says it: it may be anything.
+    /// `count` comes from the file and may have any value.
     pub(super) fn take(&mut self, count: u64, field: &str) -> Result<&'a [u8]> {
         if count > self.left() as u64 {
             return Err(self.error(field, format!("{count} bytes, but the file ends after {} more", self.left())));
@@ -45,15 +45,15 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 
-    /// A length and that many bytes.
-    pub(super) fn string(&mut self, field: &str) -> Result<&'a [u8]> {
+    /// A GGUF string: a u64 length, then as many bytes.
+    pub(super) fn string_bytes(&mut self, field: &str) -> Result<&'a [u8]> {
         let length = self.u64(field)?;
         self.take(length, field)
     }
 
-    pub(super) fn text(&mut self, field: &str) -> Result<&'a str> {
+    pub(super) fn string(&mut self, field: &str) -> Result<&'a str> {
         let at = self.at;
-        let bytes = self.string(field)?;
+        let bytes = self.string_bytes(field)?;
         std::str::from_utf8(bytes).map_err(|e| Error::file_at(self.file, field, at, e))
     }
 

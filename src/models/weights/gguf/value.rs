@@ -1,8 +1,9 @@
-//! Metadata values: numbers and texts by value, lists as views of the file.
+//! Metadata values: numbers by value, strings and arrays as views of the file.
 
 use super::reader::Reader;
 use crate::models::Result;
 
+/// A metadata value. All integer types are widened to `Int`, both float types to `Float`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value<'a> {
     Int(i128),
@@ -12,7 +13,7 @@ pub enum Value<'a> {
     Array(Array<'a>),
 }
 
-/// Values of one kind, as they lie in the file. Its extent is checked, its elements when they are read.
+/// An array of values of one type, unparsed. Its extent is checked; its elements are checked when they are read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Array<'a> {
     kind: u32,
@@ -20,10 +21,11 @@ pub struct Array<'a> {
     bytes: &'a [u8],
 }
 
+/// Value types of GGUF (`enum gguf_type`).
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 
-/// Bytes of one value of a kind that has a fixed size.
+/// Bytes of a value of type `kind`; `None` for strings, arrays and unknown types.
 fn size(kind: u32) -> Option<u64> {
     match kind {
         0 | 1 | 7 => Some(1),
@@ -34,7 +36,7 @@ fn size(kind: u32) -> Option<u64> {
     }
 }
 
-/// The value of a kind that has a fixed size; `None` for a bool that is neither.
+/// Parses a value of fixed size; `None` for a bool that is neither 0 nor 1.
 fn fixed<'a>(kind: u32, bytes: &[u8]) -> Option<Value<'a>> {
     let mut wide = [0u8; 8];
     wide[..bytes.len()].copy_from_slice(bytes);
@@ -51,7 +53,7 @@ fn fixed<'a>(kind: u32, bytes: &[u8]) -> Option<Value<'a>> {
     })
 }
 
-/// A kind and a value of it; `key` is for messages.
+/// Reads a type and a value of that type; `key` is for errors.
 pub(super) fn value<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Value<'a>> {
     let kind = reader.u32(key)?;
     match (kind, size(kind)) {
@@ -59,7 +61,7 @@ pub(super) fn value<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Value<'a>>
             let bytes = reader.take(size, key)?;
             fixed(kind, bytes).ok_or_else(|| reader.error(key, format!("{} is neither true nor false", bytes[0])))
         }
-        (STRING, _) => Ok(Value::String(reader.text(key)?)),
+        (STRING, _) => Ok(Value::String(reader.string(key)?)),
         (ARRAY, _) => array(reader, key).map(Value::Array),
         _ => Err(reader.error(key, format!("value type {kind}; supported are 0 to 12"))),
     }
@@ -68,22 +70,22 @@ pub(super) fn value<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Value<'a>>
 fn array<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Array<'a>> {
     let kind = reader.u32(key)?;
     let count = reader.u64(key)?;
-    let too_many = |reader: &Reader<'_>| reader.error(key, format!("a list of {count}, but the file ends after {} bytes", reader.left()));
+    let too_many = |reader: &Reader<'_>| reader.error(key, format!("an array of {count}, but the file ends after {} bytes", reader.left()));
     if let Some(size) = size(kind) {
         let bytes = count.checked_mul(size).ok_or_else(|| too_many(reader))?;
         let bytes = reader.take(bytes, key)?;
         return Ok(Array { kind, count: count as usize, bytes });
     }
     if kind != STRING {
-        return Err(reader.error(key, format!("a list of value type {kind}; supported are numbers, bools and texts")));
+        return Err(reader.error(key, format!("an array of value type {kind}; supported are numbers, bools and strings")));
     }
-    // Each text takes eight bytes at least, so a wrong count is known before the walk.
+    // A string takes at least eight bytes, so a count that is too large is found before the strings are scanned.
     if count > reader.left() as u64 / 8 {
         return Err(too_many(reader));
     }
     let mut walk = reader.clone();
     for _ in 0..count {
-        walk.string(key)?;
+        walk.string_bytes(key)?;
     }
     let bytes = reader.take((walk.at() - reader.at()) as u64, key)?;
     Ok(Array { kind, count: count as usize, bytes })
@@ -98,7 +100,7 @@ impl<'a> Array<'a> {
         self.count == 0
     }
 
-    /// The texts; `None` in place of one that is not UTF-8. A list of anything else has none.
+    /// The strings; `None` for one that is not UTF-8. An array of another type yields nothing.
     pub fn strings(&self) -> impl Iterator<Item = Option<&'a str>> + use<'a> {
         let mut rest = if self.kind == STRING { self.bytes } else { &[] };
         std::iter::from_fn(move || {
@@ -109,7 +111,7 @@ impl<'a> Array<'a> {
         })
     }
 
-    /// The whole numbers; `None` in place of one that is something else.
+    /// The integers; `None` for each element if the array has another type of numbers.
     pub fn ints(&self) -> impl Iterator<Item = Option<i128>> + use<'a> {
         let kind = self.kind;
         let size = size(kind).unwrap_or(0) as usize;

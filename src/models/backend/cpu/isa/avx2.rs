@@ -1,10 +1,10 @@
-//! AVX2 with FMA and F16C: every x86-64 processor since 2013 (Haswell) and 2015 (Excavator). With VNNI, where a
-//! processor has it (Zen 4, Ice Lake; Alder Lake in its AVX-VNNI encoding), a dot product is one instruction for three.
+//! AVX2 with FMA and F16C: x86-64 processors since 2013 (Intel Haswell) and 2015 (AMD Excavator). With VNNI (Zen 4 and Ice Lake;
+//! Alder Lake in its AVX-VNNI encoding), one instruction computes a dot product instead of three.
 
 use super::{Isa, K_BLOCK};
 use std::arch::x86_64::*;
 
-/// `DOT`: what multiplies bytes; one of the three below.
+/// `DOT`: the instructions that multiply bytes, one of the three constants below.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx2<const DOT: u8>;
 
@@ -12,7 +12,8 @@ pub(in super::super) const MADDUBS: u8 = 0;
 pub(in super::super) const AVX512_VNNI: u8 = 1;
 pub(in super::super) const AVX_VNNI: u8 = 2;
 
-// SAFETY of every block: the trait's contract: the processor has AVX2, FMA, F16C and what `DOT` names, pointers reach their lanes.
+// SAFETY of every block: the trait's contract: the processor has AVX2, FMA, F16C and the instructions that
+// `DOT` names; pointers are valid for what is read or written.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
 impl<const DOT: u8> Isa for Avx2<DOT> {
     type F = __m256;
@@ -120,19 +121,19 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn byte_to_f32<const SIGNED: bool>(x: __m256i, which: usize) -> __m256 {
+    unsafe fn byte_to_f32<const SIGNED: bool>(x: __m256i, byte: usize) -> __m256 {
         unsafe {
             let number = if SIGNED {
-                _mm256_srai_epi32::<24>(_mm256_sll_epi32(x, _mm_cvtsi32_si128(24 - 8 * which as i32)))
+                _mm256_srai_epi32::<24>(_mm256_sll_epi32(x, _mm_cvtsi32_si128(24 - 8 * byte as i32)))
             } else {
-                _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(8 * which as i32)), _mm256_set1_epi32(255))
+                _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(8 * byte as i32)), _mm256_set1_epi32(255))
             };
             _mm256_cvtepi32_ps(number)
         }
     }
     #[inline(always)]
     unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: __m256i, planes: __m256i) -> __m256i {
-        // Words are shifted: what crosses from one byte into the other is outside the mask.
+        // There is no shift of bytes, so 16-bit words are shifted. The mask removes the bits that cross into the other byte.
         unsafe {
             let shifted = if SHIFT < 0 {
                 _mm256_srl_epi16(planes, _mm_cvtsi32_si128(-SHIFT))
@@ -147,11 +148,11 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         unsafe {
             let (ones, mut sums) = (_mm256_set1_epi16(1), [_mm256_setzero_si256(); M]);
             if MADDUBS_PAIRS == 0 {
-                // Step by step: eight weights and their sizes would not all fit the registers.
-                for (step, w) in w.iter().enumerate() {
-                    let size = _mm256_abs_epi8(*w);
+                // One k-group at a time: eight of them with their absolute values do not fit in the registers.
+                for (k_group, w) in w.iter().enumerate() {
+                    let absolute = _mm256_abs_epi8(*w);
                     for (r, sums) in sums.iter_mut().enumerate() {
-                        *sums = multiply::<DOT>(*sums, size, _mm256_sign_epi8(four(x.add(r * K_BLOCK), step), *w));
+                        *sums = dot_u8_i8::<DOT>(*sums, absolute, _mm256_sign_epi8(broadcast_k_group(x.add(r * K_BLOCK), k_group), *w));
                     }
                 }
                 return sums;
@@ -159,10 +160,10 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = x.add(r * K_BLOCK);
                 if DOT == MADDUBS {
-                    *sums = pairs_times::<MADDUBS_PAIRS>(*sums, w, x, ones);
+                    *sums = maddubs_dots::<MADDUBS_PAIRS>(*sums, w, x, ones);
                 } else {
-                    for (step, w) in w.iter().enumerate() {
-                        *sums = multiply::<DOT>(*sums, *w, four(x, step));
+                    for (k_group, w) in w.iter().enumerate() {
+                        *sums = dot_u8_i8::<DOT>(*sums, *w, broadcast_k_group(x, k_group));
                     }
                 }
             }
@@ -178,10 +179,10 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
     ) -> [__m256i; M] {
         unsafe {
             if DOT == MADDUBS {
-                // Pairs are summed up anyway: by the factor in place of one.
-                let factor = pair(factor, factor);
+                // Adding up the pairs takes a multiplication by one anyway: the factor takes its place.
+                let factor = interleave_i16(factor, factor);
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = pairs_times::<MADDUBS_PAIRS>(*sums, w, x.add(r * K_BLOCK), factor);
+                    *sums = maddubs_dots::<MADDUBS_PAIRS>(*sums, w, x.add(r * K_BLOCK), factor);
                 }
             } else {
                 for (sums, new) in sums.iter_mut().zip(Self::dots::<MADDUBS_PAIRS, M>(w, x)) {
@@ -195,7 +196,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
     unsafe fn madd2_i16(sums: __m256i, x: *const i16, a: __m256i, b: __m256i) -> __m256i {
         unsafe {
             let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
-            _mm256_add_epi32(sums, _mm256_madd_epi16(x, pair(a, b)))
+            _mm256_add_epi32(sums, _mm256_madd_epi16(x, interleave_i16(a, b)))
         }
     }
     #[inline(always)]
@@ -229,46 +230,46 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
     }
 }
 
-/// `sums +` in each lane four products of an unsigned and a signed byte.
+/// Adds to each lane of `sums` four products of an unsigned byte of `w` and a signed byte of `x`.
 #[inline(always)]
-unsafe fn multiply<const DOT: u8>(sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
-    // SAFETY: registers only, and the processor has what `DOT` names.
+unsafe fn dot_u8_i8<const DOT: u8>(sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: registers only, and the processor has the instructions that `DOT` names.
     unsafe {
         match DOT {
             AVX512_VNNI => _mm256_dpbusd_epi32(sums, w, x),
             AVX_VNNI => _mm256_dpbusd_avx_epi32(sums, w, x),
-            // w <= 128 and |x| <= 127: a pair is at most 32512, so maddubs can't saturate.
+            // w <= 128 and |x| <= 127: the sum of two products is at most 32512, so maddubs does not saturate.
             _ => _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1))),
         }
     }
 }
 
-/// `sums +` the dot products with one row, their pairs times `sub_block_scales` of sixteen bits.
+/// Adds to `sums` the dot products with one row of activations, times a factor of 16 bits (given twice per lane).
 #[inline(always)]
-unsafe fn pairs_times<const MADDUBS_PAIRS: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, sub_block_scales: __m256i) -> __m256i {
-    // SAFETY: the caller's: four activations a vector, and the processor has AVX2.
+unsafe fn maddubs_dots<const MADDUBS_PAIRS: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, factors: __m256i) -> __m256i {
+    // SAFETY: the caller's: four activations per k-group, and the processor has AVX2.
     unsafe {
-        for (part, w) in w.chunks(MADDUBS_PAIRS).enumerate() {
-            let mut pairs = _mm256_maddubs_epi16(w[0], four(x, part * MADDUBS_PAIRS));
-            for (step, w) in w.iter().enumerate().skip(1) {
-                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, four(x, part * MADDUBS_PAIRS + step)));
+        for (chunk, w) in w.chunks(MADDUBS_PAIRS).enumerate() {
+            let mut pairs = _mm256_maddubs_epi16(w[0], broadcast_k_group(x, chunk * MADDUBS_PAIRS));
+            for (k_group, w) in w.iter().enumerate().skip(1) {
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, broadcast_k_group(x, chunk * MADDUBS_PAIRS + k_group)));
             }
-            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, sub_block_scales));
+            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, factors));
         }
         sums
     }
 }
 
-/// Four activations to every row.
+/// The four activations of a k-group, in every lane.
 #[inline(always)]
-unsafe fn four(x: *const i8, step: usize) -> __m256i {
+unsafe fn broadcast_k_group(x: *const i8, k_group: usize) -> __m256i {
     // SAFETY: the caller's: `x` reaches that far, and the processor has AVX2.
-    unsafe { _mm256_set1_epi32(x.add(4 * step).cast::<i32>().read_unaligned()) }
+    unsafe { _mm256_set1_epi32(x.add(4 * k_group).cast::<i32>().read_unaligned()) }
 }
 
-/// The low sixteen bits of `a`, and of `b` above them.
+/// In every lane the low 16 bits of `a`, and above them the low 16 bits of `b`.
 #[inline(always)]
-unsafe fn pair(a: __m256i, b: __m256i) -> __m256i {
+unsafe fn interleave_i16(a: __m256i, b: __m256i) -> __m256i {
     // SAFETY: registers only, and the processor has AVX2.
     unsafe { _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b)) }
 }

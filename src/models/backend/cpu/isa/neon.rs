@@ -1,16 +1,16 @@
-//! NEON, which every aarch64 processor has. With dotprod, where a processor has it (Apple's since M1, Cortex-A55 and A75,
-//! Graviton2), a dot product is one instruction for four. With i8mm (Apple's since M2, Cortex-A510 and A710, Graviton3), two
-//! rows of weights by two rows of activations, eight inputs each, are one instruction.
+//! NEON, which every aarch64 processor has. With dotprod (Apple since M1, Cortex-A55 and A75, Graviton2), one instruction
+//! computes a dot product instead of four. With i8mm (Apple since M2, Cortex-A510 and A710, Graviton3), one instruction
+//! multiplies two rows of weights with two rows of activations, eight inputs each.
 //!
-//! Weights of at most six bits are the same bytes signed and unsigned, so one signed product serves every form.
-//! Instructions whose intrinsics the oldest supported Rust does not have are written out.
+//! Weights of at most six bits are the same bytes signed and unsigned, so signed products serve every layout. Instructions whose
+//! intrinsics are missing in the oldest supported Rust are written as inline assembly.
 
 use super::{Isa, K_BLOCK};
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
 
-/// `DOT`: what multiplies bytes; one of the three below, of which each has what is above it.
+/// `DOT`: the instructions that multiply bytes, one of the three constants below. Each includes those before it.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Neon<const DOT: u8>;
 
@@ -22,7 +22,8 @@ type F = [float32x4_t; 2];
 type I = [int32x4_t; 2];
 type B = [uint8x16_t; 2];
 
-// SAFETY of every block: the trait's contract: the processor has what `DOT` names, pointers reach their lanes.
+// SAFETY of every block: the trait's contract: the processor has the instructions that `DOT` names; pointers are
+// valid for what is read or written.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
 impl<const DOT: u8> Isa for Neon<DOT> {
     type F = F;
@@ -92,7 +93,7 @@ impl<const DOT: u8> Isa for Neon<DOT> {
     }
     #[inline(always)]
     unsafe fn max(x: F, y: F) -> F {
-        // Not fmax: the reference takes the second unless the first is larger, also of zeros and of what is no number.
+        // Not fmax: as the reference, this gives the second operand unless the first is larger, also for zeros and NaN.
         unsafe { from_fn(|i| vbslq_f32(vcgtq_f32(x[i], y[i]), x[i], y[i])) }
     }
     #[inline(always)]
@@ -137,10 +138,10 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         unsafe { (x.map(|x| vandq_u8(x, vdupq_n_u8(15))), x.map(|x| vshrq_n_u8::<4>(x))) }
     }
     #[inline(always)]
-    unsafe fn byte_to_f32<const SIGNED: bool>(x: B, which: usize) -> F {
+    unsafe fn byte_to_f32<const SIGNED: bool>(x: B, byte: usize) -> F {
         unsafe {
-            // A row's byte is moved to the top of its four, and down again: with its sign, or without.
-            let left = vdupq_n_s32(24 - 8 * which as i32);
+            // Shifts the byte to the top of its lane and down again, with or without sign extension.
+            let left = vdupq_n_s32(24 - 8 * byte as i32);
             x.map(|x| {
                 if SIGNED {
                     vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_s32(vreinterpretq_s32_u8(x), left)))
@@ -152,7 +153,7 @@ impl<const DOT: u8> Isa for Neon<DOT> {
     }
     #[inline(always)]
     unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
-        // A negative shift goes right.
+        // `vshlq_u8` shifts right by negative counts.
         unsafe { from_fn(|i| vorrq_u8(x[i], vandq_u8(vshlq_u8(planes[i], vdupq_n_s8(SHIFT as i8)), vdupq_n_u8(MASK as u8)))) }
     }
     #[inline(always)]
@@ -161,11 +162,11 @@ impl<const DOT: u8> Isa for Neon<DOT> {
             let mut dots = [Self::zero_i32(); M];
             if DOT == I8MM && M.is_multiple_of(2) {
                 for (pair, dots) in dots.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                    *dots = two_rows(w, x.add(2 * pair * K_BLOCK));
+                    *dots = dot_two_rows(w, x.add(2 * pair * K_BLOCK));
                 }
             } else {
                 for (r, dot) in dots.iter_mut().enumerate() {
-                    *dot = one_row::<DOT>(w, x.add(r * K_BLOCK));
+                    *dot = dot_one_row::<DOT>(w, x.add(r * K_BLOCK));
                 }
             }
             dots
@@ -207,49 +208,49 @@ impl<const DOT: u8> Isa for Neon<DOT> {
     }
 }
 
-/// The dot products with one row of activations.
+/// Dot products with one row of activations.
 ///
 /// # Safety
-/// The processor has what `DOT` names; `x` has four activations a vector.
+/// The processor has the instructions that `DOT` names; `x` has four activations per k-group.
 #[inline(always)]
-unsafe fn one_row<const DOT: u8>(w: &[B], x: *const i8) -> I {
+unsafe fn dot_one_row<const DOT: u8>(w: &[B], x: *const i8) -> I {
     let (fours, rest) = w.as_chunks::<4>();
-    debug_assert!(rest.is_empty(), "four or eight vectors");
+    debug_assert!(rest.is_empty(), "four or eight k-groups");
     // SAFETY: the caller's.
     unsafe {
         let mut sums = [vdupq_n_s32(0); 2];
-        for (part, [a, b, c, d]) in fours.iter().enumerate() {
-            let x = vld1q_s8(x.add(16 * part));
+        for (index, [a, b, c, d]) in fours.iter().enumerate() {
+            let x = vld1q_s8(x.add(16 * index));
             for half in 0..2 {
-                sums[half] = products::<DOT, 0>(sums[half], a[half], x);
-                sums[half] = products::<DOT, 1>(sums[half], b[half], x);
-                sums[half] = products::<DOT, 2>(sums[half], c[half], x);
-                sums[half] = products::<DOT, 3>(sums[half], d[half], x);
+                sums[half] = dot_k_group::<DOT, 0>(sums[half], a[half], x);
+                sums[half] = dot_k_group::<DOT, 1>(sums[half], b[half], x);
+                sums[half] = dot_k_group::<DOT, 2>(sums[half], c[half], x);
+                sums[half] = dot_k_group::<DOT, 3>(sums[half], d[half], x);
             }
         }
         sums
     }
 }
 
-/// The dot products with two rows of activations.
+/// Dot products with two rows of activations.
 ///
 /// # Safety
-/// The processor has i8mm; `x` has four activations a vector, and as many K_BLOCK bytes further.
+/// The processor has i8mm; `x` has four activations per k-group, and as many `K_BLOCK` bytes further.
 #[inline(always)]
-unsafe fn two_rows(w: &[B], x: *const i8) -> [I; 2] {
+unsafe fn dot_two_rows(w: &[B], x: *const i8) -> [I; 2] {
     // SAFETY: the caller's.
     unsafe {
-        // Of each half, its first and its last two rows of weights: each with both rows of activations.
+        // `sums[half][pair]`: two rows of weights with both rows of activations.
         let (mut sums, mut dots) = ([[vdupq_n_s32(0); 2]; 2], [[vdupq_n_s32(0); 2]; 2]);
-        for (part, [a, b, c, d]) in w.as_chunks::<4>().0.iter().enumerate() {
-            let x = x.add(16 * part).cast();
+        for (index, [a, b, c, d]) in w.as_chunks::<4>().0.iter().enumerate() {
+            let x = x.add(16 * index).cast();
             let (x, y) = (vld1q_s64(x), vld1q_s64(x.byte_add(K_BLOCK)));
             for (first, second, x) in [(a, b, vzip1q_s64(x, y)), (c, d, vzip2q_s64(x, y))] {
                 for half in 0..2 {
-                    // Two times four inputs of four rows: eight of each. The compiler moves this out of the loop over rows.
+                    // Two k-groups of four rows become eight inputs of two rows each. The compiler moves this out of the loop over rows.
                     let (first, second) = (vreinterpretq_u32_u8(first[half]), vreinterpretq_u32_u8(second[half]));
-                    sums[half][0] = two_by_two(sums[half][0], vzip1q_u32(first, second), x);
-                    sums[half][1] = two_by_two(sums[half][1], vzip2q_u32(first, second), x);
+                    sums[half][0] = smmla(sums[half][0], vzip1q_u32(first, second), x);
+                    sums[half][1] = smmla(sums[half][1], vzip2q_u32(first, second), x);
                 }
             }
         }
@@ -260,12 +261,12 @@ unsafe fn two_rows(w: &[B], x: *const i8) -> [I; 2] {
     }
 }
 
-/// Adds to the sums of four rows the products of four inputs each with the four activations in lane `LANE` of `x`.
+/// Adds to the sums of four rows the dot products of one k-group with the four activations in lane `LANE` of `x`.
 ///
 /// # Safety
-/// The processor has what `DOT` names.
+/// The processor has the instructions that `DOT` names.
 #[inline(always)]
-unsafe fn products<const DOT: u8, const LANE: i32>(sums: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t {
+unsafe fn dot_k_group<const DOT: u8, const LANE: i32>(sums: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t {
     // SAFETY: the caller's; registers only.
     unsafe {
         if DOT != NEON {
@@ -276,19 +277,19 @@ unsafe fn products<const DOT: u8, const LANE: i32>(sums: int32x4_t, w: uint8x16_
         } else {
             let w = vreinterpretq_s8_u8(w);
             let x = vreinterpretq_s8_s32(vdupq_laneq_s32::<LANE>(vreinterpretq_s32_s8(x)));
-            // |w| <= 128 and |x| <= 127: a sum of two products is at most 32512, within sixteen bits.
+            // |w| <= 128 and |x| <= 127: the sum of two products is at most 32512, within 16 bits.
             let pairs = vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x));
             vpadalq_s16(sums, pairs)
         }
     }
 }
 
-/// Adds to `sums` the products of two rows of eight weights with two rows of eight activations: first of the first row of weights.
+/// Adds to `sums` the dot products of two rows of eight weights with two rows of eight activations, `[weight row][activation row]`.
 ///
 /// # Safety
 /// The processor has i8mm.
 #[inline(always)]
-unsafe fn two_by_two(mut sums: int32x4_t, w: uint32x4_t, x: int64x2_t) -> int32x4_t {
+unsafe fn smmla(mut sums: int32x4_t, w: uint32x4_t, x: int64x2_t) -> int32x4_t {
     // SAFETY: the caller's; registers only.
     unsafe {
         asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) sums, in(vreg) w, in(vreg) x,
@@ -311,7 +312,7 @@ unsafe fn f16_to_f32(x: uint16x4_t) -> float32x4_t {
     y
 }
 
-/// Rounds to nearest even, as a thread does that never set another mode.
+/// Rounds to nearest even, the default rounding mode of a thread.
 #[inline(always)]
 unsafe fn f32_to_f16(x: float32x4_t) -> uint16x4_t {
     let y;

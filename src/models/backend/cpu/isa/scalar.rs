@@ -1,4 +1,4 @@
-//! The reference: plain Rust, any processor.
+//! The scalar reference: plain Rust, for any processor.
 
 use super::{Isa, K_BLOCK, LANES};
 use half::{bf16, f16};
@@ -68,7 +68,7 @@ impl Isa for Scalar {
         each(|i| x[i] / y[i])
     }
     unsafe fn max(x: F, y: F) -> F {
-        // As maxps does: the second operand unless the first is larger.
+        // As x86's `maxps`: the second operand unless the first is larger.
         each(|i| if x[i] > y[i] { x[i] } else { y[i] })
     }
     unsafe fn abs(x: F) -> F {
@@ -103,8 +103,8 @@ impl Isa for Scalar {
     unsafe fn nibbles(x: B) -> (B, B) {
         (x.map(|b| b & 15), x.map(|b| b >> 4))
     }
-    unsafe fn byte_to_f32<const SIGNED: bool>(x: B, which: usize) -> F {
-        each(|i| if SIGNED { f32::from(x[i * 4 + which] as i8) } else { f32::from(x[i * 4 + which]) })
+    unsafe fn byte_to_f32<const SIGNED: bool>(x: B, byte: usize) -> F {
+        each(|i| if SIGNED { f32::from(x[i * 4 + byte] as i8) } else { f32::from(x[i * 4 + byte]) })
     }
     unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
         let shifted = planes.map(|b| if SHIFT < 0 { b >> -SHIFT } else { b << SHIFT });
@@ -113,9 +113,9 @@ impl Isa for Scalar {
     unsafe fn dots<const MADDUBS_PAIRS: usize, const M: usize>(w: &[B], x: *const i8) -> [I; M] {
         let mut sums = [[0i32; LANES]; M];
         for (r, sums) in sums.iter_mut().enumerate() {
-            for (step, bytes) in w.iter().enumerate() {
-                // SAFETY: the trait's contract: four activations a vector.
-                let x = unsafe { x.add(r * K_BLOCK + step * 4).cast::<[i8; 4]>().read_unaligned() };
+            for (k_group, bytes) in w.iter().enumerate() {
+                // SAFETY: the trait's contract: four activations per k-group.
+                let x = unsafe { x.add(r * K_BLOCK + k_group * 4).cast::<[i8; 4]>().read_unaligned() };
                 for (row, sum) in sums.iter_mut().enumerate() {
                     for input in 0..4 {
                         let byte = bytes[row * 4 + input];
@@ -139,10 +139,10 @@ impl Isa for Scalar {
     }
     unsafe fn prefetch(_: *const u8) {}
     unsafe fn store_i8(p: *mut i8, x: F) -> I {
-        let whole = x.map(|x| x.round_ties_even() as i8);
+        let integers = x.map(|x| x.round_ties_even() as i8);
         // SAFETY: the trait's contract.
-        unsafe { p.cast::<[i8; LANES]>().write_unaligned(whole) };
-        whole.map(i32::from)
+        unsafe { p.cast::<[i8; LANES]>().write_unaligned(integers) };
+        integers.map(i32::from)
     }
     unsafe fn add_lanes_i32(x: I) -> i32 {
         x.into_iter().sum()

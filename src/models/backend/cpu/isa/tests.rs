@@ -1,17 +1,17 @@
-//! Every operation of every instruction set against the reference, bit for bit, on the numbers where they would differ.
+//! Every operation of every instruction set against the scalar reference, bit for bit, on edge cases of rounding and range.
 
 use super::*;
 
-/// What one operation gave, lane by lane.
+/// The results of operations, lane by lane, each with its operation's name.
 type Results = Vec<(&'static str, [u32; LANES])>;
 
 #[test]
-fn every_operation_is_the_references() {
+fn every_operation_matches_the_reference() {
     // SAFETY: plain Rust.
     let want = unsafe { results::<Scalar>() };
-    #[allow(unused_mut, reason = "a processor without instruction sets of its own has nothing to add")]
+    #[allow(unused_mut, reason = "some processors have only the reference")]
     let mut all: Vec<(&str, Results)> = Vec::new();
-    // SAFETY of every block: behind the detection of what it uses.
+    // SAFETY of every block: it runs only if its instruction set was detected.
     #[cfg(target_arch = "x86_64")]
     #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
@@ -50,10 +50,10 @@ fn every_operation_is_the_references() {
     }
 }
 
-/// Numbers at the edges of f32, of f16 and of rounding.
+/// Edge cases of f32, of f16 and of rounding.
 fn numbers() -> Vec<f32> {
     let positive = [0.0, 1e-45, 1e-38, 6e-8, 2.98e-8, 6.1e-5, 0.3, 0.5, 1.0, 1.5, 2.5, 126.5, 2049.0, 65504.0, 65519.0, 65520.0, 8388609.0];
-    // Halfway between two f16, and one bit to either side.
+    // Halfway between two f16 numbers, and one bit to either side.
     let ties = [0x3f80_1000u32, 0x3f80_3000, 0x3380_0000, 0x33c0_0000, 0x387f_f000].map(|bits| [bits - 1, bits, bits + 1]);
     let positive = positive.into_iter().chain(ties.into_iter().flatten().map(f32::from_bits)).chain([f32::MAX, f32::INFINITY]);
     positive.flat_map(|x| [x, -x]).collect()
@@ -67,7 +67,7 @@ unsafe fn results<S: Isa>() -> Results {
     let numbers = numbers();
     let bytes: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2654435761) >> 13) as u8).collect();
     let eight = |i: usize, step: usize| -> [f32; LANES] { std::array::from_fn(|lane| numbers[(i + lane * step) % numbers.len()]) };
-    // SAFETY: the caller's; every pointer is to whole vectors.
+    // SAFETY: the caller's; every pointer is valid for a whole vector.
     unsafe {
         let load = |x: [f32; LANES]| S::load(x.as_ptr());
         let mut floats = |name, x: S::F| {
@@ -75,23 +75,23 @@ unsafe fn results<S: Isa>() -> Results {
             S::store(lanes.as_mut_ptr(), x);
             results.push((name, lanes.map(f32::to_bits)));
         };
-        let not_a_number = S::splat(f32::NAN);
+        let nan = S::splat(f32::NAN);
         for i in 0..numbers.len() {
             let x = load(eight(i, 1));
             for step in 1..8 {
                 let (y, z) = (load(eight(3 * i + step, step)), load(eight(7 * i + step, step + 1)));
                 floats("max", S::max(x, y));
                 floats("select_less", S::select_less(x, y, z, x));
-                // What is no number has no bits of its own: those results are seen by comparing only.
+                // The bits of a NaN are unspecified, so NaN results are replaced by zero.
                 for (name, y) in
                     [("add", S::add(x, y)), ("sub", S::sub(x, y)), ("mul", S::mul(x, y)), ("div", S::div(x, y)), ("fma", S::fma(x, y, z))]
                 {
                     floats(name, S::select_less(S::abs(y), S::splat(f32::INFINITY), y, S::zero()));
                 }
             }
-            floats("max", S::max(x, not_a_number));
-            floats("max", S::max(not_a_number, x));
-            floats("select_less", S::select_less(x, not_a_number, x, S::zero()));
+            floats("max", S::max(x, nan));
+            floats("max", S::max(nan, x));
+            floats("select_less", S::select_less(x, nan, x, S::zero()));
             floats("abs", S::abs(x));
             floats("round", S::round(x));
         }
@@ -119,7 +119,7 @@ unsafe fn results<S: Isa>() -> Results {
         for i in (0..bytes.len() - 64).step_by(32) {
             let (x, y) = (S::load_bytes(bytes.as_ptr().add(i)), S::load_bytes(bytes.as_ptr().add(i + 32)));
             let (low, high) = S::nibbles(x);
-            for (name, x) in [("load_bytes", x), ("low", low), ("high", high)] {
+            for (name, x) in [("load_bytes", x), ("low nibbles", low), ("high nibbles", high)] {
                 all_bytes(name, x);
             }
             all_bytes("or_shifted_bits", S::or_shifted_bits::<4, 48>(low, y));
@@ -128,7 +128,7 @@ unsafe fn results<S: Isa>() -> Results {
             all_bytes("or_shifted_bits", S::or_shifted_bits::<-2, 48>(low, y));
             all_bytes("or_shifted_bits", S::or_shifted_bits::<-3, 16>(low, y));
         }
-        // Activations of every size, and the max_lane of one sign against the max_lane weights.
+        // Random activations; before them the largest ones, all of one sign, with the largest weights.
         for i in 0..64 {
             let x: [i8; 4 * K_BLOCK] =
                 std::array::from_fn(|j| if i < 8 { 127 * (1 - (i as i8 & 2)) } else { (bytes[32 * i + j] as i8).max(-127) });
@@ -159,14 +159,14 @@ unsafe fn results<S: Isa>() -> Results {
                             S::add_scaled_dots::<4, $m>(sums, &w(31), x.as_ptr(), factor),
                             S::add_scaled_dots::<2, $m>(sums, &w(63)[4..], x.as_ptr().add(16), factor),
                         ] {
-                            dots.into_iter().for_each(|dot| floats("dots times", S::to_f32(dot)));
+                            dots.into_iter().for_each(|dot| floats("add_scaled_dots", S::to_f32(dot)));
                         }
                     }
                 )*};
             }
             rows!(1 2 3 4);
             let pair = [16 * 127 * if i % 2 == 0 { 1 } else { -1 }, i16::from(x[i % K_BLOCK]) * 32];
-            floats("two times", S::to_f32(S::madd2_i16(a, pair.as_ptr(), b, small)));
+            floats("madd2_i16", S::to_f32(S::madd2_i16(a, pair.as_ptr(), b, small)));
         }
         for i in 0..numbers.len() {
             let x = eight(i, 1);

@@ -15,22 +15,22 @@ pub(in super::super) const GROUP_MAX: usize = 16;
 const QUERIES_MAX: usize = TILE_ROWS * GROUP_MAX;
 pub(in super::super) const HEAD_DIM_MAX: usize = 256;
 
-/// Scratch memory of one thread.
-pub(in super::super) struct Scratch {
+/// AttentionScratch memory of one thread.
+pub(in super::super) struct AttentionScratch {
     /// `[query][PAGE_TOKENS]`.
     scores: Vec<f32>,
     /// `[query][partial_len]`.
     partials: Vec<f32>,
 }
 
-impl Default for Scratch {
+impl Default for AttentionScratch {
     fn default() -> Self {
         Self { scores: vec![0.0; QUERIES_MAX * PAGE_TOKENS], partials: vec![0.0; QUERIES_MAX * partial_len(HEAD_DIM_MAX)] }
     }
 }
 
 impl QueryTile<'_> {
-    /// Panics unless a `Scratch` has room for the tile, and the tile's slices have all that the kernels read of them.
+    /// Panics unless an `AttentionScratch` has room for the tile, and the tile's slices have all that the kernels read of them.
     fn check_for_scratch(&self) {
         self.check();
         assert!(self.queries() <= QUERIES_MAX && self.shape.head_dim <= HEAD_DIM_MAX, "the tile is too large");
@@ -43,7 +43,7 @@ impl QueryTile<'_> {
 /// The processor has the instruction set. `out` has room for the tile's rows. The pages hold every position up to the last
 /// row's, and nothing writes to them.
 #[inline(always)]
-pub(super) unsafe fn attend<S: Isa>(tile: &QueryTile<'_>, scratch: &mut Scratch, out: *mut f32, stride: usize) {
+pub(super) unsafe fn attend<S: Isa>(tile: &QueryTile<'_>, scratch: &mut AttentionScratch, out: *mut f32, stride: usize) {
     tile.check_for_scratch();
     let (head_dim, partial_len) = (tile.shape.head_dim, partial_len(tile.shape.head_dim));
     let mut softmax = [OnlineSoftmax::default(); QUERIES_MAX];
@@ -68,7 +68,7 @@ pub(super) unsafe fn attend<S: Isa>(tile: &QueryTile<'_>, scratch: &mut Scratch,
 /// # Safety
 /// The processor has the instruction set. The pages hold every position up to the last row's, and nothing writes to them.
 #[inline(always)]
-pub(super) unsafe fn attend_page<S: Isa>(tile: &QueryTile<'_>, page: usize, scratch: &mut Scratch, partials: &mut [f32]) {
+pub(super) unsafe fn attend_page<S: Isa>(tile: &QueryTile<'_>, page: usize, scratch: &mut AttentionScratch, partials: &mut [f32]) {
     tile.check_for_scratch();
     assert!(page < tile.kv_pages());
     assert!(partials.len() >= tile.queries() * partial_len(tile.shape.head_dim));
@@ -113,11 +113,11 @@ impl OnlineSoftmax {
     unsafe fn add<S: Isa>(&mut self, partial: *const f32, head_dim: usize, out: *mut f32) {
         // SAFETY: the caller's: a partial result and a result of `head_dim`.
         unsafe {
-            let (top, total, values) = (*partial, *partial.add(1), partial.add(LANES));
+            let (maximum, total, values) = (*partial, *partial.add(1), partial.add(LANES));
             // Nothing was added yet: `out` has unspecified values.
             let fresh = self.maximum == f32::NEG_INFINITY;
-            let new = if top > self.maximum { top } else { self.maximum };
-            let (before, now) = (exp_one::<S>(self.maximum - new), exp_one::<S>(top - new));
+            let new = if maximum > self.maximum { maximum } else { self.maximum };
+            let (before, now) = (exp_one::<S>(self.maximum - new), exp_one::<S>(maximum - new));
             *self = Self { maximum: new, sum: self.sum * before + total * now };
             for d in (0..head_dim).step_by(LANES) {
                 let old = if fresh { S::zero() } else { S::load(out.add(d)) };

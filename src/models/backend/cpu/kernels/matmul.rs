@@ -4,7 +4,8 @@
 //! in any order) or one fused multiply-add per input, then the blocks from first to last.
 
 use super::super::isa::{Isa, K_BLOCK, LANES};
-use super::super::weights::layout::{BLOCK_INPUTS_MAX, Layout, PackedInts, QuantizedLayout};
+use super::super::weights::ints::PackedInts;
+use super::super::weights::layout::{BLOCK_INPUTS_MAX, Layout, QuantizedLayout};
 use super::super::weights::scales::BlockScales;
 use super::quantize::QuantizedActivations;
 use std::mem::MaybeUninit;

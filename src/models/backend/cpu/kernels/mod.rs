@@ -12,12 +12,13 @@ pub(super) mod quantize;
 
 use super::isa::{self, Isa};
 use super::kv_cache::KvShape;
-use super::weights::layout::{ActivationQuant, Bf16, BlockLayout, F16, F32, FloatLayout, I8, LayoutKind, U4, U5, U6, with_layout};
+use super::weights::ints::{I8, U4, U5, U6};
+use super::weights::layout::{ActivationQuant, Bf16, BlockLayout, F16, F32, FloatLayout, LayoutKind, with_layout};
 use super::weights::pack::Packed;
 use super::weights::scales::{KQuantScale, KQuantScaleMin, ScaleBias, ScaleOnly};
 use crate::models::weights::FloatType;
 use crate::models::{Error, Result};
-use attention::{QueryTile, Scratch};
+use attention::{AttentionScratch, QueryTile};
 use quantize::{ActivationWriter, QuantizedActivations};
 
 /// # Safety
@@ -44,9 +45,9 @@ pub(super) struct Kernels {
     #[allow(clippy::type_complexity, reason = "a kernel's arguments, named where it is defined")]
     pub(super) append: unsafe fn(*mut u8, KvShape, usize, usize, usize, &[f32], &[f32]),
     /// `attention::attend`.
-    pub(super) attend: unsafe fn(&QueryTile<'_>, &mut Scratch, *mut f32, usize),
+    pub(super) attend: unsafe fn(&QueryTile<'_>, &mut AttentionScratch, *mut f32, usize),
     /// `attention::attend_page`.
-    pub(super) attend_page: unsafe fn(&QueryTile<'_>, usize, &mut Scratch, &mut [f32]),
+    pub(super) attend_page: unsafe fn(&QueryTile<'_>, usize, &mut AttentionScratch, &mut [f32]),
     /// `attention::combine`.
     pub(super) combine: unsafe fn(&[f32], &mut [f32]),
 }
@@ -136,11 +137,11 @@ macro_rules! table {
             table!(@fn $($feature)?, gate_silu(gate: &mut [f32], up: &[f32]) = elementwise::gate_silu::<$isa>);
             table!(@fn $($feature)?, add(x: &mut [f32], y: &[f32]) = elementwise::add::<$isa>);
             table!(@fn $($feature)?, rotate(head: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) = elementwise::rotate::<$isa>);
-            table!(@fn $($feature)?, append(page: *mut u8, shape: KvShape, layer: usize, head: usize, position: usize, key: &[f32], value: &[f32])
-                = kv_page::append::<$isa>);
-            table!(@fn $($feature)?, attend(tile: &QueryTile<'_>, scratch: &mut Scratch, out: *mut f32, stride: usize)
+            table!(@fn $($feature)?, append(page: *mut u8, shape: KvShape, layer: usize, head: usize, position: usize,
+                key: &[f32], value: &[f32]) = kv_page::append::<$isa>);
+            table!(@fn $($feature)?, attend(tile: &QueryTile<'_>, scratch: &mut AttentionScratch, out: *mut f32, stride: usize)
                 = attention::attend::<$isa>);
-            table!(@fn $($feature)?, attend_page(tile: &QueryTile<'_>, page: usize, scratch: &mut Scratch, partials: &mut [f32])
+            table!(@fn $($feature)?, attend_page(tile: &QueryTile<'_>, page: usize, scratch: &mut AttentionScratch, partials: &mut [f32])
                 = attention::attend_page::<$isa>);
             table!(@fn $($feature)?, combine(partials: &[f32], out: &mut [f32]) = attention::combine::<$isa>);
         }

@@ -174,18 +174,18 @@ unsafe fn softmax<S: Isa>(p: *mut f32, length: usize) -> (f32, f32) {
         for i in length..length.next_multiple_of(LANES) {
             *p.add(i) = f32::NEG_INFINITY;
         }
-        let mut top = S::splat(f32::NEG_INFINITY);
+        let mut maximum = S::splat(f32::NEG_INFINITY);
         for i in (0..length).step_by(LANES) {
-            top = S::max(S::load(p.add(i)), top);
+            maximum = S::max(S::load(p.add(i)), maximum);
         }
-        let top = S::max_lane(top);
+        let maximum = S::max_lane(maximum);
         let mut total = S::zero();
         for i in (0..length).step_by(LANES) {
-            let e = exp::<S>(S::sub(S::load(p.add(i)), S::splat(top)));
+            let e = exp::<S>(S::sub(S::load(p.add(i)), S::splat(maximum)));
             S::store(p.add(i), e);
             total = S::add(total, e);
         }
-        (top, add_lanes::<S>(total))
+        (maximum, add_lanes::<S>(total))
     }
 }
 

@@ -66,13 +66,13 @@ pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, quant: ActivationQu
     // SAFETY: indices follow the layout of `QuantizedActivations`.
     unsafe {
         for (index, x) in x.chunks_exact(scale_group).enumerate() {
-            let mut top = S::zero();
+            let mut max_abs = S::zero();
             for i in (0..scale_group).step_by(LANES) {
-                top = S::max(S::abs(S::load(x.as_ptr().add(i))), top);
+                max_abs = S::max(S::abs(S::load(x.as_ptr().add(i))), max_abs);
             }
-            let top = S::max_lane(top);
+            let max_abs = S::max_lane(max_abs);
             // A group of zeros or denormals has scale 0, so that nothing is divided by 0.
-            let (inverse, scale) = if top > 1e-30 { (127.0 / top, top / 127.0) } else { (0.0, 0.0) };
+            let (inverse, scale) = if max_abs > 1e-30 { (127.0 / max_abs, max_abs / 127.0) } else { (0.0, 0.0) };
             *out.scales.add(index * rows + row) = scale;
             let inverse = S::splat(inverse);
             let mut total = S::zero_i32();

@@ -67,6 +67,7 @@ struct PageTask {
 }
 
 impl Cpu {
+    /// Rotates and appends the new keys and values of one layer, then attends: `[rows, heads * head_dim]`.
     pub(in super::super) fn attention(
         &mut self,
         [mut q, mut k, v]: [Tensor; 3],
@@ -86,7 +87,7 @@ impl Cpu {
         }
         assert_eq!(pages.len(), spans.len(), "the step was begun with these spans");
         for (span, pages) in spans.iter().zip(pages.iter()) {
-            assert!(span.cache.holds(span.end(), pages), "the step was begun with this span");
+            assert!(span.cache.shape == shape && span.cache.holds(span.end(), pages), "the step was begun with this span");
         }
         self.append(&mut q, &mut k, &v, of, layer, spans);
 

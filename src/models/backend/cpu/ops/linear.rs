@@ -14,8 +14,8 @@ use crate::models::{Activations, Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of weights in one task. At least a few microseconds of reading; at most what one row takes less time to multiply than
-/// the pool waits before it runs a backup task.
+/// Bytes of weights in one task. The minimum takes a few microseconds to read. The maximum keeps a task of one row shorter than
+/// the pool waits before it starts a backup task.
 const TASK_BYTES_MIN: usize = 32 << 10;
 const TASK_BYTES_MAX: usize = 256 << 10;
 /// Tasks of one weight, within these bounds: enough to balance the load.

@@ -1,7 +1,7 @@
 //! Attention against its definition, as a whole and by split-KV.
 
 use super::super::kernels::Kernels;
-use super::super::kernels::attention::{GROUP_MAX, HEAD_DIM_MAX, QueryTile, Scratch, TILE_ROWS, partial_len};
+use super::super::kernels::attention::{AttentionScratch, GROUP_MAX, HEAD_DIM_MAX, QueryTile, TILE_ROWS, partial_len};
 use super::super::kv_cache::{Cache, KvShape, PAGE_TOKENS};
 use super::Random;
 
@@ -16,7 +16,7 @@ fn softmax_attention(q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f
 }
 
 /// The same as `attend`, by split-KV: one partial result per page.
-fn by_pages(kernels: &Kernels, tile: &QueryTile<'_>, scratch: &mut Scratch) -> Vec<f32> {
+fn by_pages(kernels: &Kernels, tile: &QueryTile<'_>, scratch: &mut AttentionScratch) -> Vec<f32> {
     let (head_dim, partial_len) = (tile.shape.head_dim, partial_len(tile.shape.head_dim));
     let mut combined = vec![0.0; tile.queries() * head_dim];
     let mut pages = vec![vec![f32::NAN; tile.queries() * partial_len]; tile.kv_pages()];
@@ -61,13 +61,13 @@ fn attention_matches_the_definition_on_every_instruction_set() {
                     cache.reserve(0, length);
                     let pages = cache.pages();
                     for t in 0..length {
-                        // SAFETY: the kernels run on this processor; the position was reserved above, and no other thread accesses the page.
+                        // SAFETY: the kernels run on this processor; the position was reserved, and this is the only thread.
                         unsafe { (kernels.append)(cache.page_ptr(t / PAGE_TOKENS), shape, 1, 1, t, &keys[t], &values[t]) };
                     }
                     let mut out = vec![0.0; q.len()];
                     let tile =
                         QueryTile { pages: &pages, shape, layer: 1, kv_head: 1, group, position, rows, q: &q, q_stride: group * head_dim };
-                    let mut scratch = Scratch::default();
+                    let mut scratch = AttentionScratch::default();
                     // SAFETY: the kernels run on this processor; `out` has the tile's rows, and the cache holds all positions.
                     unsafe { (kernels.attend)(&tile, &mut scratch, out.as_mut_ptr(), group * head_dim) };
                     assert_eq!(out, by_pages(kernels, &tile, &mut scratch), "split-KV differs");

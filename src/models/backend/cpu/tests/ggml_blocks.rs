@@ -5,7 +5,7 @@ use super::super::buffer::Arena;
 use super::super::kernels::Kernels;
 use super::super::pool::Pool;
 use super::super::weights::pack::Packed;
-use super::{Input, Random, product, quantize};
+use super::{Operand, Random, product, quantize};
 use crate::models::weights::{GgmlBlock, Matrix};
 use half::f16;
 
@@ -224,8 +224,8 @@ fn block_products_match_the_definition_on_every_instruction_set() {
             let x = &all[..x_rows * columns];
             let results = Kernels::all().into_iter().map(|kernels| {
                 let quantized = quantize(kernels, x, x_rows, weight.kind.activation_quant().expect("integers"));
-                let exact = product(kernels, &weight, Input::F32(x), x_rows);
-                (exact, product(kernels, &weight, Input::Int8(&quantized), x_rows))
+                let exact = product(kernels, &weight, Operand::F32(x), x_rows);
+                (exact, product(kernels, &weight, Operand::Int8(&quantized), x_rows))
             });
             let results: Vec<_> = results.collect();
             assert!(results.iter().all(|result| result == &results[0]), "{block:?}: instruction sets differ");

@@ -4,7 +4,7 @@ use super::super::buffer::Arena;
 use super::super::kernels::Kernels;
 use super::super::pool::Pool;
 use super::super::weights::pack::Packed;
-use super::{Input, Random, product, quantize};
+use super::{Operand, Random, product, quantize};
 use crate::models::weights::{FloatType, Matrix, Quantization, Quantized};
 use half::{bf16, f16};
 
@@ -117,10 +117,10 @@ fn products_match_the_definition_on_every_instruction_set() {
             };
             let mut results: Vec<(f32, Vec<Vec<f32>>)> = vec![(1e-4, Vec::new()), (0.25, Vec::new())];
             for kernels in Kernels::all() {
-                results[0].1.push(product(kernels, &weight, Input::F32(x), rows));
+                results[0].1.push(product(kernels, &weight, Operand::F32(x), rows));
                 if source.quantization.is_some() {
                     let quantized = quantize(kernels, x, rows, weight.kind.activation_quant().expect("integers"));
-                    results[1].1.push(product(kernels, &weight, Input::Int8(&quantized), rows));
+                    results[1].1.push(product(kernels, &weight, Operand::Int8(&quantized), rows));
                 }
             }
             for ((tolerance, results), most) in results.into_iter().zip(&mut most_rows) {

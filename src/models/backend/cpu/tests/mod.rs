@@ -42,23 +42,23 @@ fn quantize(kernels: &Kernels, x: &[f32], rows: usize, quant: ActivationQuant) -
     quantized
 }
 
-/// The input of a product.
+/// The activations of a product.
 #[derive(Clone, Copy)]
-enum Input<'a> {
+enum Operand<'a> {
     F32(&'a [f32]),
     Int8(&'a QuantizedActivations),
 }
 
 /// `x * weight^T`, `[rows][outputs]`.
-fn product(kernels: &Kernels, weight: &Packed, input: Input<'_>, rows: usize) -> Vec<f32> {
+fn product(kernels: &Kernels, weight: &Packed, input: Operand<'_>, rows: usize) -> Vec<f32> {
     let mut y = vec![0.0; rows * weight.rows];
     let mut sums = vec![0.0; rows * LANES];
     for panel in 0..weight.panels() {
         // SAFETY: the kernels run on this processor; there are eight sums per row.
         unsafe {
             match input {
-                Input::F32(x) => (kernels.panel_f32)(weight, panel, x, rows, sums.as_mut_ptr()),
-                Input::Int8(x) => (kernels.panel_int8)(weight, panel, x, sums.as_mut_ptr()),
+                Operand::F32(x) => (kernels.panel_f32)(weight, panel, x, rows, sums.as_mut_ptr()),
+                Operand::Int8(x) => (kernels.panel_int8)(weight, panel, x, sums.as_mut_ptr()),
             }
         }
         for row in 0..rows {

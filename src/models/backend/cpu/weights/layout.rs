@@ -5,17 +5,14 @@
 //! block     = BLOCK_INPUTS inputs of 8 rows
 //!   float:      [BLOCK_INPUTS][8 rows] elements
 //!   quantized:  [scales of all groups][k-blocks]
-//! k-block   = 32 inputs of 8 rows, as 8 k-groups: k-group g holds inputs 4g..4g+4 of each row, one byte each
-//!   U4:         4 vectors, k-group 2j in the low and k-group 2j+1 in the high four bits of vector j
-//!   U5:         1 vector of fifth bits, of k-group g in bit g, then the low four bits as U4
-//!   U6:         2 vectors of bits five and six, of k-group g in bits 2 (g % 4) of vector g / 4, then the low four bits as U4
-//!   I8:         8 vectors
+//! k-block   = 32 inputs of 8 rows, as 8 k-groups: k-group g holds inputs 4g..4g+4 of each row (see `ints`)
 //! ```
 //!
 //! A k-group times four broadcast activations gives one sum per row in each of eight lanes. So nothing is summed across
 //! lanes, scales are vectors, each thread reads one stream, and all numbers of activation rows use the same order of sums.
 
 use super::super::isa::{Isa, K_BLOCK, LANES};
+use super::ints::{I8, PackedInts, U4, U5, U6};
 use super::scales::{BlockScales, KQuantScale, KQuantScaleMin, ScaleBias, ScaleOnly};
 use crate::models::weights::FloatType;
 use std::marker::PhantomData;
@@ -47,23 +44,6 @@ pub(in super::super) trait QuantizedLayout: Layout {
     /// # Safety
     /// The processor has the instruction set. `p` points to a block, `k_block` is one of its k-blocks.
     unsafe fn unpack<S: Isa>(p: *const u8, k_block: usize) -> [S::B; 8];
-}
-
-/// An encoding of the integers of one k-block of eight rows.
-pub(in super::super) trait PackedInts {
-    /// Bytes of one k-block.
-    const BYTES: usize;
-    /// How many results of AVX2's `maddubs` (each the sum of two products with activations in -127..=127) can be added in
-    /// sixteen bits without overflow. 0: the integers are signed, so `maddubs` does not apply to them directly.
-    const MADDUBS_PAIRS: usize;
-
-    /// Writes a k-block from words of four inputs of one row each, `[k-group][row]`.
-    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]);
-    /// The integers of one k-block, one vector per k-group.
-    ///
-    /// # Safety
-    /// The processor has the instruction set. `p` points to a k-block.
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8];
 }
 
 /// Weights that are not quantized.
@@ -127,139 +107,12 @@ impl<Q: PackedInts, H: BlockScales> QuantizedLayout for BlockLayout<Q, H> {
     }
 }
 
-/// Unsigned integers of four bits.
-pub(in super::super) struct U4;
-/// Unsigned integers of five bits.
-pub(in super::super) struct U5;
-/// Unsigned integers of six bits.
-pub(in super::super) struct U6;
-/// Signed integers of eight bits.
-pub(in super::super) struct I8;
-
-impl PackedInts for U4 {
-    const BYTES: usize = 128;
-    const MADDUBS_PAIRS: usize = 8; // 8 * 2 * 15 * 127 = 30480
-
-    #[inline(always)]
-    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
-        for (pair, out) in k_groups.as_chunks::<2>().0.iter().zip(out.as_chunks_mut().0) {
-            put(out, |row| pair[0][row] & 0x0f0f_0f0f | (pair[1][row] & 0x0f0f_0f0f) << 4);
-        }
-    }
-    #[inline(always)]
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
-        // SAFETY: a k-block is four vectors.
-        unsafe {
-            let (a, b) = S::nibbles(S::load_bytes(p));
-            let (c, d) = S::nibbles(S::load_bytes(p.add(32)));
-            let (e, f) = S::nibbles(S::load_bytes(p.add(64)));
-            let (g, h) = S::nibbles(S::load_bytes(p.add(96)));
-            [a, b, c, d, e, f, g, h]
-        }
-    }
-}
-
-impl PackedInts for U5 {
-    const BYTES: usize = 32 + U4::BYTES;
-    const MADDUBS_PAIRS: usize = 4; // 4 * 2 * 31 * 127 = 31496
-
-    #[inline(always)]
-    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
-        let (plane, nibbles) = out.split_first_chunk_mut().expect("a k-block begins with the bit plane");
-        put(plane, |row| (0..8).fold(0, |plane, k_group| plane | (k_groups[k_group][row] >> 4 & 0x0101_0101) << k_group));
-        U4::pack(k_groups, nibbles);
-    }
-    #[inline(always)]
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
-        // SAFETY: a k-block is the bit plane, then the low four bits.
-        unsafe {
-            let high = S::load_bytes(p);
-            let [a, b, c, d, e, f, g, h] = U4::unpack::<S>(p.add(32));
-            [
-                S::or_shifted_bits::<4, 16>(a, high),
-                S::or_shifted_bits::<3, 16>(b, high),
-                S::or_shifted_bits::<2, 16>(c, high),
-                S::or_shifted_bits::<1, 16>(d, high),
-                S::or_shifted_bits::<0, 16>(e, high),
-                S::or_shifted_bits::<-1, 16>(f, high),
-                S::or_shifted_bits::<-2, 16>(g, high),
-                S::or_shifted_bits::<-3, 16>(h, high),
-            ]
-        }
-    }
-}
-
-impl PackedInts for U6 {
-    const BYTES: usize = 64 + U4::BYTES;
-    const MADDUBS_PAIRS: usize = 2; // 2 * 2 * 63 * 127 = 32004
-
-    #[inline(always)]
-    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
-        let (planes, nibbles) = out.split_at_mut(64);
-        for (four, out) in k_groups.as_chunks::<4>().0.iter().zip(planes.as_chunks_mut().0) {
-            put(out, |row| (0..4).fold(0, |plane, k_group| plane | (four[k_group][row] >> 4 & 0x0303_0303) << (2 * k_group)));
-        }
-        U4::pack(k_groups, nibbles);
-    }
-    #[inline(always)]
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
-        // SAFETY: a k-block is two bit planes, then the low four bits.
-        unsafe {
-            let (first, second) = (S::load_bytes(p), S::load_bytes(p.add(32)));
-            let [a, b, c, d, e, f, g, h] = U4::unpack::<S>(p.add(64));
-            [
-                S::or_shifted_bits::<4, 48>(a, first),
-                S::or_shifted_bits::<2, 48>(b, first),
-                S::or_shifted_bits::<0, 48>(c, first),
-                S::or_shifted_bits::<-2, 48>(d, first),
-                S::or_shifted_bits::<4, 48>(e, second),
-                S::or_shifted_bits::<2, 48>(f, second),
-                S::or_shifted_bits::<0, 48>(g, second),
-                S::or_shifted_bits::<-2, 48>(h, second),
-            ]
-        }
-    }
-}
-
-impl PackedInts for I8 {
-    const BYTES: usize = 256;
-    const MADDUBS_PAIRS: usize = 0;
-
-    #[inline(always)]
-    fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
-        k_groups.iter().zip(out.as_chunks_mut().0).for_each(|(k_group, out)| put(out, |row| k_group[row]));
-    }
-    #[inline(always)]
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
-        // SAFETY: a k-block is eight vectors.
-        unsafe {
-            [
-                S::load_bytes(p),
-                S::load_bytes(p.add(32)),
-                S::load_bytes(p.add(64)),
-                S::load_bytes(p.add(96)),
-                S::load_bytes(p.add(128)),
-                S::load_bytes(p.add(160)),
-                S::load_bytes(p.add(192)),
-                S::load_bytes(p.add(224)),
-            ]
-        }
-    }
-}
-
-/// Writes a vector with one word for each row.
-#[inline(always)]
-fn put(out: &mut [u8; 32], word: impl Fn(usize) -> u32) {
-    let words: [u32; LANES] = std::array::from_fn(word);
-    out.as_chunks_mut().0.iter_mut().zip(words).for_each(|(out, word)| *out = word.to_le_bytes());
-}
-
 /// A layout as a value: what a packed weight stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, reason = "ggml's names")]
 pub(in super::super) enum LayoutKind {
     Float(FloatType),
-    /// MLX's affine quantization.
+    /// MLX's affine quantization, and ggml's Q4_1.
     Affine {
         /// 4, 6 or 8: the width of the packed integers. A file's integers may be narrower.
         bits: usize,
@@ -269,7 +122,6 @@ pub(in super::super) enum LayoutKind {
         f32_scales: bool,
     },
     Q4_0,
-    Q4_1,
     Q5_0,
     Q5_1,
     /// And IQ4_NL, whose table values are stored.
@@ -298,25 +150,10 @@ macro_rules! with_layout {
     (@arms $kind:expr, $layout:ident => $body:expr, [$($float:tt)*]) => {
         match $kind {
             $($float)*
-            LayoutKind::Affine { bits: 4, group: 32, f32_scales: false } | LayoutKind::Q4_1 => { type $layout = BlockLayout<U4, ScaleBias<32, false, 0>>; $body }
-            LayoutKind::Affine { bits: 4, group: 32, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<32, true, 0>>; $body }
-            LayoutKind::Affine { bits: 4, group: 64, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<64, false, 0>>; $body }
-            LayoutKind::Affine { bits: 4, group: 64, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<64, true, 0>>; $body }
-            LayoutKind::Affine { bits: 4, group: 128, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<128, false, 0>>; $body }
-            LayoutKind::Affine { bits: 4, group: 128, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<128, true, 0>>; $body }
-            LayoutKind::Affine { bits: 6, group: 32, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<32, false, 0>>; $body }
-            LayoutKind::Affine { bits: 6, group: 32, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<32, true, 0>>; $body }
-            LayoutKind::Affine { bits: 6, group: 64, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<64, false, 0>>; $body }
-            LayoutKind::Affine { bits: 6, group: 64, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<64, true, 0>>; $body }
-            LayoutKind::Affine { bits: 6, group: 128, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<128, false, 0>>; $body }
-            LayoutKind::Affine { bits: 6, group: 128, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<128, true, 0>>; $body }
-            LayoutKind::Affine { bits: 8, group: 32, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<32, false, -128>>; $body }
-            LayoutKind::Affine { bits: 8, group: 32, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<32, true, -128>>; $body }
-            LayoutKind::Affine { bits: 8, group: 64, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<64, false, -128>>; $body }
-            LayoutKind::Affine { bits: 8, group: 64, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<64, true, -128>>; $body }
-            LayoutKind::Affine { bits: 8, group: 128, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<128, false, -128>>; $body }
-            LayoutKind::Affine { bits: 8, group: 128, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<128, true, -128>>; $body }
-            LayoutKind::Affine { .. } => unreachable!("bits and group are checked when a weight is read"),
+            LayoutKind::Affine { bits: 4, group, f32_scales } => with_layout!(@affine U4, 0, group, f32_scales, $layout => $body),
+            LayoutKind::Affine { bits: 6, group, f32_scales } => with_layout!(@affine U6, 0, group, f32_scales, $layout => $body),
+            LayoutKind::Affine { bits: 8, group, f32_scales } => with_layout!(@affine I8, -128, group, f32_scales, $layout => $body),
+            LayoutKind::Affine { bits, .. } => unreachable!("packed integers of {bits} bits"),
             LayoutKind::Q4_0 => { type $layout = BlockLayout<U4, ScaleOnly<8>>; $body }
             LayoutKind::Q5_0 => { type $layout = BlockLayout<U5, ScaleOnly<16>>; $body }
             LayoutKind::Q5_1 => { type $layout = BlockLayout<U5, ScaleBias<32, false, 0>>; $body }
@@ -325,6 +162,17 @@ macro_rules! with_layout {
             LayoutKind::Q4_K => { type $layout = BlockLayout<U4, KQuantScaleMin<32>>; $body }
             LayoutKind::Q5_K => { type $layout = BlockLayout<U5, KQuantScaleMin<32>>; $body }
             LayoutKind::Q6_K => { type $layout = BlockLayout<U6, KQuantScale>; $body }
+        }
+    };
+    (@affine $ints:ty, $zero_point:literal, $group:expr, $f32_scales:expr, $layout:ident => $body:expr) => {
+        match ($group, $f32_scales) {
+            (32, false) => { type $layout = BlockLayout<$ints, ScaleBias<32, false, $zero_point>>; $body }
+            (32, true) => { type $layout = BlockLayout<$ints, ScaleBias<32, true, $zero_point>>; $body }
+            (64, false) => { type $layout = BlockLayout<$ints, ScaleBias<64, false, $zero_point>>; $body }
+            (64, true) => { type $layout = BlockLayout<$ints, ScaleBias<64, true, $zero_point>>; $body }
+            (128, false) => { type $layout = BlockLayout<$ints, ScaleBias<128, false, $zero_point>>; $body }
+            (128, true) => { type $layout = BlockLayout<$ints, ScaleBias<128, true, $zero_point>>; $body }
+            (group, _) => unreachable!("a scale per {group}: groups are checked when a weight is read"),
         }
     };
 }

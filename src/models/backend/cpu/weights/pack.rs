@@ -5,10 +5,8 @@ use super::super::Scratch;
 use super::super::buffer::{Arena, Buffer};
 use super::super::isa::{Isa, K_BLOCK, LANES};
 use super::super::pool::Pool;
-use super::layout::{
-    BLOCK_INPUTS_MAX, Bf16, BlockLayout, F16, F32, FloatLayout, I8, Layout, LayoutKind, PackedInts, QuantizedLayout, U4, U5, U6,
-    with_layout,
-};
+use super::ints::{I8, PackedInts, U4, U5, U6};
+use super::layout::{BLOCK_INPUTS_MAX, Bf16, BlockLayout, F16, F32, FloatLayout, Layout, LayoutKind, QuantizedLayout, with_layout};
 use super::scales::{BlockScales, KQuantScale, KQuantScaleMin, ScaleBias, ScaleOnly};
 use crate::models::weights::{FloatType, GgmlBlock, Matrix, Quantized};
 use crate::models::{Error, Result};
@@ -106,7 +104,7 @@ impl LayoutKind {
             }
             Matrix::Blocks { block, .. } => match block {
                 GgmlBlock::Q4_0 => Self::Q4_0,
-                GgmlBlock::Q4_1 => Self::Q4_1,
+                GgmlBlock::Q4_1 => Self::Affine { bits: 4, group: 32, f32_scales: false },
                 GgmlBlock::Q5_0 => Self::Q5_0,
                 GgmlBlock::Q5_1 => Self::Q5_1,
                 GgmlBlock::Q8_0 | GgmlBlock::IQ4_NL => Self::Q8_0,

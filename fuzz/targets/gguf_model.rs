@@ -1,4 +1,4 @@
-//! Loads a complete GGUF model: tokenizes a text and packs the weights.
+//! Loads a whole GGUF model: packs its weights and tokenizes a prompt.
 
 #![no_main]
 
