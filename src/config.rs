@@ -6,8 +6,8 @@ use std::{collections::HashSet, path::PathBuf, time::Duration};
 /// Where a model runs.
 #[derive(Clone, Debug)]
 pub enum Isolation {
-    /// On threads of this process, for trusted model files only: a crash in a model ends the application, and a stalled
-    /// model can't be killed.
+    /// On threads of this process, for trusted model files only: a crash in a model ends the application, as does SIGBUS if a
+    /// model file is truncated while it is in use, and a stalled model can't be killed.
     Thread {
         /// The files of `ModelSource::Embedded`.
         embedded: Option<Embedded>,

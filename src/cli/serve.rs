@@ -4,7 +4,7 @@ use super::{Log, Models, over};
 use clap::Args;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use souffleur::actors::Runtime;
-use souffleur::protocol::transport::http::{Listen, Server, bind};
+use souffleur::protocol::transport::http::{ListenOptions, Server, bind};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -64,7 +64,7 @@ pub(crate) fn run(arguments: Serve, log: &Log) -> anyhow::Result<ExitCode> {
     make_room(config.limits().connections);
     let runtime = Runtime::start(config)?;
     let nameless = arguments.address.is_unspecified() && arguments.hosts.is_empty();
-    let listen = Listen {
+    let listen = ListenOptions {
         address: SocketAddr::new(arguments.address, arguments.port),
         beyond_loopback: arguments.beyond_loopback,
         hosts: arguments.hosts,

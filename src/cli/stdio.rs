@@ -4,7 +4,7 @@ use super::{Log, Models, over, tell};
 use anyhow::Context;
 use clap::Args;
 use souffleur::actors::Runtime;
-use souffleur::protocol::{Closed, transport::stdio};
+use souffleur::protocol::{CloseReason, transport::stdio};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: Stdio, log: &Log) -> anyhow::Result<ExitCode> {
         let end = async {
             over(&runtime).await;
             stop.cancel();
-            std::future::pending::<Closed>().await
+            std::future::pending::<CloseReason>().await
         };
         let closed = tokio::select! {
             closed = peer => closed,
@@ -47,14 +47,16 @@ pub(crate) fn run(arguments: Stdio, log: &Log) -> anyhow::Result<ExitCode> {
     // A thread may still wait for input that never comes.
     executor.shutdown_background();
     Ok(match closed {
-        Closed::ByPeer | Closed::Stopped | Closed::ParentGone | Closed::Exit { after_shutdown: true } => ExitCode::SUCCESS,
+        CloseReason::ByPeer | CloseReason::Stopped | CloseReason::ParentExited | CloseReason::Exit { after_shutdown: true } => {
+            ExitCode::SUCCESS
+        }
         // LSP asks for this.
-        Closed::Exit { after_shutdown: false } => ExitCode::FAILURE,
-        Closed::OutOfStep => {
+        CloseReason::Exit { after_shutdown: false } => ExitCode::FAILURE,
+        CloseReason::FramingLost => {
             tell("souffleur: the input is not in step with its framing any more");
             ExitCode::FAILURE
         }
-        Closed::Broken => {
+        CloseReason::WriteFailed => {
             tell("souffleur: stdout can't be written to any more");
             ExitCode::FAILURE
         }

@@ -1,6 +1,6 @@
-//! The methods, on one page. What is about the connection itself is served by it; all the rest is registered here.
+//! The methods of the protocol. Those about the connection itself are served by `peer`, the others are registered here.
 
-use super::{answer, call::Call, envelope::Params, error::Fault, types::*};
+use super::{call::Call, completion_stream, envelope::Params, error::ResponseError, types::*};
 use crate::actors::{Answer, Question, Runtime};
 use crate::config::Limits;
 use futures_util::future::BoxFuture;
@@ -9,7 +9,7 @@ use jsonrpsee_types::Id;
 use serde::{Serialize, de::DeserializeOwned};
 use std::future::Future;
 
-/// Methods that are about the connection: see `connection`.
+/// Methods that `peer` serves.
 pub const CONNECTION_METHODS: [&str; 3] = ["initialize", "shutdown", "cancel"];
 
 /// Every method of every transport, over one runtime.
@@ -28,9 +28,9 @@ impl Api {
     pub(super) fn registry(runtime: Runtime) -> RpcModule<Runtime> {
         let mut methods = RpcModule::new(runtime);
 
-        streaming(&mut methods, "infill", |params: InfillParams, bounds| params.completion(bounds));
-        streaming(&mut methods, "complete", |params: CompleteParams, bounds| params.completion(bounds));
-        streaming(&mut methods, "chat", |params: ChatParams, bounds| params.completion(bounds));
+        completion(&mut methods, "infill", |params: InfillParams, bounds| params.completion(bounds));
+        completion(&mut methods, "complete", |params: CompleteParams, bounds| params.completion(bounds));
+        completion(&mut methods, "chat", |params: ChatParams, bounds| params.completion(bounds));
 
         method(&mut methods, "tokenize", |runtime, params: TokenizeParams, _| async move {
             let bounds = bounds(&runtime);
@@ -63,7 +63,7 @@ impl Api {
             Ok(ModelInfoResult::new(params.model, info))
         });
         method(&mut methods, "models/load", |runtime, params: LoadParams, call| async move {
-            let info = answer::load(&runtime, &call, &params).await?;
+            let info = completion_stream::load(&runtime, &call, &params).await?;
             Ok(ModelInfoResult::new(params.model, info))
         });
         method(&mut methods, "models/unload", |runtime, params: ModelParams, _| async move { Ok(runtime.unload(&params.model).await?) });
@@ -73,7 +73,7 @@ impl Api {
         methods
     }
 
-    /// Any registry, for tests of what carries it.
+    /// An API with other methods, for tests of the connection.
     #[cfg(test)]
     pub(super) fn over(methods: impl Into<Methods>, limits: Limits) -> Self {
         Self { methods: methods.into(), limits }
@@ -87,23 +87,24 @@ impl Api {
         &self.limits
     }
 
-    /// The registry's answer to one call, or `None` for a method it does not have. `surrogate` stands for the peer's id.
-    pub(super) fn call(&self, method: &str, surrogate: u64, params: Params, call: Call) -> Option<BoxFuture<'static, MethodResponse>> {
+    /// Starts a call; `None` for an unknown method. `registry_id` replaces the peer's id, which the registry could not echo
+    /// byte for byte.
+    pub(super) fn call(&self, method: &str, registry_id: u64, params: Params, call: Call) -> Option<BoxFuture<'static, MethodResponse>> {
         let Some(MethodCallback::Async(callback)) = self.methods.method(method) else { return None };
         let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get())).into_owned();
         let mut extensions = Extensions::new();
         extensions.insert(call);
-        Some(callback(Id::Number(surrogate), params, ConnectionId(0), usize::MAX, extensions))
+        Some(callback(Id::Number(registry_id), params, ConnectionId(0), usize::MAX, extensions))
     }
 }
 
-/// A method that ends with its answer; a cancel drops its work.
+/// Registers a method that does not stream. A cancel drops its future.
 pub(super) fn method<P, R, F, W>(methods: &mut RpcModule<Runtime>, name: &'static str, work: F)
 where
     P: DeserializeOwned + Send + 'static,
     R: Serialize + Clone + Send + 'static,
     F: Fn(Runtime, P, Call) -> W + Copy + Send + Sync + 'static,
-    W: Future<Output = Result<R, Fault>> + Send + 'static,
+    W: Future<Output = Result<R, ResponseError>> + Send + 'static,
 {
     register(methods, name, move |runtime, params, call: Call| async move {
         let params = read::<P>(&params)?;
@@ -111,15 +112,15 @@ where
     });
 }
 
-/// A method that completes; a cancel is told what was computed.
-fn streaming<P, F>(methods: &mut RpcModule<Runtime>, name: &'static str, validate: F)
+/// Registers a completion method. A cancel reports how many tokens were computed.
+fn completion<P, F>(methods: &mut RpcModule<Runtime>, name: &'static str, validate: F)
 where
     P: DeserializeOwned + Send + 'static,
-    F: Fn(P, Bounds<'_>) -> Result<Completion, Fault> + Copy + Send + Sync + 'static,
+    F: Fn(P, Bounds<'_>) -> Result<Completion, ResponseError> + Copy + Send + Sync + 'static,
 {
     register(methods, name, move |runtime, params, call| async move {
         let completion = validate(read::<P>(&params)?, bounds(&runtime))?;
-        answer::complete(&runtime, &call, completion).await
+        completion_stream::complete(&runtime, &call, completion).await
     });
 }
 
@@ -127,10 +128,10 @@ fn register<R, F, W>(methods: &mut RpcModule<Runtime>, name: &'static str, handl
 where
     R: Serialize + Clone + Send + 'static,
     F: Fn(Runtime, jsonrpsee_types::Params<'static>, Call) -> W + Copy + Send + Sync + 'static,
-    W: Future<Output = Result<R, Fault>> + Send + 'static,
+    W: Future<Output = Result<R, ResponseError>> + Send + 'static,
 {
     let callback = move |params, runtime: std::sync::Arc<Runtime>, mut extensions: Extensions| async move {
-        let call = extensions.remove::<Call>().expect("the connection calls through `Api::call`");
+        let call = extensions.remove::<Call>().expect("inserted by `Api::call`");
         handler(Runtime::clone(&runtime), params, call).await
     };
     methods.register_async_method(name, callback).expect("each name is registered once");
@@ -140,7 +141,7 @@ fn bounds(runtime: &Runtime) -> Bounds<'_> {
     Bounds { limits: runtime.limits(), default_model: runtime.default_model() }
 }
 
-fn mismatch(answer: &Answer) -> Fault {
+fn mismatch(answer: &Answer) -> ResponseError {
     let kind = match answer {
         Answer::Tokens(_) => "tokens",
         Answer::Text(_) => "text",

@@ -1,51 +1,56 @@
-//! What a method's handler gets besides its params, and what the connection keeps of a call.
+//! A call in flight: the handler's side (`Call`) and the connection's side (`CallHandle`).
 
 use serde::Serialize;
 use std::{future::Future, sync::Arc};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{envelope::CallId, error::Fault};
+use super::{envelope::CallId, error::ResponseError};
 use crate::actors::Usage;
 
-/// One call's side of its connection: where to stream, and how to learn of a cancel.
+/// What a method's handler gets besides its params: where to stream, and whether the call is cancelled.
 #[derive(Clone)]
-pub(crate) struct Call(Arc<Shared>);
+pub(crate) struct Call(Arc<CallState>);
 
-struct Shared {
+struct CallState {
     cancel: CancellationToken,
-    hurry: CancellationToken,
+    force_end: CancellationToken,
     outbox: mpsc::Sender<String>,
-    /// Its closing is the end of the call; its value is what a cancel is told.
+    /// The number that the response to `cancel` reports. The channel closes at the end of the call.
     completion_tokens: watch::Sender<u32>,
 }
 
 impl Call {
-    pub(crate) fn new(outbox: mpsc::Sender<String>) -> (Self, Handle) {
-        let (cancel, hurry) = (CancellationToken::new(), CancellationToken::new());
+    pub(crate) fn new(outbox: mpsc::Sender<String>) -> (Self, CallHandle) {
+        let (cancel, force_end) = (CancellationToken::new(), CancellationToken::new());
         let (completion_tokens, ended) = watch::channel(0);
-        let shared = Shared { cancel: cancel.clone(), hurry: hurry.clone(), outbox, completion_tokens };
-        (Self(Arc::new(shared)), Handle { cancel, hurry, ended })
+        let state = CallState { cancel: cancel.clone(), force_end: force_end.clone(), outbox, completion_tokens };
+        (Self(Arc::new(state)), CallHandle { cancel, force_end, ended })
     }
 
     pub(crate) async fn cancelled(&self) {
         self.0.cancel.cancelled().await;
     }
 
-    /// The connection is over and waits for nothing any more.
-    pub(crate) async fn hurried(&self) {
-        self.0.hurry.cancelled().await;
+    /// Resolves when the connection closes and no longer waits for the worker.
+    pub(crate) async fn force_ended(&self) {
+        self.0.force_end.cancelled().await;
     }
 
-    /// Drops the work at a cancel: for work that needs no goodbye.
-    pub(crate) async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    /// Runs `work` and drops it on a cancel: for work that needs no clean-up.
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled`, or the error of `work`.
+    pub(crate) async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T, ResponseError>>) -> Result<T, ResponseError> {
         tokio::select! {
             biased;
-            () = self.cancelled() => Err(Fault::cancelled(Usage::default())),
-            done = work => done,
+            () = self.cancelled() => Err(ResponseError::cancelled(Usage::default())),
+            result = work => result,
         }
     }
 
+    /// Records the number of tokens that the call has computed.
     pub(crate) fn computed(&self, completion_tokens: u32) {
         self.0.completion_tokens.send_replace(completion_tokens);
     }
@@ -57,34 +62,34 @@ impl Call {
 
 /// The connection's side of a call.
 #[derive(Clone)]
-pub(crate) struct Handle {
+pub(crate) struct CallHandle {
     cancel: CancellationToken,
-    hurry: CancellationToken,
+    force_end: CancellationToken,
     ended: watch::Receiver<u32>,
 }
 
-impl Handle {
+impl CallHandle {
     pub(crate) fn cancel(&self) {
         self.cancel.cancel();
     }
 
-    /// Its answer is wanted now, also where a worker that was told to stop has not said that it has.
-    pub(crate) fn hurry(&self) {
-        self.hurry.cancel();
+    /// Asks for the response now, even if the worker has not acknowledged the cancel.
+    pub(crate) fn force_end(&self) {
+        self.force_end.cancel();
     }
 
-    /// Waits until the call is over; says how many tokens it computed.
+    /// Waits for the end of the call and returns the number of tokens that it computed.
     pub(crate) async fn ended(mut self) -> u32 {
         while self.ended.changed().await.is_ok() {}
         *self.ended.borrow()
     }
 }
 
-/// What an id may be, echoed with every piece.
+/// A string or an integer, as an id; echoed with every `$/progress`.
 #[derive(Clone, Debug)]
 pub(crate) struct ProgressToken(pub(crate) CallId);
 
-/// Sends `$/progress` under one token. Waits while the peer has not made room, so a slow peer gets larger pieces.
+/// Sends `$/progress` under one token. Waits while the outbox is full, so a slow peer gets fewer and larger parts.
 pub(crate) struct Progress {
     token: ProgressToken,
     outbox: mpsc::Sender<String>,
@@ -95,7 +100,7 @@ impl Progress {
         let value = serde_json::to_string(value).expect("wire types have string keys and finite numbers");
         let token = &self.token.0;
         let text = format!(r#"{{"jsonrpc":"2.0","method":"$/progress","params":{{"token":{token},"value":{value}}}}}"#);
-        // The receiver outlives every call: when the connection goes, this future goes with it.
+        // The receiver outlives every call: closing the connection drops this future first.
         let _ = self.outbox.send(text).await;
     }
 }

@@ -1,10 +1,11 @@
-//! One JSON-RPC peer, over any transport that carries whole messages as text, until it goes.
+//! The loop of one JSON-RPC connection, over any transport that carries whole messages as text.
 //!
-//! Outgoing before internal before incoming: what is ready leaves first, and a new message is read only when the last one
-//! that was answered on the spot has had its answer taken. A peer that does not read can so still cancel, but not flood.
-//! Calls run side by side inside this one future; dropping it drops their readers, which cancels them.
+//! Each turn prefers writing to bookkeeping, and bookkeeping to reading. The next message is read only when the immediate
+//! response to the last one (`Peer::reply`) has been written, so a peer that does not read can't flood the server. It can
+//! still cancel: a notification gets no response. Calls run concurrently inside this one future; dropping it drops their
+//! readers, which cancels them.
 
-use super::{api::Api, parent, peer::Peer};
+use super::{api::Api, error::FrameError, lifecycle::CloseReason, parent, peer::Peer};
 use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt, future::OptionFuture};
 use std::{
     future::poll_fn,
@@ -15,108 +16,79 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// What was written already is given this long to leave, and so are the answers of calls that have just ended.
-const FLUSH_TIME: Duration = Duration::from_secs(1);
-
-/// A message that never became text. All but `BadHeader` and `Truncated` leave the stream in step.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    #[error("the message has more than {limit} bytes")]
-    TooLarge { limit: usize },
-    #[error("the message is not UTF-8")]
-    NotUtf8,
-    #[error("{0}")]
-    BadHeader(String),
-    #[error("the input ended inside a message")]
-    Truncated,
-}
-
-/// Why a connection is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
-    ByPeer,
-    /// The peer sent `exit`, in good order when `shutdown` came before.
-    Exit {
-        after_shutdown: bool,
-    },
-    /// The process that `initialize` named is gone.
-    ParentGone,
-    /// What came can't be brought back into step.
-    OutOfStep,
-    /// Nothing can be written any more.
-    Broken,
-    Stopped,
-}
+/// Time limit of each step of closing: for calls to end after a cancel, and for written bytes to be flushed.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What differs between transports.
 #[derive(Clone, Debug, Default)]
-pub struct Rules {
-    /// After the peer's last message its calls may go on this long, and are then cancelled: a pipe can end while its
-    /// reader still waits.
+pub struct ConnectionOptions {
+    /// How long calls may go on after the end of the input, before they are cancelled. A pipe's input can end while its
+    /// reader still waits for responses.
     pub linger: Duration,
-    /// Close when the process that `initialize` names is gone.
+    /// Close when the process named by `initialize` (`processId`) has exited.
     pub watch_parent: bool,
-    /// Close, when all calls have ended or are about to.
+    /// Cancelled to close the connection.
     pub stop: CancellationToken,
 }
 
-pub async fn serve<I, O>(mut incoming: I, mut outgoing: O, api: &Api, rules: Rules) -> Closed
+/// Serves one connection until it closes. `incoming` yields messages as text, `outgoing` takes them.
+pub async fn serve<I, O>(mut incoming: I, mut outgoing: O, api: &Api, options: ConnectionOptions) -> CloseReason
 where
-    I: Stream<Item = Result<String, Malformed>> + Unpin,
+    I: Stream<Item = Result<String, FrameError>> + Unpin,
     O: Sink<String> + Unpin,
 {
     let (sender, mut outbox) = mpsc::channel(api.limits().outbox);
     let mut peer = Peer::new(api, sender);
-    let mut parent_gone = None;
-    let closed = loop {
-        if rules.watch_parent && parent_gone.is_none() {
-            parent_gone = peer.lifecycle.parent().map(|parent| parent::gone(parent).boxed());
+    let mut parent_exited = None;
+    let reason = loop {
+        if options.watch_parent && parent_exited.is_none() {
+            parent_exited = peer.lifecycle.parent().map(|parent| parent::exited(parent).boxed());
         }
         tokio::select! {
             biased;
-            written = write_one(&mut peer.reply, &mut outbox, &mut outgoing) => if written.is_err() { break Closed::Broken },
-            Some(ended) = peer.running.next() => peer.forget(ended),
-            () = rules.stop.cancelled() => break Closed::Stopped,
-            Some(()) = OptionFuture::from(parent_gone.as_mut()) => break Closed::ParentGone,
-            arrived = incoming.next(), if peer.reply.is_none() => match arrived {
-                None => break Closed::ByPeer,
-                Some(message) => if let ControlFlow::Break(closed) = peer.take(message) { break closed },
+            written = write_one(&mut peer.reply, &mut outbox, &mut outgoing) => if written.is_err() { break CloseReason::WriteFailed },
+            Some(ids) = peer.running.next() => peer.remove(ids),
+            () = options.stop.cancelled() => break CloseReason::Stopped,
+            Some(()) = OptionFuture::from(parent_exited.as_mut()) => break CloseReason::ParentExited,
+            message = incoming.next(), if peer.reply.is_none() => match message {
+                None => break CloseReason::ByPeer,
+                Some(message) => if let ControlFlow::Break(reason) = peer.receive(message) { break reason },
             },
         }
     };
-    let linger = match closed {
-        Closed::ByPeer | Closed::Exit { .. } => rules.linger,
-        Closed::Stopped => FLUSH_TIME,
-        Closed::ParentGone | Closed::OutOfStep | Closed::Broken => Duration::ZERO,
+    let linger = match reason {
+        CloseReason::ByPeer | CloseReason::Exit { .. } => options.linger,
+        CloseReason::Stopped => FLUSH_TIMEOUT,
+        CloseReason::ParentExited | CloseReason::FramingLost | CloseReason::WriteFailed => Duration::ZERO,
     };
-    let _ = tokio::time::timeout(linger, answer_all(&mut peer, &mut outbox, &mut outgoing)).await;
+    let _ = tokio::time::timeout(linger, finish_calls(&mut peer, &mut outbox, &mut outgoing)).await;
     peer.cancel_all();
-    let _ = tokio::time::timeout(FLUSH_TIME, answer_all(&mut peer, &mut outbox, &mut outgoing)).await;
-    // A worker may be long in one piece of work, or stand still.
-    peer.hurry_all();
-    let _ = tokio::time::timeout(FLUSH_TIME, answer_all(&mut peer, &mut outbox, &mut outgoing)).await;
+    let _ = tokio::time::timeout(FLUSH_TIMEOUT, finish_calls(&mut peer, &mut outbox, &mut outgoing)).await;
+    // A worker may be in a long step, or stalled, and not acknowledge the cancel.
+    peer.force_end_all();
+    let _ = tokio::time::timeout(FLUSH_TIMEOUT, finish_calls(&mut peer, &mut outbox, &mut outgoing)).await;
     let Peer { running, mut reply, sender, .. } = peer;
     drop((running, sender));
     let flush = async { while let Ok(()) = write_one(&mut reply, &mut outbox, &mut outgoing).await {} };
-    if closed != Closed::Broken {
-        let _ = tokio::time::timeout(FLUSH_TIME, flush).await;
-        let _ = tokio::time::timeout(FLUSH_TIME, outgoing.flush()).await;
+    if reason != CloseReason::WriteFailed {
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, flush).await;
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, outgoing.flush()).await;
     }
-    closed
+    reason
 }
 
-/// Until every call has been answered, or nothing can be written any more.
-async fn answer_all<O: Sink<String> + Unpin>(peer: &mut Peer<'_>, outbox: &mut mpsc::Receiver<String>, outgoing: &mut O) {
+/// Returns when every call has its response, or writing has failed.
+async fn finish_calls<O: Sink<String> + Unpin>(peer: &mut Peer<'_>, outbox: &mut mpsc::Receiver<String>, outgoing: &mut O) {
     while !peer.running.is_empty() {
         tokio::select! {
             biased;
             written = write_one(&mut peer.reply, outbox, outgoing) => if written.is_err() { break },
-            Some(ended) = peer.running.next() => peer.forget(ended),
+            Some(ids) = peer.running.next() => peer.remove(ids),
         }
     }
 }
 
-/// Hands the peer one message, the reply first, when it has room; else pushes what is under way. Cancel-safe.
+/// Passes one message to `outgoing` when it has room, `reply` first. While there is none, flushes. Cancel-safe.
 async fn write_one<O: Sink<String> + Unpin>(
     reply: &mut Option<String>,
     outbox: &mut mpsc::Receiver<String>,

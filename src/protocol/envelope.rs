@@ -1,41 +1,41 @@
-//! One message's text, read into what it asks. Total: every text is a message, or says what is wrong with it.
+//! Parses the text of one message into JSON-RPC requests and notifications, each valid or with the error to answer.
 
-use super::error::{Fault, Kind};
+use super::error::{ErrorKind, ResponseError};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::{fmt, hash};
 
-/// Bytes of an id: it is echoed and kept while its call runs.
-const ID_BYTES: usize = 256;
+/// Longest id in bytes: ids are stored while their calls run, and echoed.
+const ID_BYTES_MAX: usize = 256;
 
-/// A peer's id: echoed as it was written, compared by what it means.
+/// The id of a call: echoed byte for byte, compared by value (`"a"` equals `"\u0061"`).
 #[derive(Clone, Debug)]
 pub(crate) struct CallId {
     raw: Box<str>,
-    meaning: Meaning,
+    value: IdValue,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Meaning {
+enum IdValue {
     Text(Box<str>),
     Integer(Box<str>),
 }
 
 impl CallId {
-    /// Strings and integers are ids. `null` is not (it would answer nobody), nor is a fraction (it may not come back the same).
+    /// Accepts strings and integers. `null` would answer nobody, and a fraction may not survive the peer's number type.
     pub(crate) fn read(raw: &RawValue) -> Option<Self> {
         let text = raw.get();
-        if text.len() > ID_BYTES {
+        if text.len() > ID_BYTES_MAX {
             return None;
         }
-        let meaning = if text.starts_with('"') {
-            Meaning::Text(serde_json::from_str(text).ok()?)
+        let value = if text.starts_with('"') {
+            IdValue::Text(serde_json::from_str(text).ok()?)
         } else if text.strip_prefix('-').unwrap_or(text).bytes().all(|byte| byte.is_ascii_digit()) {
-            Meaning::Integer(text.into())
+            IdValue::Integer(text.into())
         } else {
             return None;
         };
-        Some(Self { raw: text.into(), meaning })
+        Some(Self { raw: text.into(), value })
     }
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for CallId {
 
 impl PartialEq for CallId {
     fn eq(&self, other: &Self) -> bool {
-        self.meaning == other.meaning
+        self.value == other.value
     }
 }
 
@@ -55,75 +55,79 @@ impl Eq for CallId {}
 
 impl hash::Hash for CallId {
     fn hash<H: hash::Hasher>(&self, state: &mut H) {
-        self.meaning.hash(state);
+        self.value.hash(state);
     }
 }
 
 pub(crate) type Params = Option<Box<RawValue>>;
 
 #[derive(Debug)]
-pub(crate) enum Incoming {
+pub(crate) enum Message {
     Request { id: CallId, method: String, params: Params },
     Notification { method: String, params: Params },
-    Invalid { id: Option<CallId>, fault: Fault },
+    Invalid { id: Option<CallId>, error: ResponseError },
 }
 
 #[derive(Debug)]
-pub(crate) enum Message {
-    One(Incoming),
-    Batch(Vec<Incoming>),
+pub(crate) enum Envelope {
+    Single(Message),
+    Batch(Vec<Message>),
 }
 
-/// Reads one message; an `Err` is answered once, with id null.
-pub(crate) fn read(text: &str, batch_max: usize) -> Result<Message, Fault> {
-    // First the grammar of the whole message, so that half a message never runs.
-    serde_json::from_str::<Sound>(text).map_err(|error| Fault::new(Kind::ParseError, error.to_string()))?;
+/// Parses one message, or a batch of at most `batch_max`.
+///
+/// # Errors
+///
+/// What is wrong with the whole text; it gets one response, with id null.
+pub(crate) fn read(text: &str, batch_max: usize) -> Result<Envelope, ResponseError> {
+    // Check the syntax of the whole text first, so that no member of a broken batch runs.
+    serde_json::from_str::<WellFormed>(text).map_err(|error| ResponseError::new(ErrorKind::ParseError, error.to_string()))?;
     match text.trim_ascii_start().as_bytes().first() {
-        Some(b'{') => Ok(Message::One(one(text))),
+        Some(b'{') => Ok(Envelope::Single(message(text))),
         Some(b'[') => {
             let mut reader = serde_json::Deserializer::from_str(text);
-            let (members, count) = Members { max: batch_max }.deserialize(&mut reader).map_err(unreadable)?;
+            let (members, count) = BatchMembers { max: batch_max }.deserialize(&mut reader).map_err(invalid_request)?;
             match count {
-                0 => Err(Fault::new(Kind::InvalidRequest, "the batch is empty")),
+                0 => Err(ResponseError::new(ErrorKind::InvalidRequest, "the batch is empty")),
                 count if count > batch_max => {
-                    Err(Fault::new(Kind::BatchTooLarge, format!("the batch has {count} calls, {batch_max} are allowed"))
+                    Err(ResponseError::new(ErrorKind::BatchTooLarge, format!("the batch has {count} calls, {batch_max} are allowed"))
                         .with("limit", batch_max))
                 }
-                _ => Ok(Message::Batch(members.into_iter().map(|member| one(member.get())).collect())),
+                _ => Ok(Envelope::Batch(members.into_iter().map(|member| message(member.get())).collect())),
             }
         }
-        _ => Err(Fault::new(Kind::InvalidRequest, "a message is an object, or an array of objects")),
+        _ => Err(ResponseError::new(ErrorKind::InvalidRequest, "a message is an object, or an array of objects")),
     }
 }
 
-fn unreadable(error: serde_json::Error) -> Fault {
-    Fault::new(Kind::InvalidRequest, error.to_string())
+fn invalid_request(error: serde_json::Error) -> ResponseError {
+    ResponseError::new(ErrorKind::InvalidRequest, error.to_string())
 }
 
-fn one(text: &str) -> Incoming {
-    match serde_json::from_str::<Object<'_>>(text) {
+fn message(text: &str) -> Message {
+    match serde_json::from_str::<RawObject<'_>>(text) {
         Ok(object) => request(object),
-        Err(_) => Incoming::Invalid { id: None, fault: Fault::new(Kind::InvalidRequest, "a request is an object") },
+        Err(_) => Message::Invalid { id: None, error: ResponseError::new(ErrorKind::InvalidRequest, "a request is an object") },
     }
 }
 
-fn request(Object(members): Object<'_>) -> Incoming {
+fn request(RawObject(members): RawObject<'_>) -> Message {
     let [mut version, mut id, mut method, mut params] = [None; 4];
     for (name, value) in members {
-        let place = match &*name {
+        let slot = match &*name {
             "jsonrpc" => &mut version,
             "id" => &mut id,
             "method" => &mut method,
             "params" => &mut params,
             _ => continue,
         };
-        if place.replace(value).is_some() {
-            let fault = Fault::new(Kind::InvalidRequest, format!("{name} is given twice"));
-            return Incoming::Invalid { id: None, fault };
+        if slot.replace(value).is_some() {
+            let error = ResponseError::new(ErrorKind::InvalidRequest, format!("{name} is given twice"));
+            return Message::Invalid { id: None, error };
         }
     }
     let call_id = id.and_then(CallId::read);
-    let invalid = |why: &str| Incoming::Invalid { id: call_id.clone(), fault: Fault::new(Kind::InvalidRequest, why) };
+    let invalid = |why: &str| Message::Invalid { id: call_id.clone(), error: ResponseError::new(ErrorKind::InvalidRequest, why) };
     if id.is_some() && call_id.is_none() {
         return invalid("an id is a string or an integer, of at most 256 bytes");
     }
@@ -140,21 +144,21 @@ fn request(Object(members): Object<'_>) -> Incoming {
     }
     let params = params.map(RawValue::to_owned);
     match call_id {
-        Some(id) => Incoming::Request { id, method, params },
-        None => Incoming::Notification { method, params },
+        Some(id) => Message::Request { id, method, params },
+        None => Message::Notification { method, params },
     }
 }
 
-/// Reads a whole value and keeps nothing of it: its grammar, its depth (serde_json's 128) and the escapes of every string.
-struct Sound;
+/// Checks a whole JSON value and stores nothing: syntax, depth (serde_json's limit of 128) and every string's escapes.
+struct WellFormed;
 
-impl<'de> Deserialize<'de> for Sound {
+impl<'de> Deserialize<'de> for WellFormed {
     fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
         reader.deserialize_any(Self)
     }
 }
 
-impl<'de> Visitor<'de> for Sound {
+impl<'de> Visitor<'de> for WellFormed {
     type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,14 +192,14 @@ impl<'de> Visitor<'de> for Sound {
     }
 }
 
-/// An object's members as they stand, doubles included.
-pub(crate) struct Object<'a>(pub(crate) Vec<(String, &'a RawValue)>);
+/// An object's members as unparsed text, in order, duplicate names included.
+pub(crate) struct RawObject<'a>(pub(crate) Vec<(String, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Object<'de> {
+impl<'de> Deserialize<'de> for RawObject<'de> {
     fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
         struct Entries;
         impl<'de> Visitor<'de> for Entries {
-            type Value = Object<'de>;
+            type Value = RawObject<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -205,19 +209,19 @@ impl<'de> Deserialize<'de> for Object<'de> {
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
                 }
-                Ok(Object(members))
+                Ok(RawObject(members))
             }
         }
         reader.deserialize_map(Entries)
     }
 }
 
-/// A batch's members, kept up to the limit and counted to the end.
-struct Members {
+/// Reads a batch's members: keeps at most `max`, counts all.
+struct BatchMembers {
     max: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for Members {
+impl<'de> DeserializeSeed<'de> for BatchMembers {
     type Value = (Vec<&'de RawValue>, usize);
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
@@ -225,7 +229,7 @@ impl<'de> DeserializeSeed<'de> for Members {
     }
 }
 
-impl<'de> Visitor<'de> for Members {
+impl<'de> Visitor<'de> for BatchMembers {
     type Value = (Vec<&'de RawValue>, usize);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

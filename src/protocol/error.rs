@@ -1,12 +1,25 @@
-//! What a peer is told when something fails: a code, a stable kind, a sentence, and what it needs to act.
+//! Errors on the wire: a JSON-RPC code, a stable kind, a message, and data to act on.
 
 use crate::actors::{Error, ModelError, Usage};
 use jsonrpsee_types::ErrorObjectOwned;
 use serde_json::{Map, Value, json};
 
-/// Every way to fail. The name goes on the wire as `data.kind` and never changes its meaning.
+/// Why a message could not be read from its transport. After `BadHeader` and `Truncated` the next message can't be found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("the message has more than {limit} bytes")]
+    TooLarge { limit: usize },
+    #[error("the message is not UTF-8")]
+    NotUtf8,
+    #[error("{0}")]
+    BadHeader(String),
+    #[error("the input ended inside a message")]
+    Truncated,
+}
+
+/// The kind of an error. Its name goes on the wire as `data.kind` and never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
     ParseError,
     InvalidRequest,
     IdInFlight,
@@ -36,7 +49,7 @@ pub enum Kind {
     NonFiniteLogits,
 }
 
-impl Kind {
+impl ErrorKind {
     pub const ALL: [Self; 27] = [
         Self::ParseError,
         Self::InvalidRequest,
@@ -67,8 +80,11 @@ impl Kind {
         Self::NonFiniteLogits,
     ];
 
-    /// Code, name, and whether the same request may succeed later. -32050 to -32099 are ours: other protocols leave them free.
-    pub const fn row(self) -> (i32, &'static str, bool) {
+    /// The code, the name, and whether the same request may succeed later (`data.retryable`).
+    ///
+    /// Codes -32700 to -32600 are JSON-RPC's, -32800 is LSP's. -32099 to -32050 are our own, in the part of JSON-RPC's
+    /// range for servers that LSP does not use.
+    pub const fn spec(self) -> (i32, &'static str, bool) {
         match self {
             Self::ParseError => (-32700, "parse_error", false),
             Self::InvalidRequest => (-32600, "invalid_request", false),
@@ -101,35 +117,35 @@ impl Kind {
     }
 }
 
-/// Characters of a text in an error: what the peer wrote is not sent back at length.
-const TEXT_CHARACTERS: usize = 400;
+/// Longest text in an error, in characters: input is not echoed in full.
+const TEXT_CHARACTERS_MAX: usize = 400;
 
-fn told(mut text: String) -> String {
-    if let Some((cut, _)) = text.char_indices().nth(TEXT_CHARACTERS) {
+fn truncated(mut text: String) -> String {
+    if let Some((cut, _)) = text.char_indices().nth(TEXT_CHARACTERS_MAX) {
         text.truncate(cut);
         text.push('…');
     }
     text
 }
 
-/// One failure, as it goes on the wire.
+/// The `error` member of a response, as JSON-RPC and LSP name it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{message}")]
-pub struct Fault {
-    pub kind: Kind,
+pub struct ResponseError {
+    pub kind: ErrorKind,
     pub message: String,
-    /// Members of `error.data` beside `kind` and `retryable`.
+    /// BatchMembers of `error.data` beside `kind` and `retryable`.
     pub data: Map<String, Value>,
 }
 
-impl Fault {
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: told(message.into()), data: Map::new() }
+impl ResponseError {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: truncated(message.into()), data: Map::new() }
     }
 
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         let value = match value.into() {
-            Value::String(text) => Value::String(told(text)),
+            Value::String(text) => Value::String(truncated(text)),
             other => other,
         };
         self.data.insert(name.into(), value);
@@ -137,11 +153,11 @@ impl Fault {
     }
 
     pub(crate) fn parameter(name: &str, reason: impl std::fmt::Display) -> Self {
-        Self::new(Kind::InvalidParams, format!("{name}: {reason}")).with("parameter", name)
+        Self::new(ErrorKind::InvalidParams, format!("{name}: {reason}")).with("parameter", name)
     }
 
     pub(crate) fn cancelled(usage: Usage) -> Self {
-        Self::new(Kind::Cancelled, "cancelled").with(
+        Self::new(ErrorKind::Cancelled, "cancelled").with(
             "usage",
             json!({
                 "promptTokens": usage.prompt_tokens,
@@ -151,9 +167,8 @@ impl Fault {
         )
     }
 
-    /// The `error` member of a response.
     pub(crate) fn object(self) -> ErrorObjectOwned {
-        let (code, name, retryable) = self.kind.row();
+        let (code, name, retryable) = self.kind.spec();
         let mut data = self.data;
         data.insert("kind".into(), name.into());
         data.insert("retryable".into(), retryable.into());
@@ -161,47 +176,47 @@ impl Fault {
     }
 }
 
-impl From<Fault> for ErrorObjectOwned {
-    fn from(fault: Fault) -> Self {
-        fault.object()
+impl From<ResponseError> for ErrorObjectOwned {
+    fn from(error: ResponseError) -> Self {
+        error.object()
     }
 }
 
-impl From<Error> for Fault {
+impl From<Error> for ResponseError {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
             Error::Model(error) => error.into(),
-            Error::UnknownModel { name, known } => Self::new(Kind::UnknownModel, message).with("model", name).with("known", known),
-            Error::Overloaded { limit } => Self::new(Kind::Overloaded, message).with("limit", limit),
-            Error::StagePanicked { stage, .. } => Self::new(Kind::StagePanicked, message).with("stage", stage),
-            Error::WorkerLost { model, .. } => Self::new(Kind::WorkerLost, message).with("model", model),
-            Error::ModelFailed { model, .. } => Self::new(Kind::ModelFailed, message).with("model", model),
-            Error::Unloading { model } => Self::new(Kind::Unloading, message).with("model", model),
-            Error::ShuttingDown => Self::new(Kind::ShuttingDown, message),
+            Error::UnknownModel { name, known } => Self::new(ErrorKind::UnknownModel, message).with("model", name).with("known", known),
+            Error::Overloaded { limit } => Self::new(ErrorKind::Overloaded, message).with("limit", limit),
+            Error::StagePanicked { stage, .. } => Self::new(ErrorKind::StagePanicked, message).with("stage", stage),
+            Error::WorkerLost { model, .. } => Self::new(ErrorKind::WorkerLost, message).with("model", model),
+            Error::ModelFailed { model, .. } => Self::new(ErrorKind::ModelFailed, message).with("model", model),
+            Error::Unloading { model } => Self::new(ErrorKind::Unloading, message).with("model", model),
+            Error::ShuttingDown => Self::new(ErrorKind::ShuttingDown, message),
             Error::Internal(cause) => {
                 tracing::error!(cause, "internal error");
-                Self::new(Kind::Internal, message)
+                Self::new(ErrorKind::Internal, message)
             }
         }
     }
 }
 
-impl From<ModelError> for Fault {
+impl From<ModelError> for ResponseError {
     fn from(error: ModelError) -> Self {
         let message = error.to_string();
         match error {
             ModelError::ContextOverflow { needed, limit } => {
-                Self::new(Kind::ContextOverflow, message).with("needed", needed).with("limit", limit)
+                Self::new(ErrorKind::ContextOverflow, message).with("needed", needed).with("limit", limit)
             }
-            ModelError::ModelFile { file, field, .. } => Self::new(Kind::ModelFile, message).with("file", file).with("field", field),
+            ModelError::ModelFile { file, field, .. } => Self::new(ErrorKind::ModelFile, message).with("file", file).with("field", field),
             ModelError::Weights { missing, unexpected } => {
-                Self::new(Kind::WeightsMismatch, message).with("missing", missing).with("unexpected", unexpected)
+                Self::new(ErrorKind::WeightsMismatch, message).with("missing", missing).with("unexpected", unexpected)
             }
-            ModelError::Memory { needed, free } => Self::new(Kind::OutOfMemory, message).with("needed", needed).with("free", free),
-            ModelError::Unsupported(_) => Self::new(Kind::Unsupported, message),
+            ModelError::Memory { needed, free } => Self::new(ErrorKind::OutOfMemory, message).with("needed", needed).with("free", free),
+            ModelError::Unsupported(_) => Self::new(ErrorKind::Unsupported, message),
             ModelError::Parameter { name, reason } => Self::parameter(&camel_case(&name), reason),
-            ModelError::NonFiniteLogits => Self::new(Kind::NonFiniteLogits, message),
+            ModelError::NonFiniteLogits => Self::new(ErrorKind::NonFiniteLogits, message),
         }
     }
 }
@@ -221,18 +236,18 @@ fn camel_case(name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn wire(error: impl Into<Fault>) -> Value {
+    fn wire(error: impl Into<ResponseError>) -> Value {
         serde_json::to_value(error.into().object()).unwrap()
     }
 
     #[test]
     fn every_kind_is_named_once_and_ours_stay_in_our_range() {
-        let mut names: Vec<_> = Kind::ALL.iter().map(|kind| kind.row().1).collect();
+        let mut names: Vec<_> = ErrorKind::ALL.iter().map(|kind| kind.spec().1).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), Kind::ALL.len());
-        for kind in Kind::ALL {
-            let (code, name, _) = kind.row();
+        assert_eq!(names.len(), ErrorKind::ALL.len());
+        for kind in ErrorKind::ALL {
+            let (code, name, _) = kind.spec();
             let standard = [-32700, -32600, -32601, -32602, -32603, -32800].contains(&code);
             assert!(standard || (-32099..=-32050).contains(&code), "{name} has code {code}");
         }

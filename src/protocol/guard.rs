@@ -1,29 +1,14 @@
-//! The one guard in front of every route. A page that some browser shows us off to must not get in: it has a Host or an
-//! Origin of its own, and no token. Total over whatever bytes a header holds.
+//! Checks every HTTP request before its route: the Host and Origin headers, and the token. A web page that a browser
+//! connects to this server (DNS rebinding, cross-site WebSocket) has a foreign Host or Origin, and no token.
+//! Header values are compared as bytes; no value can make a check panic.
 
 use super::token::Token;
-use actix_web::{
-    http::{StatusCode, Uri, header, header::HeaderMap},
-    web,
-};
+use actix_web::http::{StatusCode, Uri, header, header::HeaderMap};
 use std::net::SocketAddr;
 
-/// The WebSocket subprotocol, and what stands before the token in its own.
+/// The WebSocket subprotocol, and the prefix of a second one that carries the token.
 pub(crate) const SUBPROTOCOL: &str = "souffleur";
 const TOKEN_SUBPROTOCOL: &str = "souffleur.token.";
-
-/// A route: the router is built from these, and the tests go over them.
-pub struct Route {
-    pub path: &'static str,
-    /// Whether the guard asks for the token. `/health` does without: it then says one word.
-    pub needs_token: bool,
-    pub(crate) handler: fn() -> actix_web::Route,
-}
-
-pub const ROUTES: [Route; 2] = [
-    Route { path: "/rpc", needs_token: true, handler: || web::get().to(super::transport::ws::upgrade) },
-    Route { path: "/health", needs_token: false, handler: || web::get().to(super::transport::http::health) },
-];
 
 #[derive(Clone, Debug)]
 pub struct Guard {
@@ -33,7 +18,8 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// `address` is where the server listens; `origins` are the pages that may connect, such as `http://localhost:3000`.
+    /// `address` is the one that the server listens on; `origins` are the allowed Origin values, such as
+    /// `http://localhost:3000`.
     pub fn new(address: SocketAddr, origins: Vec<String>, token: Token) -> Self {
         let port = address.port();
         let mut hosts: Vec<_> = ["127.0.0.1", "localhost", "[::1]"].iter().map(|name| format!("{name}:{port}")).collect();
@@ -41,49 +27,51 @@ impl Guard {
             hosts.push(address.to_string());
         }
         if port == 80 {
-            // A browser leaves out the scheme's own port.
+            // Browsers omit the default port of http.
             hosts.extend(["127.0.0.1", "localhost", "[::1]"].map(str::to_owned));
         }
         Self { hosts, origins, token }
     }
 
-    /// The names under which a server that listens elsewhere than on loopback is reached.
-    pub fn and_hosts(mut self, hosts: impl IntoIterator<Item = String>) -> Self {
+    /// Adds Host values, for a server that other machines reach by name.
+    pub fn with_hosts(mut self, hosts: impl IntoIterator<Item = String>) -> Self {
         self.hosts.extend(hosts);
         self
     }
 
-    /// `Err` is the status to refuse with, and nothing else.
-    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), StatusCode> {
+    /// Checks a request; with `needs_token`, also its token.
+    ///
+    /// # Errors
+    ///
+    /// The status to refuse the request with.
+    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap, needs_token: bool) -> Result<(), StatusCode> {
         let mut hosts = headers.get_all(header::HOST);
-        let host_is_ours = match (hosts.next(), hosts.next()) {
-            (Some(host), None) => self.hosts.iter().any(|ours| ours.as_bytes() == host.as_bytes()),
+        let host_is_allowed = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => self.hosts.iter().any(|allowed| allowed.as_bytes() == host.as_bytes()),
             _ => false,
         };
-        // A request to a proxy names its host in the target; we are none.
-        if !host_is_ours || uri.authority().is_some() {
+        // A target with an authority is a request to a proxy.
+        if !host_is_allowed || uri.authority().is_some() {
             return Err(StatusCode::FORBIDDEN);
         }
-        let allowed = |origin: &header::HeaderValue| self.origins.iter().any(|ours| ours.as_bytes() == origin.as_bytes());
-        if !headers.get_all(header::ORIGIN).all(allowed) {
+        let origin_is_allowed = |origin: &header::HeaderValue| self.origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes());
+        if !headers.get_all(header::ORIGIN).all(origin_is_allowed) {
             return Err(StatusCode::FORBIDDEN);
         }
-        // A path that is no route needs it too, so that none can be told from another without it.
-        let needs_token = ROUTES.iter().find(|route| route.path == uri.path()).is_none_or(|route| route.needs_token);
-        if needs_token && !self.knows(uri, headers) {
+        if needs_token && !self.has_token(uri, headers) {
             return Err(StatusCode::UNAUTHORIZED);
         }
         Ok(())
     }
 
-    /// Whether a request brings the token.
-    pub(crate) fn knows(&self, uri: &Uri, headers: &HeaderMap) -> bool {
-        offered(uri, headers).any(|token| self.token.matches(token))
+    /// Whether a request carries the token.
+    pub(crate) fn has_token(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+        tokens(uri, headers).any(|token| self.token.matches(token))
     }
 }
 
-/// Every token a request brings, wherever one may travel.
-fn offered<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> impl Iterator<Item = &'a [u8]> {
+/// All tokens of a request: from the `Authorization` header, the WebSocket subprotocols and the query.
+fn tokens<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> impl Iterator<Item = &'a [u8]> {
     let bearer = headers.get_all(header::AUTHORIZATION).filter_map(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
@@ -112,10 +100,12 @@ mod tests {
     }
 
     fn status(uri: &str, pairs: &[(HeaderName, &[u8])], token: &Token) -> u16 {
-        guard(token).check(&uri.parse().unwrap(), &headers(pairs)).err().map_or(200, |status| status.as_u16())
+        let uri: Uri = uri.parse().unwrap();
+        let needs_token = crate::protocol::transport::http::needs_token(uri.path());
+        guard(token).check(&uri, &headers(pairs), needs_token).err().map_or(200, |status| status.as_u16())
     }
 
-    /// Names that reach 127.0.0.1, or look as if they did, and are not ours.
+    /// Names that reach 127.0.0.1, or look as if they did, and are not allowed.
     const FOREIGN_HOSTS: &[&[u8]] = &[
         b"",
         b"127.0.0.1",
@@ -156,7 +146,7 @@ mod tests {
     ];
 
     #[test]
-    fn only_our_own_names_are_hosts() {
+    fn only_the_exact_host_names_are_accepted() {
         let token = Token::new().unwrap();
         let bearer = format!("Bearer {}", token.reveal());
         let with = |host: &[u8]| status("/rpc", &[(header::HOST, host), (header::AUTHORIZATION, bearer.as_bytes())], &token);
@@ -173,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_gets_in_only_from_an_origin_that_was_named() {
+    fn only_configured_origins_are_accepted() {
         let token = Token::new().unwrap();
         let with = |origin: &[u8]| status("/health", &[(header::HOST, b"localhost:7777"), (header::ORIGIN, origin)], &token);
         assert_eq!(with(b"http://localhost:3000"), 200);
@@ -200,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_travels_three_ways() {
+    fn the_token_is_accepted_in_three_places() {
         let token = Token::new().unwrap();
         let secret = token.reveal();
         let host = (header::HOST, &b"localhost:7777"[..]);
@@ -213,7 +203,7 @@ mod tests {
         for offer in [wrong.reveal(), &secret[..63], &secret.to_uppercase(), "", " "] {
             let bearer = format!("Bearer {offer}");
             let refused = status("/rpc", &[host.clone(), (header::AUTHORIZATION, bearer.as_bytes())], &token);
-            // An all-digit token has no upper case; it would be the same.
+            // The upper case of a token without letters is the token itself.
             assert!(refused == 401 || offer == secret, "{offer}");
         }
         assert_eq!(status("/rpc", std::slice::from_ref(&host), &token), 401);
@@ -223,15 +213,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_headers_hold_nobody_gets_in_without_the_token(host: Vec<u8>, origin: Vec<u8>, authorization: Vec<u8>, protocol: Vec<u8>) {
+        fn no_header_values_are_accepted_without_the_token(host: Vec<u8>, origin: Vec<u8>, authorization: Vec<u8>, protocol: Vec<u8>) {
             let token = Token::new().unwrap();
             let pairs = [
                 (header::HOST, &host[..]), (header::ORIGIN, &origin), (header::AUTHORIZATION, &authorization),
                 (header::SEC_WEBSOCKET_PROTOCOL, &protocol),
             ];
             prop_assert_ne!(status("/rpc", &pairs, &token), 200);
-            let ours = [(header::HOST, &b"localhost:7777"[..]), (header::AUTHORIZATION, &authorization), (header::SEC_WEBSOCKET_PROTOCOL, &protocol)];
-            prop_assert_eq!(status("/rpc", &ours, &token), 401);
+            let allowed = [(header::HOST, &b"localhost:7777"[..]), (header::AUTHORIZATION, &authorization), (header::SEC_WEBSOCKET_PROTOCOL, &protocol)];
+            prop_assert_eq!(status("/rpc", &allowed, &token), 401);
         }
     }
 }

@@ -1,25 +1,24 @@
-//! JSON-RPC over anything that carries whole messages. Knows no model.
+//! The JSON-RPC server, over any transport that carries whole messages. It depends on `actors`, never on `models`.
 //!
 //! ```text
-//! transport (stdio, ws) ─▶ connection ─▶ envelope ─▶ api ─▶ types ─▶ actors::Runtime
-//!        ▲                     │                      │
-//!   http ─ guard               └──── outbox ◀── call ◀┘
+//! transport (stdio, http ─▶ ws) ─▶ connection ─▶ peer ─▶ api ─▶ types ─▶ actors::Runtime
+//!              │                       ▲          │      │
+//!            guard                     │      envelope   │
+//!                                      └── outbox ◀── call
 //! ```
 #![forbid(unsafe_code)]
 
-mod answer;
 pub mod api;
 mod call;
+mod completion_stream;
 pub mod connection;
 mod envelope;
 pub mod error;
 pub mod guard;
 mod lifecycle;
-#[cfg(test)]
-mod page;
 mod parent;
 mod peer;
-mod respond;
+mod response;
 #[cfg(test)]
 mod tests;
 pub mod token;
@@ -27,7 +26,8 @@ pub mod transport;
 mod types;
 
 pub use api::Api;
-pub use connection::{Closed, Malformed, Rules, serve};
-pub use error::{Fault, Kind};
+pub use connection::{ConnectionOptions, serve};
+pub use error::{ErrorKind, FrameError, ResponseError};
 pub use guard::Guard;
+pub use lifecycle::CloseReason;
 pub use token::{Token, TokenFile};

@@ -1,34 +1,34 @@
-//! The process that `initialize` named: when it is gone, nobody is left to speak to.
+//! Waits for the exit of the process that `initialize` names, usually the editor.
 
 use rustix::process::{Pid, test_kill_process};
 use std::{thread, time::Duration};
 use tokio::sync::oneshot;
 
-/// How often we look where no event tells it.
-const PERIOD: Duration = Duration::from_secs(1);
+/// Polling period where the system can't notify.
+const POLL_PERIOD: Duration = Duration::from_secs(1);
 
-pub(super) async fn gone(parent: Pid) {
-    let (tell, told) = oneshot::channel::<()>();
-    // It waits without waking anybody, and ends with us at the latest.
+pub(super) async fn exited(parent: Pid) {
+    let (sender, receiver) = oneshot::channel::<()>();
+    // The thread blocks without wake-ups, until the parent or this process exits.
     let wait = move || {
         if wait(parent) {
-            let _ = tell.send(());
+            let _ = sender.send(());
         }
     };
-    if thread::Builder::new().name("parent".into()).spawn(wait).is_ok() && told.await.is_ok() {
+    if thread::Builder::new().name("parent".into()).spawn(wait).is_ok() && receiver.await.is_ok() {
         return;
     }
     while exists(parent) {
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(POLL_PERIOD).await;
     }
 }
 
-/// Also when it has ended and its own parent has not asked how.
+/// True for a zombie, too.
 pub(super) fn exists(process: Pid) -> bool {
     test_kill_process(process) != Err(rustix::io::Errno::SRCH)
 }
 
-/// Blocks until the process has ended; false where that can't be waited for: on another system, an old kernel, in a sandbox.
+/// Blocks until the process has exited. False where that is not possible: other systems, old kernels, sandboxes.
 #[cfg(target_os = "linux")]
 fn wait(process: Pid) -> bool {
     use rustix::{
@@ -40,7 +40,7 @@ fn wait(process: Pid) -> bool {
     loop {
         match poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], None) {
             Err(Errno::INTR) => {}
-            ended => return ended.is_ok(),
+            result => return result.is_ok(),
         }
     }
 }

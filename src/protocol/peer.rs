@@ -1,13 +1,12 @@
-//! What one peer has asked and not yet heard: its calls, their ids, and what each message starts.
+//! One connection's peer: its calls in flight by id, and what each incoming message starts.
 
 use super::{
     api::Api,
-    call::{Call, Handle},
-    connection::{Closed, Malformed},
-    envelope::{self, CallId, Incoming, Message, Params},
-    error::{Fault, Kind},
-    lifecycle::Lifecycle,
-    respond,
+    call::{Call, CallHandle},
+    envelope::{self, CallId, Envelope, Message, Params},
+    error::{ErrorKind, FrameError, ResponseError},
+    lifecycle::{CloseReason, Lifecycle},
+    response,
     types::{CancelParams, read},
 };
 use futures_util::{
@@ -18,25 +17,25 @@ use futures_util::{
 use std::{collections::HashMap, ops::ControlFlow, panic::AssertUnwindSafe};
 use tokio::sync::mpsc;
 
-/// A call under way: which id it answers, and its answer's text.
-type Running = (CallId, BoxFuture<'static, String>);
-
-enum Work {
-    Nothing,
-    Answered(String),
-    Running(Running),
+/// The response to one message.
+enum Dispatch {
+    /// None: a notification.
+    None,
+    Ready(String),
+    Pending(CallId, BoxFuture<'static, String>),
 }
 
 pub(super) struct Peer<'a> {
     api: &'a Api,
     pub(super) sender: mpsc::Sender<String>,
-    calls: HashMap<CallId, Handle>,
+    calls: HashMap<CallId, CallHandle>,
+    /// Each yields the ids of the calls that it has answered.
     pub(super) running: FuturesUnordered<BoxFuture<'static, Vec<CallId>>>,
-    /// What was answered on the spot; nothing more is read until it is taken.
+    /// An immediate response. No further message is read until it has been written.
     pub(super) reply: Option<String>,
     pub(super) lifecycle: Lifecycle,
-    /// Calls so far: the registry's ids.
-    served: u64,
+    /// Calls to the registry so far; the registry's id of the last one.
+    registry_calls: u64,
 }
 
 impl<'a> Peer<'a> {
@@ -48,73 +47,73 @@ impl<'a> Peer<'a> {
             running: FuturesUnordered::new(),
             reply: None,
             lifecycle: Lifecycle::default(),
-            served: 0,
+            registry_calls: 0,
         }
     }
 
-    pub(super) fn forget(&mut self, ended: Vec<CallId>) {
+    pub(super) fn remove(&mut self, ended: Vec<CallId>) {
         for id in ended {
             self.calls.remove(&id);
         }
     }
 
-    pub(super) fn hurry_all(&self) {
-        self.calls.values().for_each(Handle::hurry);
+    pub(super) fn force_end_all(&self) {
+        self.calls.values().for_each(CallHandle::force_end);
     }
 
     pub(super) fn cancel_all(&self) {
-        self.calls.values().for_each(Handle::cancel);
+        self.calls.values().for_each(CallHandle::cancel);
     }
 
-    pub(super) fn take(&mut self, message: Result<String, Malformed>) -> ControlFlow<Closed> {
+    pub(super) fn receive(&mut self, message: Result<String, FrameError>) -> ControlFlow<CloseReason> {
         let text = match message {
             Ok(text) => text,
-            Err(malformed) => return self.refuse_malformed(&malformed),
+            Err(error) => return self.refuse_frame(&error),
         };
         match envelope::read(&text, self.api.limits().batch) {
-            Err(fault) => self.reply = Some(respond::failure(None, fault)),
-            Ok(Message::One(incoming)) => match self.dispatch(incoming)? {
-                Work::Nothing => {}
-                Work::Answered(text) => self.reply = Some(text),
-                Work::Running((id, answer)) => self.run(vec![id], answer),
+            Err(error) => self.reply = Some(response::failure(None, error)),
+            Ok(Envelope::Single(message)) => match self.dispatch(message)? {
+                Dispatch::None => {}
+                Dispatch::Ready(text) => self.reply = Some(text),
+                Dispatch::Pending(id, response) => self.run(vec![id], response),
             },
-            Ok(Message::Batch(_)) if self.lifecycle.is_lsp() => {
-                let fault = Fault::new(Kind::BatchNotAllowed, "LSP has no batches");
-                self.reply = Some(respond::failure(None, fault));
+            Ok(Envelope::Batch(_)) if self.lifecycle.is_lsp() => {
+                let error = ResponseError::new(ErrorKind::BatchNotAllowed, "LSP has no batches");
+                self.reply = Some(response::failure(None, error));
             }
-            Ok(Message::Batch(members)) => self.batch(members)?,
+            Ok(Envelope::Batch(members)) => self.batch(members)?,
         }
         ControlFlow::Continue(())
     }
 
-    /// Members run side by side and are answered in one array, in their order.
-    fn batch(&mut self, members: Vec<Incoming>) -> ControlFlow<Closed> {
-        let (mut ids, mut answers) = (Vec::new(), Vec::new());
+    /// Members run concurrently. Their responses go out as one array, in the order of the batch.
+    fn batch(&mut self, members: Vec<Message>) -> ControlFlow<CloseReason> {
+        let (mut ids, mut responses) = (Vec::new(), Vec::new());
         for member in members {
             match self.dispatch(member)? {
-                Work::Nothing => {}
-                Work::Answered(text) => answers.push(std::future::ready(text).boxed()),
-                Work::Running((id, answer)) => {
+                Dispatch::None => {}
+                Dispatch::Ready(text) => responses.push(std::future::ready(text).boxed()),
+                Dispatch::Pending(id, response) => {
                     ids.push(id);
-                    answers.push(answer);
+                    responses.push(response);
                 }
             }
         }
-        if ids.is_empty() && !answers.is_empty() {
-            let texts: Vec<_> = answers.into_iter().filter_map(FutureExt::now_or_never).collect();
+        if ids.is_empty() && !responses.is_empty() {
+            let texts: Vec<_> = responses.into_iter().filter_map(FutureExt::now_or_never).collect();
             self.reply = Some(format!("[{}]", texts.join(",")));
-        } else if !answers.is_empty() {
-            self.run(ids, async move { format!("[{}]", join_all(answers).await.join(",")) }.boxed());
+        } else if !responses.is_empty() {
+            self.run(ids, async move { format!("[{}]", join_all(responses).await.join(",")) }.boxed());
         }
         ControlFlow::Continue(())
     }
 
-    /// The ids stay taken until their answer has room in the outbox, and so do their places among the calls.
-    fn run(&mut self, ids: Vec<CallId>, answer: BoxFuture<'static, String>) {
+    /// The ids stay in use, and count against the call limit, until the response is in the outbox.
+    fn run(&mut self, ids: Vec<CallId>, response: BoxFuture<'static, String>) {
         let outbox = self.sender.clone();
         self.running.push(
             async move {
-                let text = answer.await;
+                let text = response.await;
                 let _ = outbox.send(text).await;
                 ids
             }
@@ -122,108 +121,109 @@ impl<'a> Peer<'a> {
         );
     }
 
-    fn dispatch(&mut self, incoming: Incoming) -> ControlFlow<Closed, Work> {
-        match incoming {
-            Incoming::Invalid { id, fault } => {
-                // An id that a running call holds would be taken for that call's answer.
+    fn dispatch(&mut self, message: Message) -> ControlFlow<CloseReason, Dispatch> {
+        match message {
+            Message::Invalid { id, error } => {
+                // Under the id of a running call, this error would be read as that call's response.
                 let id = id.filter(|id| !self.calls.contains_key(id));
-                ControlFlow::Continue(Work::Answered(respond::failure(id.as_ref(), fault)))
+                ControlFlow::Continue(Dispatch::Ready(response::failure(id.as_ref(), error)))
             }
-            Incoming::Notification { method, params } => self.notification(&method, params),
-            Incoming::Request { id, method, params } => {
+            Message::Notification { method, params } => self.notification(&method, params),
+            Message::Request { id, method, params } => {
                 if self.calls.contains_key(&id) {
-                    let fault = Fault::new(Kind::IdInFlight, format!("id {id} is in flight already"));
-                    return ControlFlow::Continue(Work::Answered(respond::failure(None, fault)));
+                    let error = ResponseError::new(ErrorKind::IdInFlight, format!("id {id} is already in flight"));
+                    return ControlFlow::Continue(Dispatch::Ready(response::failure(None, error)));
                 }
                 ControlFlow::Continue(
-                    self.request(&id, &method, params).unwrap_or_else(|fault| Work::Answered(respond::failure(Some(&id), fault))),
+                    self.request(&id, &method, params).unwrap_or_else(|error| Dispatch::Ready(response::failure(Some(&id), error))),
                 )
             }
         }
     }
 
-    fn notification(&mut self, method: &str, params: Params) -> ControlFlow<Closed, Work> {
+    fn notification(&mut self, method: &str, params: Params) -> ControlFlow<CloseReason, Dispatch> {
         match method {
-            "exit" => return ControlFlow::Break(Closed::Exit { after_shutdown: self.lifecycle.is_shut_down() }),
+            "exit" => return ControlFlow::Break(CloseReason::Exit { after_shutdown: self.lifecycle.is_shut_down() }),
             "$/cancelRequest" => {
-                // Nobody waits for an answer to this, and an id that is not in flight has just been answered.
+                // An unknown id is no error: that call's response may have crossed this notification.
                 if let Some(handle) = target(&params).ok().and_then(|id| self.calls.get(&id)) {
                     handle.cancel();
                 }
             }
-            _ => tracing::debug!("a notification was ignored"),
+            _ => tracing::debug!("ignored an unknown notification"),
         }
-        ControlFlow::Continue(Work::Nothing)
+        ControlFlow::Continue(Dispatch::None)
     }
 
-    fn request(&mut self, id: &CallId, method: &str, params: Params) -> Result<Work, Fault> {
+    fn request(&mut self, id: &CallId, method: &str, params: Params) -> Result<Dispatch, ResponseError> {
         self.lifecycle.admit(method)?;
         match method {
-            "initialize" => return Ok(Work::Answered(respond::success(id, &self.lifecycle.initialize(params)?))),
+            "initialize" => return Ok(Dispatch::Ready(response::success(id, &self.lifecycle.initialize(params)?))),
             "shutdown" => {
                 self.lifecycle.shut_down();
-                return Ok(Work::Answered(respond::success(id, "null")));
+                return Ok(Dispatch::Ready(response::success(id, "null")));
             }
             _ => {}
         }
         let limit = self.api.limits().calls_per_connection;
-        // As many cancels may wait as calls may run: a full house must not lock its own exit.
+        // Cancels have room beyond the limit, so that a connection with the maximum of calls can still cancel all of them.
         let limit = if method == "cancel" { 2 * limit } else { limit };
         if self.calls.len() >= limit {
-            return Err(Fault::new(Kind::TooManyCalls, format!("this connection has {limit} calls in flight")).with("limit", limit));
+            let message = format!("this connection has {limit} calls in flight");
+            return Err(ResponseError::new(ErrorKind::TooManyCalls, message).with("limit", limit));
         }
         let (call, handle) = Call::new(self.sender.clone());
-        let answer = match method {
+        let response = match method {
             "cancel" => self.cancel(id.clone(), params, call)?,
             _ => self.registered(id.clone(), method, params, call)?,
         };
         self.calls.insert(id.clone(), handle);
-        Ok(Work::Running((id.clone(), answer)))
+        Ok(Dispatch::Pending(id.clone(), response))
     }
 
-    /// Answers after compute has stopped.
-    fn cancel(&self, id: CallId, params: Params, call: Call) -> Result<BoxFuture<'static, String>, Fault> {
+    /// The response is sent when the cancelled call has ended.
+    fn cancel(&self, id: CallId, params: Params, call: Call) -> Result<BoxFuture<'static, String>, ResponseError> {
         let target = target(&params)?;
         let Some(handle) = self.calls.get(&target).cloned() else {
-            return Err(Fault::new(Kind::UnknownCall, format!("no call with id {target} is in flight")));
+            return Err(ResponseError::new(ErrorKind::UnknownCall, format!("no call with id {target} is in flight")));
         };
         handle.cancel();
         Ok(async move {
-            let answer = respond::cancelled(&id, handle.ended().await);
+            let response = response::cancelled(&id, handle.ended().await);
             drop(call);
-            answer
+            response
         }
         .boxed())
     }
 
-    fn registered(&mut self, id: CallId, method: &str, params: Params, call: Call) -> Result<BoxFuture<'static, String>, Fault> {
-        self.served += 1;
-        let Some(work) = self.api.call(method, self.served, params, call) else {
-            return Err(Fault::new(Kind::UnknownMethod, format!("unknown method {method:?}")).with("method", method));
+    fn registered(&mut self, id: CallId, method: &str, params: Params, call: Call) -> Result<BoxFuture<'static, String>, ResponseError> {
+        self.registry_calls += 1;
+        let Some(handler) = self.api.call(method, self.registry_calls, params, call) else {
+            return Err(ResponseError::new(ErrorKind::UnknownMethod, format!("unknown method {method:?}")).with("method", method));
         };
-        let work = AssertUnwindSafe(work).catch_unwind();
+        let handler = AssertUnwindSafe(handler).catch_unwind();
         Ok(async move {
-            match work.await {
-                Ok(response) => respond::registered(&id, response.as_ref()),
-                Err(_) => respond::failure(Some(&id), Fault::new(Kind::Internal, "the method panicked")),
+            match handler.await {
+                Ok(response) => response::registered(&id, response.as_ref()),
+                Err(_) => response::failure(Some(&id), ResponseError::new(ErrorKind::Internal, "the method panicked")),
             }
         }
         .boxed())
     }
 
-    fn refuse_malformed(&mut self, malformed: &Malformed) -> ControlFlow<Closed> {
-        let (kind, next) = match malformed {
-            Malformed::TooLarge { .. } => (Kind::MessageTooLarge, ControlFlow::Continue(())),
-            Malformed::NotUtf8 => (Kind::ParseError, ControlFlow::Continue(())),
-            Malformed::BadHeader(_) | Malformed::Truncated => (Kind::ParseError, ControlFlow::Break(Closed::OutOfStep)),
+    fn refuse_frame(&mut self, error: &FrameError) -> ControlFlow<CloseReason> {
+        let (kind, next) = match error {
+            FrameError::TooLarge { .. } => (ErrorKind::MessageTooLarge, ControlFlow::Continue(())),
+            FrameError::NotUtf8 => (ErrorKind::ParseError, ControlFlow::Continue(())),
+            FrameError::BadHeader(_) | FrameError::Truncated => (ErrorKind::ParseError, ControlFlow::Break(CloseReason::FramingLost)),
         };
-        self.reply = Some(respond::failure(None, Fault::new(kind, malformed.to_string())));
+        self.reply = Some(response::failure(None, ResponseError::new(kind, error.to_string())));
         next
     }
 }
 
-/// Which call is to be cancelled.
-fn target(params: &Params) -> Result<CallId, Fault> {
+/// The id of the call to cancel.
+fn target(params: &Params) -> Result<CallId, ResponseError> {
     let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get()));
     Ok(read::<CancelParams>(&params)?.id)
 }

@@ -62,7 +62,7 @@ fn the_measurement_beside_a_busy_process_sets_its_own_threads_or_is_left_out() {
 fn the_busy_process_exits_with_its_parent() {
     // The shell prints the pid of the background process and exits. Its stdout, which the process inherits, closes when the
     // process exits.
-    let script = format!("{} bench --neighbour $$ & echo $!", env!("CARGO_BIN_EXE_souffleur"));
+    let script = format!("{} bench --cpu-hog $$ & echo $!", env!("CARGO_BIN_EXE_souffleur"));
     let mut shell = Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("a shell");
     let mut output = BufReader::new(shell.stdout.take().expect("piped"));
     let mut pid = String::new();

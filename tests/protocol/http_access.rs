@@ -1,7 +1,7 @@
 //! Access checks on every route, and on unknown paths: host, origin, token and method.
 
 use crate::support::{Server, read_head};
-use souffleur::protocol::guard::ROUTES;
+use souffleur::protocol::transport::http::ROUTES;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 

@@ -1,24 +1,24 @@
 //! `bench`: how fast a model is on this machine, beside what the machine could do, and beside llama.cpp.
 
-mod limits;
-mod load;
-mod neighbour;
-mod peer;
+mod cpu_hog;
+mod harness;
+mod llama_cpp;
+mod machine_load;
 mod plan;
 mod process;
-mod rig;
+mod roofline;
 mod table;
 
 use super::{Log, Models, Precision};
 use anyhow::bail;
 use clap::{Args, Parser, ValueEnum as _};
-use limits::Memory;
-use load::Watch;
-use neighbour::Neighbour;
-use peer::{Peer, Peers};
-use plan::{Entry, Part, Plan, Work};
+use cpu_hog::CpuHog;
+use harness::Harness;
+use llama_cpp::{LlamaCpp, Program};
+use machine_load::LoadMeter;
+use plan::{Measurement, Part, Plan, Workload};
 use process::Worker;
-use rig::Rig;
+use roofline::Memory;
 use serde_json::json;
 use souffleur::actors::{Embedded, ModelSource};
 use souffleur::config::Config;
@@ -58,19 +58,19 @@ pub(crate) struct Bench {
     #[arg(long, value_enum, default_value_t = Precision::Int8)]
     activations: Precision,
     /// Measure it in turns with llama.cpp: llama-bench=PATH, and llama-batched-bench=PATH for eight texts together
-    #[arg(long = "peer", value_name = "NAME=PATH", value_parser = peer::parse)]
-    peers: Vec<Peer>,
+    #[arg(long = "peer", value_name = "NAME=PATH", value_parser = llama_cpp::parse)]
+    peers: Vec<Program>,
     /// Write a line of JSON for each part, every measurement in it
     #[arg(long)]
     json: bool,
     /// Be the process that keeps a processor busy, for as long as this one is its parent
     #[arg(long, value_name = "PID", hide = true)]
-    neighbour: Option<u32>,
+    cpu_hog: Option<u32>,
 }
 
 pub(crate) fn run(arguments: Bench, log: &Log, embedded: Embedded) -> anyhow::Result<ExitCode> {
-    if let Some(parent) = arguments.neighbour {
-        return neighbour::be_one(parent);
+    if let Some(parent) = arguments.cpu_hog {
+        return cpu_hog::spin(parent);
     }
     let mut threads: Vec<usize> = arguments.threads.iter().map(|&threads| threads as usize).collect();
     if threads.is_empty() {
@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: Bench, log: &Log, embedded: Embedded) -> anyhow::Re
             println(&format!("{}\n", bench.head))?;
         }
         for &part in parts {
-            if let Some(reason) = part.left_out(load::processors()) {
+            if let Some(reason) = part.left_out(machine_load::processors()) {
                 println(&bench.left_out(part, reason, arguments.json))?;
                 continue;
             }
@@ -123,9 +123,9 @@ struct Session<'a> {
     head: String,
     option: &'a str,
     config: Config,
-    rig: Rig,
+    harness: Harness,
     memory: Memory,
-    peers: Option<Peers<'a>>,
+    peers: Option<LlamaCpp<'a>>,
 }
 
 impl<'a> Session<'a> {
@@ -134,28 +134,28 @@ impl<'a> Session<'a> {
         let name = config.models()[0].name.clone();
         let peers = match &config.models()[0].source {
             _ if arguments.peers.is_empty() => None,
-            ModelSource::File(_) => Some(Peers::new(&arguments.peers, Path::new(model))),
+            ModelSource::File(_) => Some(LlamaCpp::new(&arguments.peers, Path::new(model))),
             ModelSource::Embedded | ModelSource::Folder(_) => bail!("a peer reads .gguf files, and {model:?} is none"),
         };
-        let rig = Rig::load(&config.models()[0].source, embedded, config.settings().cpu.activations)?;
+        let harness = Harness::load(&config.models()[0].source, embedded, config.settings().cpu.activations)?;
         let head = format!(
             "{name}: {}, {}, {:?} activations; weights {:.1} MB, of which a step reads {:.1}",
-            load::machine(),
+            machine_load::machine(),
             Native::describe(&CpuSettings::default())?.name,
             config.settings().cpu.activations,
-            rig.size.weight_bytes as f64 / 1e6,
-            rig.size.step_bytes as f64 / 1e6,
+            harness.size.weight_bytes as f64 / 1e6,
+            harness.size.step_bytes as f64 / 1e6,
         );
-        Ok(Self { name, head, option: model, config, rig, memory: Memory::new()?, peers })
+        Ok(Self { name, head, option: model, config, harness, memory: Memory::new()?, peers })
     }
 
     fn plan(&self, part: Part, threads: usize) -> Option<Plan> {
-        Plan::of(part, threads, &self.rig.size, |task| self.peers.as_ref().is_some_and(|peers| peers.can(task)))
+        Plan::of(part, threads, &self.harness.size, |task| self.peers.as_ref().is_some_and(|peers| peers.can(task)))
     }
 
     /// Round by round, each entry once a round; those that had company get as many rounds more.
     fn measure(&mut self, plan: &Plan, rounds: usize) -> anyhow::Result<Vec<Series>> {
-        let new = |entry: &Entry| Series { name: entry.name.clone(), unit: entry.unit, samples: Vec::new() };
+        let new = |entry: &Measurement| Series { name: entry.name.clone(), unit: entry.unit, samples: Vec::new() };
         let mut all: Vec<Series> = plan.entries.iter().map(new).collect();
         for round in 0..2 * rounds {
             for (entry, series) in plan.entries.iter().zip(&mut all) {
@@ -167,24 +167,24 @@ impl<'a> Session<'a> {
         Ok(all)
     }
 
-    fn sample(&mut self, entry: &Entry) -> anyhow::Result<Sample> {
-        self.rig.compute_on(entry.threads)?;
-        let watch = Watch::start();
-        let neighbour = if entry.beside { Some(Neighbour::start()?) } else { None };
+    fn sample(&mut self, entry: &Measurement) -> anyhow::Result<Sample> {
+        self.harness.compute_on(entry.threads)?;
+        let watch = LoadMeter::start();
+        let cpu_hog = if entry.beside { Some(CpuHog::start()?) } else { None };
         let value = match entry.work {
-            Work::Prefill(tokens) => self.rig.prefill(tokens),
-            Work::Decode { sequences, context, tokens } => self.rig.decode(sequences, context, tokens),
-            Work::Deep { context, tokens } => self.rig.decode_deep(context, tokens),
-            Work::Rows(rows) => self.rig.rows(rows, 64) * 1e3,
-            Work::Multiply => self.rig.multiply() / 1e9,
-            Work::ReadMemory => self.memory.read(entry.threads) / 1e9,
-            Work::Peer(task) => self.peers.as_mut().expect("planned with it").run(task, entry.threads)?,
-            Work::FirstToken => process::first_token(&self.options(entry.threads))?,
-            Work::Load => self.worker(entry.threads)?.load_ms,
-            Work::Memory => self.worker(entry.threads)?.more_mb,
-            Work::Peak => self.worker(entry.threads)?.peak_mb,
+            Workload::Prefill(tokens) => self.harness.prefill(tokens),
+            Workload::Decode { sequences, context, tokens } => self.harness.decode(sequences, context, tokens),
+            Workload::Deep { context, tokens } => self.harness.decode_deep(context, tokens),
+            Workload::Rows(rows) => self.harness.rows(rows, 64) * 1e3,
+            Workload::Multiply => self.harness.multiply() / 1e9,
+            Workload::ReadMemory => self.memory.read(entry.threads) / 1e9,
+            Workload::Peer(task) => self.peers.as_mut().expect("planned with it").run(task, entry.threads)?,
+            Workload::FirstToken => process::first_token(&self.options(entry.threads))?,
+            Workload::Load => self.worker(entry.threads)?.load_ms,
+            Workload::Memory => self.worker(entry.threads)?.more_mb,
+            Workload::Peak => self.worker(entry.threads)?.peak_mb,
         };
-        drop(neighbour);
+        drop(cpu_hog);
         Ok(Sample { value, others: watch.others() })
     }
 
@@ -192,7 +192,7 @@ impl<'a> Session<'a> {
         let mut settings = self.config.settings().clone();
         settings.cpu.threads = u32::try_from(threads)?;
         self.config = self.config.clone().with_settings(settings);
-        Worker::run(&self.config, &self.rig.size)
+        Worker::run(&self.config, &self.harness.size)
     }
 
     /// What another process is told, to run the same.

@@ -1,7 +1,7 @@
 //! What is measured: parts, the things that alternate in each, and which of their figures are compared.
 
-use super::peer::Task;
-use super::rig::Size;
+use super::harness::ModelSize;
+use super::llama_cpp::Task;
 use clap::ValueEnum;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -24,7 +24,7 @@ pub(super) enum Part {
 
 /// One thing to measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Work {
+pub(super) enum Workload {
     Prefill(usize),
     Decode { sequences: usize, context: usize, tokens: usize },
     Deep { context: usize, tokens: usize },
@@ -38,10 +38,10 @@ pub(super) enum Work {
     Peak,
 }
 
-pub(super) struct Entry {
+pub(super) struct Measurement {
     pub(super) name: String,
     pub(super) unit: &'static str,
-    pub(super) work: Work,
+    pub(super) work: Workload,
     pub(super) threads: usize,
     /// Beside a busy neighbour.
     pub(super) beside: bool,
@@ -58,7 +58,7 @@ pub(super) struct Compare {
 pub(super) struct Plan {
     pub(super) part: Part,
     pub(super) threads: usize,
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<Measurement>,
     pub(super) compares: Vec<Compare>,
 }
 
@@ -85,71 +85,77 @@ const GIGA: f64 = 1e9;
 
 impl Plan {
     /// `None` where the part has nothing to measure.
-    pub(super) fn of(part: Part, threads: usize, size: &Size, can: impl Fn(Task) -> bool) -> Option<Self> {
+    pub(super) fn of(part: Part, threads: usize, size: &ModelSize, can: impl Fn(Task) -> bool) -> Option<Self> {
         let mut plan = Self { part, threads, entries: Vec::new(), compares: Vec::new() };
         match part {
             Part::Prefill => {
                 let tokens = Some(512.min(size.context - 1)).filter(|&tokens| tokens > 0)?;
-                plan.add(format!("prefill of {tokens}"), "tokens/s", Work::Prefill(tokens));
+                plan.add(format!("prefill of {tokens}"), "tokens/s", Workload::Prefill(tokens));
                 // Only the last token's next is wanted.
                 let products = size.token_products as f64 + size.head_products as f64 / tokens as f64;
-                plan.limit("kernels on weights in the cache", "GMAC/s", Work::Multiply, "prefill's share of its kernels' speed", products);
+                plan.limit(
+                    "kernels on weights in the cache",
+                    "GMAC/s",
+                    Workload::Multiply,
+                    "prefill's share of its kernels' speed",
+                    products,
+                );
                 plan.peer("prefill to llama.cpp's", Task::Prompt(tokens), can);
             }
             Part::Decode => {
-                plan.add(format!("decode of {TOKENS}"), "tokens/s", Work::Decode { sequences: 1, context: CONTEXT, tokens: TOKENS });
-                plan.limit("memory, read only", "GB/s", Work::ReadMemory, "decode's share of the bandwidth", size.step_bytes as f64);
+                plan.add(format!("decode of {TOKENS}"), "tokens/s", Workload::Decode { sequences: 1, context: CONTEXT, tokens: TOKENS });
+                plan.limit("memory, read only", "GB/s", Workload::ReadMemory, "decode's share of the bandwidth", size.step_bytes as f64);
                 plan.peer("decode to llama.cpp's", Task::Generate { depth: 0, tokens: TOKENS }, can);
             }
             Part::Eight => {
                 let (sequences, tokens) = (8, TOKENS / 2);
-                plan.add("decode of 8 together".into(), "tokens/s", Work::Decode { sequences, context: CONTEXT, tokens });
+                plan.add("decode of 8 together".into(), "tokens/s", Workload::Decode { sequences, context: CONTEXT, tokens });
                 plan.peer("8 together to llama.cpp's", Task::Batch { sequences, prompt: CONTEXT, tokens }, can);
             }
             Part::Deep => {
                 let (context, tokens) = (4096.min(size.context.checked_sub(TOKENS).filter(|&left| left > 0)?), TOKENS / 3);
-                plan.add(format!("decode behind {context}"), "tokens/s", Work::Deep { context, tokens });
+                plan.add(format!("decode behind {context}"), "tokens/s", Workload::Deep { context, tokens });
                 let bytes = size.step_bytes + size.position_bytes * context as u64;
-                plan.limit("memory, read only", "GB/s", Work::ReadMemory, "deep decode's share of the bandwidth", bytes as f64);
+                plan.limit("memory, read only", "GB/s", Workload::ReadMemory, "deep decode's share of the bandwidth", bytes as f64);
                 plan.peer("deep decode to llama.cpp's", Task::Generate { depth: context, tokens }, can);
             }
             Part::Rows => {
-                plan.add("a step of 8 rows of one text".into(), "ms", Work::Rows(8));
-                plan.add("a step of 1 row".into(), "ms", Work::Rows(1));
+                plan.add("a step of 8 rows of one text".into(), "ms", Workload::Rows(8));
+                plan.add("a step of 1 row".into(), "ms", Workload::Rows(1));
                 plan.compare("8 rows' time to 1 row's", 0, 1);
             }
             Part::Beside => {
-                let work = Work::Decode { sequences: 1, context: CONTEXT, tokens: TOKENS };
+                let work = Workload::Decode { sequences: 1, context: CONTEXT, tokens: TOKENS };
                 for (name, threads, beside) in [("2 threads beside", 2, true), ("1 thread beside", 1, true), ("2 threads alone", 2, false)]
                 {
-                    plan.entries.push(Entry { name: format!("decode, {name}"), unit: "tokens/s", work, threads, beside });
+                    plan.entries.push(Measurement { name: format!("decode, {name}"), unit: "tokens/s", work, threads, beside });
                 }
                 plan.compare("beside a busy processor, 2 threads to 1", 0, 1);
                 plan.compare("2 threads, beside a busy processor to alone", 0, 2);
             }
             Part::Start => {
-                plan.add("first token of a new `stdio` process".into(), "ms", Work::FirstToken);
-                plan.add("load in a new worker".into(), "ms", Work::Load);
-                plan.add("memory beyond weights, keys and values".into(), "MB", Work::Memory);
-                plan.add("  at the worst moment, the mapped file with it".into(), "MB", Work::Peak);
+                plan.add("first token of a new `stdio` process".into(), "ms", Workload::FirstToken);
+                plan.add("load in a new worker".into(), "ms", Workload::Load);
+                plan.add("memory beyond weights, keys and values".into(), "MB", Workload::Memory);
+                plan.add("  at the worst moment, the mapped file with it".into(), "MB", Workload::Peak);
             }
         }
         Some(plan)
     }
 
-    fn add(&mut self, name: String, unit: &'static str, work: Work) {
-        self.entries.push(Entry { name, unit, work, threads: self.threads, beside: false });
+    fn add(&mut self, name: String, unit: &'static str, work: Workload) {
+        self.entries.push(Measurement { name, unit, work, threads: self.threads, beside: false });
     }
 
     /// A limit in giga-units a second, of which each token needs `each`.
-    fn limit(&mut self, name: &str, unit: &'static str, work: Work, share: &'static str, each: f64) {
+    fn limit(&mut self, name: &str, unit: &'static str, work: Workload, share: &'static str, each: f64) {
         self.add(name.into(), unit, work);
         self.compares.push(Compare { name: share, of: 0, to: self.entries.len() - 1, scale: each / GIGA });
     }
 
     fn peer(&mut self, name: &'static str, task: Task, can: impl Fn(Task) -> bool) {
         if can(task) {
-            self.add("llama.cpp".into(), "tokens/s", Work::Peer(task));
+            self.add("llama.cpp".into(), "tokens/s", Workload::Peer(task));
             self.compare(name, 0, self.entries.len() - 1);
         }
     }

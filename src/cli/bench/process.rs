@@ -1,6 +1,6 @@
 //! What is measured of whole processes: how soon the first token comes, and how much memory a worker takes.
 
-use super::rig::Size;
+use super::harness::ModelSize;
 use anyhow::{Context, bail};
 use serde_json::json;
 use souffleur::actors::{End, Prompt, Request, Runtime, Sampling};
@@ -40,7 +40,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn run(config: &Config, size: &Size) -> anyhow::Result<Self> {
+    pub(super) fn run(config: &Config, size: &ModelSize) -> anyhow::Result<Self> {
         let runtime = Runtime::start(config.clone())?;
         let name = config.models()[0].name.clone();
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {

@@ -1,6 +1,6 @@
 //! Figures: medians with least and most, ratios, and the table of all ratios.
 
-use super::load::Watch;
+use super::machine_load::LoadMeter;
 use serde_json::{Value, json};
 use std::fmt;
 
@@ -22,7 +22,7 @@ pub(super) struct Sample {
 
 impl Sample {
     fn is_quiet(&self) -> bool {
-        Watch::quiet(self.others)
+        LoadMeter::quiet(self.others)
     }
 }
 

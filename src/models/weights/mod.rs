@@ -9,7 +9,7 @@ mod tensors;
 
 pub use files::{Files, HfFiles, ModelFormat};
 pub use ggml_block::{Affine, GgmlBlock};
-pub use gguf::{Array, Gguf, TensorInfo, Value};
+pub use gguf::{Array, Gguf, HeaderLen, TensorInfo, Value};
 pub use memory::{check_memory, free_memory};
 pub use tensor_type::TensorType;
 pub use tensors::{FloatType, Matrix, Parameter, Quantization, Quantized, Tensors};

@@ -1,13 +1,14 @@
-//! Two framings over a byte stream, told apart by the first bytes and then kept: LSP's headers, or one message a line.
+//! Two framings of messages in a byte stream: LSP's `Content-Length` headers, or one message per line. The first bytes of
+//! the input decide which, for the whole connection.
 
-use crate::protocol::Malformed;
+use crate::protocol::FrameError;
 use std::sync::OnceLock;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
-/// Bytes of all headers of one message: `Content-Length` and a content type take a hundred.
-const HEADER_BYTES: usize = 8 << 10;
-/// Blanks and a byte-order mark that may stand before the first message.
-const LEAD_BYTES: usize = 1 << 10;
+/// Longest header block of one message. `Content-Length` and `Content-Type` take about 100 bytes.
+const HEADER_BYTES_MAX: usize = 8 << 10;
+/// Bytes of white space and byte-order mark allowed before the first message.
+const LEADING_BYTES_MAX: usize = 1 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
@@ -24,12 +25,12 @@ impl Framing {
     }
 }
 
-/// Reads messages one by one. Memory stays within `limit` whatever the peer announces.
-pub(super) struct Reader<'a, R> {
+/// Reads messages of at most `limit` bytes. Memory grows with the bytes received, not with the announced length.
+pub(super) struct MessageReader<'a, R> {
     input: R,
     limit: usize,
     framing: &'a OnceLock<Framing>,
-    /// What is left of a message that was refused.
+    /// The rest of a message that was too large.
     skip: Skip,
 }
 
@@ -40,16 +41,16 @@ enum Skip {
     Line,
 }
 
-type Read = std::io::Result<Option<Result<String, Malformed>>>;
+type Read = std::io::Result<Option<Result<String, FrameError>>>;
 
-impl<'a, R: AsyncBufRead + Unpin> Reader<'a, R> {
-    /// `framing` is set before the first message is handed out.
+impl<'a, R: AsyncBufRead + Unpin> MessageReader<'a, R> {
+    /// `framing` is set before the first message is returned.
     pub(super) fn new(input: R, limit: usize, framing: &'a OnceLock<Framing>) -> Self {
         Self { input, limit, framing, skip: Skip::Nothing }
     }
 
-    /// The next message; `None` at the end. An error of the input is an end too.
-    pub(super) async fn next(&mut self) -> Option<Result<String, Malformed>> {
+    /// The next message; `None` at the end of the input, or when it can't be read.
+    pub(super) async fn next(&mut self) -> Option<Result<String, FrameError>> {
         let read = match self.framing.get() {
             Some(Framing::Headers) => self.message().await,
             Some(Framing::Lines) => self.line().await,
@@ -65,9 +66,9 @@ impl<'a, R: AsyncBufRead + Unpin> Reader<'a, R> {
         read.ok()?
     }
 
-    /// A letter begins a header; JSON begins with anything else, and so does what is neither.
+    /// A header starts with a letter. Anything else is read as lines.
     async fn detect(&mut self) -> std::io::Result<Option<Framing>> {
-        for _ in 0..LEAD_BYTES {
+        for _ in 0..LEADING_BYTES_MAX {
             match self.input.fill_buf().await?.first() {
                 None => return Ok(None),
                 Some(byte) if byte.is_ascii_whitespace() || [0xEF, 0xBB, 0xBF].contains(byte) => self.input.consume(1),
@@ -85,7 +86,7 @@ impl<'a, R: AsyncBufRead + Unpin> Reader<'a, R> {
         }
         loop {
             let mut line = Vec::new();
-            // One byte more than the longest line and its end.
+            // One byte more than the longest line with its `\n`.
             let read = (&mut self.input).take(self.limit as u64 + 2).read_until(b'\n', &mut line).await?;
             if read == 0 {
                 return Ok(None);
@@ -94,15 +95,15 @@ impl<'a, R: AsyncBufRead + Unpin> Reader<'a, R> {
             let text = line.trim_ascii();
             if text.len() > self.limit {
                 self.skip = if ended { Skip::Nothing } else { Skip::Line };
-                return Ok(Some(Err(Malformed::TooLarge { limit: self.limit })));
+                return Ok(Some(Err(FrameError::TooLarge { limit: self.limit })));
             }
             if !text.is_empty() {
                 return Ok(Some(utf8(text.to_vec())));
             }
             if !ended && read > self.limit {
-                // Blanks without end are no message.
+                // A line of white space that is too long.
                 self.skip = Skip::Line;
-                return Ok(Some(Err(Malformed::TooLarge { limit: self.limit })));
+                return Ok(Some(Err(FrameError::TooLarge { limit: self.limit })));
             }
         }
     }
@@ -144,52 +145,51 @@ impl<'a, R: AsyncBufRead + Unpin> Reader<'a, R> {
             Err(malformed) => return Ok(Some(Err(malformed))),
         };
         if length > self.limit as u64 {
-            // Answered now: what was announced may never come.
+            // Refused before the body is read, because it may never arrive in full.
             self.skip = Skip::Bytes(length);
-            return Ok(Some(Err(Malformed::TooLarge { limit: self.limit })));
+            return Ok(Some(Err(FrameError::TooLarge { limit: self.limit })));
         }
         let mut body = Vec::new();
-        // Memory grows with what arrives, not with what is announced.
         (&mut self.input).take(length).read_to_end(&mut body).await?;
         if (body.len() as u64) < length {
-            return Ok(Some(Err(Malformed::Truncated)));
+            return Ok(Some(Err(FrameError::Truncated)));
         }
         Ok(Some(utf8(body)))
     }
 
     /// The content length, or `None` at the end of the input.
-    async fn headers(&mut self) -> std::io::Result<Result<Option<u64>, Malformed>> {
+    async fn headers(&mut self) -> std::io::Result<Result<Option<u64>, FrameError>> {
         let (mut length, mut read) = (None, 0);
         loop {
             let mut line = Vec::new();
-            let room = (HEADER_BYTES - read) as u64;
+            let room = (HEADER_BYTES_MAX - read) as u64;
             read += (&mut self.input).take(room).read_until(b'\n', &mut line).await?;
             if line.is_empty() && read == 0 {
                 return Ok(Ok(None));
             }
             if line.last() != Some(&b'\n') {
-                let why = format!("headers have more than {HEADER_BYTES} bytes");
-                return Ok(Err(if read >= HEADER_BYTES { Malformed::BadHeader(why) } else { Malformed::Truncated }));
+                let why = format!("headers have more than {HEADER_BYTES_MAX} bytes");
+                return Ok(Err(if read >= HEADER_BYTES_MAX { FrameError::BadHeader(why) } else { FrameError::Truncated }));
             }
             let text = line.trim_ascii();
             if text.is_empty() {
-                let missing = Malformed::BadHeader("no Content-Length".into());
+                let missing = FrameError::BadHeader("no Content-Length".into());
                 return Ok(length.map(Some).ok_or(missing));
             }
             match header(text, length) {
                 Ok(found) => length = found,
-                Err(why) => return Ok(Err(Malformed::BadHeader(why.into()))),
+                Err(why) => return Ok(Err(FrameError::BadHeader(why.into()))),
             }
         }
     }
 }
 
-/// Takes one header line; gives the content length known after it.
+/// Parses one header line. Returns the content length as known after it.
 fn header(line: &[u8], length: Option<u64>) -> Result<Option<u64>, &'static str> {
     let line = std::str::from_utf8(line).map_err(|_| "a header is not ASCII")?;
     let (name, value) = line.split_once(':').ok_or("a header has no colon")?;
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-        return Err("a header's name has other characters than letters, digits and -");
+        return Err("a header name may only contain letters, digits and -");
     }
     let value = value.trim_ascii();
     if name.eq_ignore_ascii_case("content-type") {
@@ -209,8 +209,8 @@ fn header(line: &[u8], length: Option<u64>) -> Result<Option<u64>, &'static str>
     value.parse().map(Some).map_err(|_| "Content-Length is too large a number")
 }
 
-fn utf8(bytes: Vec<u8>) -> Result<String, Malformed> {
-    String::from_utf8(bytes).map_err(|_| Malformed::NotUtf8)
+fn utf8(bytes: Vec<u8>) -> Result<String, FrameError> {
+    String::from_utf8(bytes).map_err(|_| FrameError::NotUtf8)
 }
 
 #[cfg(test)]
@@ -219,13 +219,13 @@ mod tests {
 
     const LIMIT: usize = 32;
 
-    async fn messages(input: &[u8]) -> (Vec<Result<String, Malformed>>, Option<Framing>) {
+    async fn messages(input: &[u8]) -> (Vec<Result<String, FrameError>>, Option<Framing>) {
         let framing = OnceLock::new();
-        // The smallest buffer, so that every boundary falls everywhere.
-        let mut reader = Reader::new(tokio::io::BufReader::with_capacity(1, input), LIMIT, &framing);
+        // A buffer of one byte tests every position of a read boundary.
+        let mut reader = MessageReader::new(tokio::io::BufReader::with_capacity(1, input), LIMIT, &framing);
         let mut read = Vec::new();
         while let Some(message) = reader.next().await {
-            let bad = matches!(message, Err(Malformed::BadHeader(_) | Malformed::Truncated));
+            let bad = matches!(message, Err(FrameError::BadHeader(_) | FrameError::Truncated));
             read.push(message);
             if bad {
                 break;
@@ -240,13 +240,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_bytes_tell_the_framing() {
+    fn the_framing_is_detected_from_the_first_bytes() {
         let (read, framing) = block_on(messages(b"\n {\"a\":1}\r\n\n[2]\n"));
         assert_eq!((read, framing), (vec![Ok("{\"a\":1}".into()), Ok("[2]".into())], Some(Framing::Lines)));
         let (read, framing) =
             block_on(messages("content-length: 2\r\nX-Y: z\r\n\r\n{é}Content-Type: a/b; charset=utf8\nContent-Length: 2\n\n[]".as_bytes()));
         assert_eq!(framing, Some(Framing::Headers));
-        assert_eq!(read[0], Err(Malformed::NotUtf8), "a length counts bytes, and this one cuts a character");
+        assert_eq!(read[0], Err(FrameError::NotUtf8), "Content-Length counts bytes, and this one splits a character");
         let (read, _) =
             block_on(messages("Content-Length: 4\r\n\r\n{é}Content-Type: a/b; charset=utf8\nContent-Length: 2\n\n[]".as_bytes()));
         assert_eq!(read, [Ok("{é}".into()), Ok("[]".into())]);
@@ -254,24 +254,24 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_or_not_utf8_costs_only_itself() {
+    fn reading_continues_after_a_line_that_is_too_long_or_not_utf8() {
         let long = [b"{".as_slice(), &[b'x'; 200], b"\n{}\n\xff\n{}"].concat();
-        let too_large = Err(Malformed::TooLarge { limit: LIMIT });
-        assert_eq!(block_on(messages(&long)).0, [too_large, Ok("{}".into()), Err(Malformed::NotUtf8), Ok("{}".into())]);
+        let too_large = Err(FrameError::TooLarge { limit: LIMIT });
+        assert_eq!(block_on(messages(&long)).0, [too_large, Ok("{}".into()), Err(FrameError::NotUtf8), Ok("{}".into())]);
         let fits = [b'7'; LIMIT];
         assert_eq!(block_on(messages(&[&fits[..], b"\r\n"].concat())).0, [Ok("7".repeat(LIMIT))]);
     }
 
     #[test]
-    fn a_body_that_is_too_large_costs_only_itself() {
+    fn reading_continues_after_a_body_that_is_too_large() {
         let input = [b"Content-Length: 100\r\n\r\n".as_slice(), &[b'x'; 100], b"Content-Length: 2\r\n\r\n{}"].concat();
-        assert_eq!(block_on(messages(&input)).0, [Err(Malformed::TooLarge { limit: LIMIT }), Ok("{}".into())]);
+        assert_eq!(block_on(messages(&input)).0, [Err(FrameError::TooLarge { limit: LIMIT }), Ok("{}".into())]);
         let announced = block_on(messages(b"Content-Length: 1099511627776\r\n\r\n{}"));
-        assert_eq!(announced.0, [Err(Malformed::TooLarge { limit: LIMIT })]);
+        assert_eq!(announced.0, [Err(FrameError::TooLarge { limit: LIMIT })]);
     }
 
     #[test]
-    fn a_header_that_can_not_be_read_ends_the_stream() {
+    fn a_malformed_header_is_reported() {
         for input in [
             "Content-Length\r\n\r\n{}",
             "Content-Length: \r\n\r\n{}",
@@ -287,16 +287,16 @@ mod tests {
             "Con tent-Length: 2\r\n\r\n{}",
         ] {
             let read = block_on(messages(input.as_bytes())).0;
-            assert!(matches!(read[..], [Err(Malformed::BadHeader(_))]) || !input.is_ascii(), "{input:?} gives {read:?}");
+            assert!(matches!(read[..], [Err(FrameError::BadHeader(_))]) || !input.is_ascii(), "{input:?} gives {read:?}");
         }
-        let endless = format!("X: {}", "y".repeat(HEADER_BYTES));
-        assert!(matches!(block_on(messages(endless.as_bytes())).0[..], [Err(Malformed::BadHeader(_))]));
+        let endless = format!("X: {}", "y".repeat(HEADER_BYTES_MAX));
+        assert!(matches!(block_on(messages(endless.as_bytes())).0[..], [Err(FrameError::BadHeader(_))]));
     }
 
     #[test]
-    fn an_input_that_ends_inside_a_message_says_so() {
+    fn an_input_that_ends_inside_a_message_is_reported() {
         for input in ["Content-Length: 9\r\n\r\n{}", "Content-Length: 9\r\n", "Content-Len"] {
-            assert_eq!(block_on(messages(input.as_bytes())).0, [Err(Malformed::Truncated)], "{input:?}");
+            assert_eq!(block_on(messages(input.as_bytes())).0, [Err(FrameError::Truncated)], "{input:?}");
         }
     }
 }

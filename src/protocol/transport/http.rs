@@ -1,9 +1,9 @@
-//! The HTTP server: where it listens, and the router, all of it behind the guard.
+//! The HTTP server: listening, the routes, and the guard in front of all of them.
 
-use super::ws::Sockets;
+use super::ws::{self, Sockets};
 use crate::{
     actors::Runtime,
-    protocol::{Api, Guard, Token, TokenFile, guard::ROUTES, token::TokenFileError, types::HealthResult},
+    protocol::{Api, Guard, Token, TokenFile, token::TokenFileError, types::HealthResult},
 };
 use actix_web::{
     App, Error, HttpRequest, HttpResponse, HttpServer,
@@ -18,37 +18,55 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A stop waits this many seconds for connections to say goodbye: their requests have ended before.
+/// An HTTP route. The router is built from `ROUTES`, and the tests iterate over them.
+pub struct Route {
+    pub path: &'static str,
+    /// Whether the guard requires the token. Without it, `/health` gives only the status word.
+    pub needs_token: bool,
+    handler: fn() -> actix_web::Route,
+}
+
+pub const ROUTES: [Route; 2] = [
+    Route { path: "/rpc", needs_token: true, handler: || web::get().to(ws::upgrade) },
+    Route { path: "/health", needs_token: false, handler: || web::get().to(health) },
+];
+
+/// Unknown paths need the token too, so that a client without it can't find out which paths exist.
+pub(crate) fn needs_token(path: &str) -> bool {
+    ROUTES.iter().find(|route| route.path == path).is_none_or(|route| route.needs_token)
+}
+
+/// How many seconds a stop waits for connections to close; their requests have ended before.
 const STOP_SECONDS: u64 = 1;
 
-/// Where to listen and who may come.
+/// The address to listen on, and who may connect.
 #[derive(Clone, Debug)]
-pub struct Listen {
-    /// Port 0 takes a free one.
+pub struct ListenOptions {
+    /// Port 0 takes a free port.
     pub address: SocketAddr,
-    /// Let other machines in: they still need the token, which then travels in the clear.
+    /// Accept an address that other machines can reach. They still need the token, which is sent unencrypted.
     pub beyond_loopback: bool,
-    /// Names under which other machines reach us, such as `build.lan:7777`.
+    /// Allowed Host values besides the address, such as `build.lan:7777`.
     pub hosts: Vec<String>,
-    /// Origins of pages that may connect, such as `http://localhost:3000`.
+    /// Allowed Origin values, such as `http://localhost:3000`.
     pub origins: Vec<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error("{address} is in use already; choose another port, or 0 for a free one")]
+    #[error("{address} is already in use; choose another port, or 0 for a free one")]
     InUse { address: SocketAddr },
-    #[error("{address} is reached from other machines; set beyond-loopback to allow that, or listen on 127.0.0.1")]
+    #[error("{address} can be reached from other machines; set beyond-loopback to allow that, or listen on 127.0.0.1")]
     BeyondLoopback { address: SocketAddr },
     #[error("can't listen on {address}: {cause}")]
     Listen { address: SocketAddr, cause: io::Error },
-    #[error("no randomness for the token: {0}")]
+    #[error("can't get random bytes for the token: {0}")]
     Token(io::Error),
-    #[error("can't write the token's file: {0}")]
+    #[error("can't write the token file: {0}")]
     TokenFile(#[from] TokenFileError),
 }
 
-/// A server that listens. Dropping it removes the token's file.
+/// A listening server. Dropping it removes the token file.
 pub struct Server {
     address: SocketAddr,
     token: Token,
@@ -57,8 +75,12 @@ pub struct Server {
     stop: CancellationToken,
 }
 
-/// Listens at once; `Server::run` serves. Call it inside of an `actix_web::rt::System`.
-pub fn bind(runtime: Runtime, listen: Listen) -> Result<Server, BindError> {
+/// Starts to listen; `Server::run` serves. Must be called inside an `actix_web::rt::System`.
+///
+/// # Errors
+///
+/// The address can't be used, or the token file can't be written.
+pub fn bind(runtime: Runtime, listen: ListenOptions) -> Result<Server, BindError> {
     let address = listen.address;
     if !address.ip().is_loopback() && !listen.beyond_loopback {
         return Err(BindError::BeyondLoopback { address });
@@ -71,15 +93,15 @@ pub fn bind(runtime: Runtime, listen: Listen) -> Result<Server, BindError> {
     let address = listener.local_addr().map_err(failed)?;
     let token = Token::new().map_err(BindError::Token)?;
     let token_file = TokenFile::create(&token, address.port())?;
-    let guard = Guard::new(address, listen.origins, token.clone()).and_hosts(listen.hosts);
+    let guard = Guard::new(address, listen.origins, token.clone()).with_hosts(listen.hosts);
     let stop = CancellationToken::new();
     let sockets = Sockets::new(Api::new(runtime.clone()), stop.clone());
     let serving = HttpServer::new(move || {
         let (guard, sockets) = (web::Data::new(guard.clone()), web::Data::new(sockets.clone()));
-        let app = App::new().app_data(sockets).app_data(guard).app_data(web::Data::new(runtime.clone())).wrap(from_fn(admit));
+        let app = App::new().app_data(sockets).app_data(guard).app_data(web::Data::new(runtime.clone())).wrap(from_fn(check_request));
         ROUTES.iter().fold(app, |app, route| app.route(route.path, (route.handler)()))
     })
-    // One is enough to carry text, and with one a connection's future need not be `Send`.
+    // One thread is enough to carry text, and connection futures then need not be `Send`.
     .workers(1)
     .shutdown_timeout(STOP_SECONDS)
     .disable_signals()
@@ -100,7 +122,7 @@ impl Server {
         self.token_file.path()
     }
 
-    /// Serves until `until` is done, then says goodbye to every connection.
+    /// Serves until `until` resolves, then closes every connection.
     pub async fn run(self, until: impl Future<Output = ()>) -> io::Result<()> {
         let handle = self.serving.handle();
         let mut serving = std::pin::pin!(self.serving);
@@ -114,22 +136,22 @@ impl Server {
     }
 }
 
-/// The guard, around everything: also around what is not found. What it refuses gets a status and nothing else.
-async fn admit<B: MessageBody>(request: ServiceRequest, next: Next<B>) -> Result<ServiceResponse<EitherBody<B>>, Error> {
-    let guard = request.app_data::<web::Data<Guard>>().expect("given to every app");
-    match guard.check(request.uri(), request.headers()) {
+/// The guard as middleware, for unknown paths too. A refused request gets a status without a body.
+async fn check_request<B: MessageBody>(request: ServiceRequest, next: Next<B>) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    let guard = request.app_data::<web::Data<Guard>>().expect("added to every app in `bind`");
+    match guard.check(request.uri(), request.headers(), needs_token(request.path())) {
         Ok(()) => Ok(next.call(request).await?.map_into_left_body()),
         Err(status) => {
-            tracing::debug!(%status, "a request was refused");
+            tracing::debug!(%status, "refused an HTTP request");
             Ok(request.into_response(HttpResponse::new(status)).map_into_right_body())
         }
     }
 }
 
-/// How the models are, asked of their decode loops: one word, and everything for who has the token.
-pub(crate) async fn health(request: HttpRequest, runtime: web::Data<Runtime>, guard: web::Data<Guard>) -> HttpResponse {
-    let in_full = guard.knows(request.uri(), request.headers());
-    let health = HealthResult::new(runtime.status().await, runtime.default_model(), in_full);
+/// The health of all models: one status word, and each model's status for a client with the token.
+async fn health(request: HttpRequest, runtime: web::Data<Runtime>, guard: web::Data<Guard>) -> HttpResponse {
+    let with_models = guard.has_token(request.uri(), request.headers());
+    let health = HealthResult::new(runtime.status().await, runtime.default_model(), with_models);
     let mut response = if health.is_ok() { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
     response.content_type("application/json").body(serde_json::to_string(&health).expect("wire types have string keys"))
 }

@@ -1,4 +1,4 @@
-//! What carries whole messages: two framings over pipes, and WebSocket over HTTP.
+//! Transports of whole messages: stdio with two framings, and WebSocket over HTTP.
 
 mod framing;
 pub mod http;

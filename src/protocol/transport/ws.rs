@@ -1,8 +1,8 @@
-//! WebSocket over actix-web's upgrade: the request's payload is what we read, the response's body is what we write.
+//! WebSocket over actix-web's upgrade: reads come from the request's payload, writes go to the response's body.
 //!
-//! tokio-tungstenite speaks the protocol: it refuses a frame by its announced size, before a byte of it is kept.
+//! The protocol itself is tokio-tungstenite's. It refuses a frame by its announced size, before it stores a byte of it.
 
-use crate::protocol::{Api, Closed, Malformed, Rules, connection, guard};
+use crate::protocol::{Api, CloseReason, ConnectionOptions, FrameError, connection, guard};
 use actix_web::{
     HttpRequest, HttpResponse,
     http::{StatusCode, header, header::HeaderMap},
@@ -35,31 +35,34 @@ use tokio_util::{
     sync::CancellationToken,
 };
 
-/// What lies between us and the HTTP server for each connection.
+/// Bytes of the pipe between each connection and the HTTP server.
 const PIPE_BYTES: usize = 16 << 10;
-/// A larger buffer would be held by every idle connection, and a message is seldom longer.
+/// Small, because every idle connection holds such a buffer; messages are rarely longer.
 const READ_BYTES: usize = 1 << 10;
-/// A silent peer is asked for a sign of life.
+/// How often a ping is sent.
 const PING_PERIOD: Duration = Duration::from_secs(20);
-/// Two minutes: a page in the background, or one that a debugger holds, is not gone.
-const SILENT_PERIODS: u32 = 6;
-/// Pings of a peer that are read on while our answers to them have not left: more would pile up where nobody reads.
-const PONGS: usize = 64;
-/// How long we read on, into nothing, after our goodbye: closing a socket with unread input would lose what we said.
-const GOODBYE_TIME: Duration = Duration::from_secs(2);
+/// Pings without any answer before the connection is closed. Two minutes, because a page in the background or in a
+/// debugger may be slow to answer.
+const UNANSWERED_PINGS_MAX: u32 = 6;
+/// Pings from the peer that are answered before a flush is awaited. Without a limit, unflushed_pongs would pile up for a peer that
+/// does not read.
+const UNFLUSHED_PONGS_MAX: usize = 64;
+/// How long input is read and dropped after the close frame. Closing a socket with unread input resets the connection,
+/// and the peer could lose the last messages.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What every WebSocket needs.
+/// What all WebSocket connections share.
 #[derive(Clone)]
 pub(crate) struct Sockets {
     api: Api,
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl Sockets {
     pub(crate) fn new(api: Api, stop: CancellationToken) -> Self {
-        let places = Arc::new(Semaphore::new(api.limits().connections));
-        Self { api, places, stop }
+        let slots = Arc::new(Semaphore::new(api.limits().connections));
+        Self { api, slots, stop }
     }
 }
 
@@ -72,14 +75,14 @@ pub(crate) async fn upgrade(request: HttpRequest, payload: web::Payload, sockets
         }
         Err(status) => return HttpResponse::new(status),
     };
-    let Ok(place) = Arc::clone(&sockets.places).try_acquire_owned() else {
+    let Ok(slot) = Arc::clone(&sockets.slots).try_acquire_owned() else {
         return HttpResponse::ServiceUnavailable().finish();
     };
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let (_, write) = tokio::io::split(ours);
     let io = tokio::io::join(StreamReader::new(payload.map_err(std::io::Error::other)), write);
     let sockets = Sockets::clone(&sockets);
-    actix_web::rt::spawn(converse(io, sockets, place));
+    actix_web::rt::spawn(run_connection(io, sockets, slot));
     let mut response = HttpResponse::SwitchingProtocols();
     response.upgrade("websocket").insert_header((header::SEC_WEBSOCKET_ACCEPT, accept));
     if guard::subprotocols(request.headers()).any(|name| name == guard::SUBPROTOCOL.as_bytes()) {
@@ -88,7 +91,7 @@ pub(crate) async fn upgrade(request: HttpRequest, payload: web::Payload, sockets
     response.streaming(ReaderStream::with_capacity(theirs, READ_BYTES))
 }
 
-/// The handshake's answer. Extensions are not ours: permessage-deflate lets a small message grow without bound.
+/// The `Sec-WebSocket-Accept` value. No extension is accepted: permessage-deflate lets a small message expand without bound.
 fn accept(headers: &HeaderMap) -> Result<String, StatusCode> {
     let names = |name, wanted: &str| {
         let mut values = headers.get_all(name).flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
@@ -100,13 +103,13 @@ fn accept(headers: &HeaderMap) -> Result<String, StatusCode> {
     }
     let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY);
     match (keys.next(), keys.next()) {
-        // Sixteen bytes in base64.
+        // 16 bytes in base64.
         (Some(key), None) if key.len() == 24 && key.as_bytes().ends_with(b"==") => Ok(derive_accept_key(key.as_bytes())),
         _ => Err(StatusCode::BAD_REQUEST),
     }
 }
 
-async fn converse<S: AsyncRead + AsyncWrite + Unpin>(io: S, sockets: Sockets, _place: OwnedSemaphorePermit) {
+async fn run_connection<S: AsyncRead + AsyncWrite + Unpin>(io: S, sockets: Sockets, _slot: OwnedSemaphorePermit) {
     let limit = sockets.api.limits().message_bytes;
     let config = WebSocketConfig::default()
         .max_message_size(Some(limit))
@@ -117,24 +120,24 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(io: S, sockets: Sockets, _p
     let close = Rc::new(Cell::new(None));
     let mut pings = tokio::time::interval(PING_PERIOD);
     pings.reset();
-    // When it was us who stood still, a peer is not to pay for it with all the periods at once.
+    // After a pause of this process, missed ticks must not count as unanswered pings.
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let incoming = Incoming { socket: Rc::clone(&socket), close: Rc::clone(&close), pings, silent: 0, pongs: 0 };
-    let rules = Rules { stop: sockets.stop, ..Rules::default() };
-    let closed = connection::serve(incoming, Outgoing { socket: Rc::clone(&socket) }, &sockets.api, rules).await;
-    let code = close.get().or(match closed {
-        Closed::Stopped | Closed::ParentGone => Some(CloseCode::Away),
-        Closed::Exit { .. } => Some(CloseCode::Normal),
-        Closed::OutOfStep => Some(CloseCode::Protocol),
-        Closed::ByPeer | Closed::Broken => None,
+    let stream = MessageStream { socket: Rc::clone(&socket), close: Rc::clone(&close), pings, unanswered_pings: 0, unflushed_pongs: 0 };
+    let options = ConnectionOptions { stop: sockets.stop, ..ConnectionOptions::default() };
+    let reason = connection::serve(stream, MessageSink { socket: Rc::clone(&socket) }, &sockets.api, options).await;
+    let code = close.get().or(match reason {
+        CloseReason::Stopped | CloseReason::ParentExited => Some(CloseCode::Away),
+        CloseReason::Exit { .. } => Some(CloseCode::Normal),
+        CloseReason::FramingLost => Some(CloseCode::Protocol),
+        CloseReason::ByPeer | CloseReason::WriteFailed => None,
     });
-    let Ok(socket) = Rc::try_unwrap(socket).map(RefCell::into_inner) else { unreachable!("both halves went with `serve`") };
+    let Ok(socket) = Rc::try_unwrap(socket).map(RefCell::into_inner) else { unreachable!("`serve` has dropped both halves") };
     if let Some(code) = code {
-        let _ = timeout(GOODBYE_TIME, goodbye(socket, code)).await;
+        let _ = timeout(CLOSE_TIMEOUT, close_socket(socket, code)).await;
     }
 }
 
-async fn goodbye<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>, code: CloseCode) {
+async fn close_socket<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>, code: CloseCode) {
     let frame = CloseFrame { code, reason: "".into() };
     if socket.close(Some(frame)).await.is_err() {
         return;
@@ -144,50 +147,50 @@ async fn goodbye<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<
     while let Ok(1..) = io.read(&mut nothing).await {}
 }
 
-type Shared<S> = Rc<RefCell<WebSocketStream<S>>>;
+type SharedSocket<S> = Rc<RefCell<WebSocketStream<S>>>;
 
-/// Text messages. The standard's close codes for what is none.
-struct Incoming<S> {
-    socket: Shared<S>,
+/// The socket's text messages. Anything else ends the stream and sets RFC 6455's close code.
+struct MessageStream<S> {
+    socket: SharedSocket<S>,
     close: Rc<Cell<Option<CloseCode>>>,
     pings: Interval,
-    /// Periods without a sign of life.
-    silent: u32,
-    /// Answers to the peer's pings that may not have left yet.
-    pongs: usize,
+    /// Pings sent since the last frame from the peer.
+    unanswered_pings: u32,
+    /// Pongs since the last flush.
+    unflushed_pongs: usize,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Incoming<S> {
-    type Item = Result<String, Malformed>;
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for MessageStream<S> {
+    type Item = Result<String, FrameError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         while self.pings.poll_tick(cx).is_ready() {
-            if self.silent == SILENT_PERIODS {
+            if self.unanswered_pings == UNANSWERED_PINGS_MAX {
                 self.close.set(Some(CloseCode::Away));
                 return Poll::Ready(None);
             }
-            self.silent += 1;
+            self.unanswered_pings += 1;
             let mut socket = self.socket.borrow_mut();
             let socket = Pin::new(&mut *socket);
             ping(socket, cx);
         }
         loop {
-            if self.pongs == PONGS {
-                // What is wrong with the socket, reading it will tell.
+            if self.unflushed_pongs == UNFLUSHED_PONGS_MAX {
+                // An error of the socket is reported by the read below.
                 let _ = ready!(self.socket.borrow_mut().poll_flush_unpin(cx));
-                self.pongs = 0;
+                self.unflushed_pongs = 0;
             }
             let message = ready!(self.socket.borrow_mut().poll_next_unpin(cx));
-            self.silent = 0;
+            self.unanswered_pings = 0;
             let code = match message {
                 Some(Ok(Message::Text(text))) => return Poll::Ready(Some(Ok(text.as_str().to_owned()))),
                 Some(Ok(Message::Ping(_))) => {
-                    self.pongs += 1;
+                    self.unflushed_pongs += 1;
                     continue;
                 }
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => continue,
                 Some(Ok(Message::Binary(_))) => Some(CloseCode::Unsupported),
-                // tungstenite answers a close by itself.
+                // tungstenite replies to a close by itself.
                 Some(Ok(Message::Close(_))) => continue,
                 None => None,
                 Some(Err(error)) => close_code(&error),
@@ -198,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Incoming<S> {
     }
 }
 
-/// Only when nothing else waits to be written.
+/// Sends a ping, unless other messages still wait to be written.
 fn ping<S: AsyncRead + AsyncWrite + Unpin>(mut socket: Pin<&mut WebSocketStream<S>>, cx: &mut Context<'_>) {
     if let Poll::Ready(Ok(())) = socket.as_mut().poll_ready(cx)
         && socket.as_mut().start_send(Message::Ping(Vec::new().into())).is_ok()
@@ -214,17 +217,17 @@ fn close_code(error: &tungstenite::Error) -> Option<CloseCode> {
         Refused::Utf8(_) => Some(CloseCode::Invalid),
         Refused::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => None,
         Refused::Protocol(_) | Refused::AttackAttempt => Some(CloseCode::Protocol),
-        // The connection itself is gone, or was never one.
+        // The connection is lost: no close frame can be sent.
         _ => None,
     }
 }
 
-/// The same socket's other direction.
-struct Outgoing<S> {
-    socket: Shared<S>,
+/// The writing half of the same socket.
+struct MessageSink<S> {
+    socket: SharedSocket<S>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Sink<String> for Outgoing<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Sink<String> for MessageSink<S> {
     type Error = tungstenite::Error;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -253,16 +256,16 @@ mod tests {
         time::Instant,
     };
 
-    /// A conversation over a clock that jumps to whatever is next; says when the server was done with it.
-    fn conversation<F: Future>(script: impl FnOnce(WebSocketStream<DuplexStream>) -> F) -> (Duration, F::Output) {
+    /// Runs a client script against a connection under paused time; returns when the server closed, and the script's result.
+    fn with_client<F: Future>(script: impl FnOnce(WebSocketStream<DuplexStream>) -> F) -> (Duration, F::Output) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
             let sockets = Sockets::new(Api::over(Methods::new(), Limits::default()), CancellationToken::new());
-            let place = Arc::clone(&sockets.places).try_acquire_owned().unwrap();
+            let slot = Arc::clone(&sockets.slots).try_acquire_owned().unwrap();
             let start = Instant::now();
             let server = async {
-                converse(ours, sockets, place).await;
+                run_connection(ours, sockets, slot).await;
                 start.elapsed()
             };
             join(server, async { script(WebSocketStream::from_raw_socket(theirs, Role::Client, None).await).await }).await
@@ -271,13 +274,13 @@ mod tests {
 
     #[test]
     fn a_silent_peer_is_pinged_six_times_and_closed() {
-        let (after, heard) = conversation(async |socket| {
-            let (start, mut heard) = (Instant::now(), Vec::new());
-            // Only the pipe is read: tungstenite would answer a ping.
+        let (after, frames) = with_client(async |socket| {
+            let (start, mut frames) = (Instant::now(), Vec::new());
+            // Reads raw frames: tungstenite would answer a ping.
             let mut pipe = socket.into_inner();
             let mut frame = [0; 2];
             while pipe.read_exact(&mut frame).await.is_ok() {
-                heard.push((start.elapsed().as_secs(), frame[0]));
+                frames.push((start.elapsed().as_secs(), frame[0]));
                 let mut payload = vec![0; frame[1].into()];
                 pipe.read_exact(&mut payload).await.unwrap();
                 if frame[0] == 0x88 {
@@ -285,15 +288,15 @@ mod tests {
                     break;
                 }
             }
-            heard
+            frames
         });
-        assert_eq!(heard, [(20, 0x89), (40, 0x89), (60, 0x89), (80, 0x89), (100, 0x89), (120, 0x89), (140, 0x88)]);
+        assert_eq!(frames, [(20, 0x89), (40, 0x89), (60, 0x89), (80, 0x89), (100, 0x89), (120, 0x89), (140, 0x88)]);
         assert_eq!(after, Duration::from_secs(140));
     }
 
     #[test]
     fn a_peer_that_answers_pings_is_kept() {
-        let (_, pings) = conversation(async |mut socket| {
+        let (_, pings) = with_client(async |mut socket| {
             let mut pings = 0;
             while pings < 100 {
                 let ping = socket.next().await.unwrap().unwrap();
@@ -306,11 +309,11 @@ mod tests {
     }
 
     #[test]
-    fn pings_of_a_peer_that_does_not_read_are_not_read_for_ever() {
-        conversation(async |socket| {
+    fn a_flood_of_pings_from_a_peer_that_does_not_read_is_stopped() {
+        with_client(async |socket| {
             let mut pipe = socket.into_inner();
             let ping = [&[0x89, 0x80 | 125, 0, 0, 0, 0][..], &[0; 125]].concat();
-            // A megabyte, where the pipe holds sixteen KiB.
+            // 1 MB into a pipe of 16 KiB.
             let flood = async {
                 for _ in 0..8000 {
                     pipe.write_all(&ping).await.unwrap();

@@ -5,7 +5,7 @@ use super::{
     sampling::{SamplingParams, integer},
 };
 use crate::actors::{File, FimOrder, Message, Prompt, Request, Role};
-use crate::protocol::{call::ProgressToken, error::Fault};
+use crate::protocol::{call::ProgressToken, error::ResponseError};
 use serde::Deserialize;
 use std::{collections::BTreeMap, mem::take};
 
@@ -38,7 +38,7 @@ macro_rules! completion_params {
         }
 
         impl $name {
-            pub(crate) fn completion(mut self, bounds: Bounds<'_>) -> Result<Completion, Fault> {
+            pub(crate) fn completion(mut self, bounds: Bounds<'_>) -> Result<Completion, ResponseError> {
                 let prompt = self.prompt(bounds)?;
                 let common = Common {
                     model: self.model,
@@ -63,7 +63,7 @@ macro_rules! completion_params {
             }
 
             /// The prompt alone, for who only wants to see it rendered.
-            pub(crate) fn into_prompt(self, bounds: Bounds<'_>) -> Result<Prompt, Fault> {
+            pub(crate) fn into_prompt(self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
                 Ok(self.completion(bounds)?.request.prompt)
             }
         }
@@ -128,10 +128,10 @@ pub(crate) struct Completion {
 }
 
 impl InfillParams {
-    fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, Fault> {
+    fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
         let files = take(&mut self.files);
         if files.len() > bounds.limits.files {
-            return Err(Fault::parameter("files", format!("{} files, {} are allowed", files.len(), bounds.limits.files)));
+            return Err(ResponseError::parameter("files", format!("{} files, {} are allowed", files.len(), bounds.limits.files)));
         }
         let context: usize = files.iter().map(|file| file.path.len() + file.text.len()).sum();
         let names = [("path", &self.path), ("repository", &self.repository)];
@@ -152,17 +152,17 @@ impl InfillParams {
 }
 
 impl CompleteParams {
-    fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, Fault> {
+    fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
         bounds.text([("prompt", self.prompt.len())])?;
         Ok(Prompt::Text(take(&mut self.prompt)))
     }
 }
 
 impl ChatParams {
-    fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, Fault> {
+    fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
         let messages = take(&mut self.messages);
         if messages.is_empty() {
-            return Err(Fault::parameter("messages", "there is nothing to answer"));
+            return Err(ResponseError::parameter("messages", "there is nothing to answer"));
         }
         let content = messages.iter().map(|message| message.content.len()).sum();
         bounds.text([("messages", content), ("language", self.language.as_ref().map_or(0, String::len))])?;
@@ -187,13 +187,13 @@ struct Common {
 }
 
 impl Common {
-    fn completion(self, prompt: Prompt, sampling: SamplingParams, bounds: Bounds<'_>) -> Result<Completion, Fault> {
+    fn completion(self, prompt: Prompt, sampling: SamplingParams, bounds: Bounds<'_>) -> Result<Completion, ResponseError> {
         let limits = bounds.limits;
         if self.stop.len() > limits.stops {
-            return Err(Fault::parameter("stop", format!("{} sequences, {} are allowed", self.stop.len(), limits.stops)));
+            return Err(ResponseError::parameter("stop", format!("{} sequences, {} are allowed", self.stop.len(), limits.stops)));
         }
         if self.stop.iter().any(|stop| stop.is_empty() || stop.len() > limits.stop_bytes) {
-            return Err(Fault::parameter("stop", format!("a sequence has from 1 to {} bytes", limits.stop_bytes)));
+            return Err(ResponseError::parameter("stop", format!("a sequence has from 1 to {} bytes", limits.stop_bytes)));
         }
         let logprobs = match self.logprobs {
             None => None,

@@ -13,11 +13,12 @@ pub(crate) use params::{
 };
 pub(crate) use read::read;
 pub(crate) use results::{
-    CancelResult, CompletionResult, DetokenizeResult, InitializeResult, Piece, RenderResult, TokenizeResult, WorkDone, logprobs,
+    CancelResult, CompletionResult, DetokenizeResult, InitializeResult, PartialResult, RenderResult, TokenizeResult, WorkDoneProgress,
+    logprobs,
 };
 pub(crate) use status::{HealthResult, ModelInfoResult, ModelsResult, StatusResult};
 
-use super::error::Fault;
+use super::error::ResponseError;
 use crate::config::Limits;
 
 /// What params are judged by.
@@ -33,13 +34,13 @@ impl Bounds<'_> {
     }
 
     /// All texts of a request share one budget; the one that exceeds it is named.
-    pub(crate) fn text<const N: usize>(&self, sizes: [(&str, usize); N]) -> Result<(), Fault> {
+    pub(crate) fn text<const N: usize>(&self, sizes: [(&str, usize); N]) -> Result<(), ResponseError> {
         let mut total = 0usize;
         for (name, size) in sizes {
             total = total.saturating_add(size);
             if total > self.limits.text_bytes {
                 let reason = format!("the request's text has more than {} bytes", self.limits.text_bytes);
-                return Err(Fault::parameter(name, reason).with("limit", self.limits.text_bytes));
+                return Err(ResponseError::parameter(name, reason).with("limit", self.limits.text_bytes));
             }
         }
         Ok(())

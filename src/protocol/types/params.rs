@@ -2,7 +2,7 @@
 
 use super::{Bounds, ChatParams, CompleteParams, InfillParams};
 use crate::actors::Prompt;
-use crate::protocol::{call::ProgressToken, envelope::CallId, error::Fault};
+use crate::protocol::{call::ProgressToken, envelope::CallId, error::ResponseError};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -55,12 +55,12 @@ pub(crate) struct RenderParams {
 }
 
 impl RenderParams {
-    pub(crate) fn into_prompt(self, bounds: Bounds<'_>) -> Result<Prompt, Fault> {
+    pub(crate) fn into_prompt(self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
         match (self.infill, self.complete, self.chat) {
             (Some(infill), None, None) => infill.into_prompt(bounds),
             (None, Some(complete), None) => complete.into_prompt(bounds),
             (None, None, Some(chat)) => chat.into_prompt(bounds),
-            _ => Err(Fault::parameter("params", "give one of infill, complete and chat")),
+            _ => Err(ResponseError::parameter("params", "give one of infill, complete and chat")),
         }
     }
 }

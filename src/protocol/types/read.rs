@@ -2,27 +2,27 @@
 
 use crate::protocol::{
     call::ProgressToken,
-    envelope::{CallId, Object},
-    error::Fault,
+    envelope::{CallId, RawObject},
+    error::ResponseError,
 };
 use jsonrpsee_types::Params;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-pub(crate) fn read<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, Fault> {
+pub(crate) fn read<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, ResponseError> {
     let text = params.as_str().unwrap_or("{}");
     // A derived struct would read an array by position, and then a parameter's place would be its meaning.
     if !text.starts_with('{') {
-        return Err(Fault::parameter("params", "parameters go by name, in an object"));
+        return Err(ResponseError::parameter("params", "parameters go by name, in an object"));
     }
     serde_json::from_str(text).map_err(|error| complaint(&error, text))
 }
 
-fn complaint(error: &serde_json::Error, text: &str) -> Fault {
+fn complaint(error: &serde_json::Error, text: &str) -> ResponseError {
     let sentence = error.to_string();
     let reason = sentence.rsplit_once(" at line ").map_or(&*sentence, |(reason, _)| reason);
     let name = parameter(error, reason, text);
-    Fault::parameter(name.as_deref().unwrap_or("params"), reason)
+    ResponseError::parameter(name.as_deref().unwrap_or("params"), reason)
 }
 
 /// The parameter that a complaint is about: the one whose value the reader stood in, else the one that serde names, else
@@ -30,7 +30,7 @@ fn complaint(error: &serde_json::Error, text: &str) -> Fault {
 fn parameter(error: &serde_json::Error, reason: &str, text: &str) -> Option<String> {
     let line_start: usize = text.split_inclusive('\n').take(error.line().checked_sub(1)?).map(str::len).sum();
     let offset = line_start + error.column();
-    let Object(mut members) = serde_json::from_str(text).ok()?;
+    let RawObject(mut members) = serde_json::from_str(text).ok()?;
     members.retain(|(_, value)| start(value, text) <= offset);
     let (name, value) = members.pop().unzip();
     if value.is_some_and(|value| offset <= start(value, text) + value.get().len()) {
@@ -60,8 +60,8 @@ mod tests {
     use crate::protocol::types::InfillParams;
 
     fn named(text: &str) -> String {
-        let fault = read::<InfillParams>(&Params::new(Some(text))).unwrap_err();
-        fault.data["parameter"].as_str().unwrap().to_owned()
+        let error = read::<InfillParams>(&Params::new(Some(text))).unwrap_err();
+        error.data["parameter"].as_str().unwrap().to_owned()
     }
 
     #[test]

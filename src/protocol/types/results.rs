@@ -93,7 +93,7 @@ pub(crate) fn logprobs(tokens: Vec<Sampled>) -> impl Iterator<Item = TokenLogpro
 
 /// A piece of a streamed answer. `seq` is the number of its first step, so it rises, by more than one where steps were joined.
 #[derive(Debug, Serialize)]
-pub(crate) struct Piece {
+pub(crate) struct PartialResult {
     pub(crate) seq: u64,
     pub(crate) text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,7 +103,7 @@ pub(crate) struct Piece {
 /// LSP's work-done progress.
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
-pub(crate) enum WorkDone {
+pub(crate) enum WorkDoneProgress {
     Begin { title: String, percentage: u8 },
     Report { percentage: u8 },
     End { message: String },

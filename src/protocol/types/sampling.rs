@@ -2,7 +2,7 @@
 
 use super::Bounds;
 use crate::actors::Sampling;
-use crate::protocol::error::Fault;
+use crate::protocol::error::ResponseError;
 use serde::Serialize;
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive};
@@ -30,11 +30,11 @@ pub(super) struct SamplingParams {
 }
 
 impl SamplingParams {
-    pub(super) fn sampling(self, bounds: Bounds<'_>) -> Result<Sampling, Fault> {
+    pub(super) fn sampling(self, bounds: Bounds<'_>) -> Result<Sampling, ResponseError> {
         let neutral = Sampling::default();
         if self.logit_bias.len() > bounds.limits.logit_bias {
             let reason = format!("{} tokens, {} are allowed", self.logit_bias.len(), bounds.limits.logit_bias);
-            return Err(Fault::parameter("logitBias", reason));
+            return Err(ResponseError::parameter("logitBias", reason));
         }
         let logit_bias = self.logit_bias.into_iter().map(|(token, bias)| {
             // A hundred is enough to forbid or to force a token.
@@ -54,7 +54,7 @@ impl SamplingParams {
             repetition_window: integer("repetitionWindow", self.repetition_window, neutral.repetition_window, 0..=REPETITION_WINDOW_MAX)?,
             presence_penalty: number("presencePenalty", self.presence_penalty, neutral.presence_penalty, -2.0..=2.0)?,
             frequency_penalty: number("frequencyPenalty", self.frequency_penalty, neutral.frequency_penalty, -2.0..=2.0)?,
-            logit_bias: logit_bias.collect::<Result<_, Fault>>()?,
+            logit_bias: logit_bias.collect::<Result<_, ResponseError>>()?,
             seed: match self.seed {
                 None => random_seed()?,
                 asked => integer("seed", asked, 0, 0..=SEED_MAX)?,
@@ -63,13 +63,13 @@ impl SamplingParams {
     }
 }
 
-fn random_seed() -> Result<u64, Fault> {
-    let seed = getrandom::u64().map_err(|error| Fault::parameter("seed", format!("no randomness to be had: {error}")))?;
+fn random_seed() -> Result<u64, ResponseError> {
+    let seed = getrandom::u64().map_err(|error| ResponseError::parameter("seed", format!("no randomness to be had: {error}")))?;
     Ok(seed & SEED_MAX)
 }
 
 /// JSON has no NaN, and what is too large for an f32 is outside of every range.
-fn number(name: &str, asked: Option<f64>, neutral: f32, range: RangeInclusive<f64>) -> Result<f32, Fault> {
+fn number(name: &str, asked: Option<f64>, neutral: f32, range: RangeInclusive<f64>) -> Result<f32, ResponseError> {
     match asked {
         None => Ok(neutral),
         Some(asked) if range.contains(&asked) => Ok(asked as f32),
@@ -77,7 +77,7 @@ fn number(name: &str, asked: Option<f64>, neutral: f32, range: RangeInclusive<f6
     }
 }
 
-pub(super) fn integer<T>(name: &str, asked: Option<u64>, neutral: T, range: RangeInclusive<T>) -> Result<T, Fault>
+pub(super) fn integer<T>(name: &str, asked: Option<u64>, neutral: T, range: RangeInclusive<T>) -> Result<T, ResponseError>
 where
     T: TryFrom<u64> + PartialOrd + Display + Into<Value> + Copy,
 {
@@ -88,9 +88,9 @@ where
     }
 }
 
-fn outside<T: Display + Into<Value> + Copy>(name: &str, asked: impl Display, range: &RangeInclusive<T>) -> Fault {
+fn outside<T: Display + Into<Value> + Copy>(name: &str, asked: impl Display, range: &RangeInclusive<T>) -> ResponseError {
     let (min, max) = (*range.start(), *range.end());
-    Fault::parameter(name, format!("{asked} is not from {min} to {max}")).with("minimum", min).with("maximum", max)
+    ResponseError::parameter(name, format!("{asked} is not from {min} to {max}")).with("minimum", min).with("maximum", max)
 }
 
 /// The sampling really applied.
@@ -133,7 +133,7 @@ mod tests {
     use crate::protocol::types::{Bounds, CompleteParams, Completion, read};
     use jsonrpsee_types::Params;
 
-    fn complete(member: &str) -> Result<Completion, super::Fault> {
+    fn complete(member: &str) -> Result<Completion, super::ResponseError> {
         let text = format!(r#"{{"prompt":"fn",{member}}}"#);
         let limits = Limits::default();
         read::<CompleteParams>(&Params::new(Some(&text)))?.completion(Bounds { limits: &limits, default_model: "embedded" })
@@ -160,11 +160,11 @@ mod tests {
     fn every_number_has_its_range_and_a_refusal_names_the_parameter() {
         for (name, inside, outside) in RANGES {
             for value in *inside {
-                complete(&format!(r#""{name}":{value}"#)).unwrap_or_else(|fault| panic!("{name}: {value}: {fault}"));
+                complete(&format!(r#""{name}":{value}"#)).unwrap_or_else(|error| panic!("{name}: {value}: {error}"));
             }
             for value in *outside {
-                let fault = complete(&format!(r#""{name}":{value}"#)).expect_err(&format!("{name}: {value} passes"));
-                assert_eq!(fault.data["parameter"], *name, "{value}: {fault}");
+                let error = complete(&format!(r#""{name}":{value}"#)).expect_err(&format!("{name}: {value} passes"));
+                assert_eq!(error.data["parameter"], *name, "{value}: {error}");
             }
         }
     }

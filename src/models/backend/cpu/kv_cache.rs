@@ -30,7 +30,7 @@ impl KvShape {
         if self.half { 2 } else { 4 }
     }
 
-    /// I8 of one token's keys and values in all layers.
+    /// Bytes of one token's keys and values in all layers.
     pub(super) fn token_bytes(self) -> usize {
         self.layers * self.kv_heads * 2 * self.head_dim * self.element_bytes()
     }
@@ -97,9 +97,26 @@ impl Cache {
         self.pages.clone()
     }
 
-    /// The memory of a page. A page that `reserve` made writable is this cache's alone, except that stragglers may still read
-    /// other layers of it.
+    /// The memory of a page, to write to. A page is written to between `reserve`, which makes it this cache's alone, and the
+    /// end of the step. Until then only that step holds it too: its stragglers may read other layers of the page.
     pub(super) fn page_ptr(&self, page: usize) -> *mut u8 {
-        self.pages[page].as_ptr()
+        let page = &self.pages[page];
+        assert!(Arc::strong_count(page) <= 2, "a page that another cache shares is not written to");
+        page.as_ptr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "another cache shares")]
+    fn a_page_that_was_forked_after_it_was_reserved_is_not_written_to() {
+        let mut cache = Cache::new(KvShape { layers: 1, kv_heads: 1, head_dim: 16, half: true });
+        cache.reserve(0, 1);
+        let _step = cache.pages();
+        let _fork = cache.fork(1);
+        cache.page_ptr(0);
     }
 }

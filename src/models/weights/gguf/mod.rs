@@ -1,7 +1,8 @@
 //! The GGUF format, versions 2 and 3 (docs/gguf.md of ggml): metadata, tensor infos, then the tensors' data, in one file.
 //!
-//! Everything borrows from the mapped file. Each size, offset, count and type is checked before use: an invalid file gives an
-//! error with the field and its offset, and parsing takes time and memory at most proportional to the file's length.
+//! Metadata and tensor infos borrow from a private copy of the header, so that checked values cannot change before their use.
+//! Tensors borrow from the mapped file. Each size, offset, count and type is checked before use: an invalid file gives an error
+//! with the field and its offset, and parsing takes time and memory at most proportional to the file's length.
 
 mod metadata;
 mod reader;
@@ -44,11 +45,41 @@ pub struct TensorInfo<'a> {
     pub data: &'a [u8],
 }
 
+/// What `Gguf::header_len` finds in the beginning of a file.
+pub enum HeaderLen {
+    /// The header's length, or where its first error is behind.
+    Complete(usize),
+    /// The header goes on: at least this many bytes of the file have to be read.
+    Needs(usize),
+}
+
 impl<'a> Gguf<'a> {
-    /// # Errors
-    /// `ModelFile` with the field and its offset if the header is invalid or not supported.
+//! Metadata and tensor infos borrow from a private copy of the header, so that checked values cannot change before their use.
+//! Tensors borrow from the mapped file. Each size, offset, count and type is checked before use: an invalid file gives an error
+//! with the field and its offset, and parsing takes time and memory at most proportional to the file's length.
     pub fn parse(file: &'a str, bytes: &'a [u8]) -> Result<Self> {
-        let reader = &mut Reader::new(file, bytes);
+        Self::parse_header(file, bytes, bytes)
+    }
+
+    /// Parses `header`, a private copy of the beginning of `bytes`. Tensors are views of `bytes`, everything else is one of
+    /// `header`.
+    pub fn parse_header(file: &'a str, header: &'a [u8], bytes: &'a [u8]) -> Result<Self> {
+        Self::read(&mut Reader::new(file, header, bytes.len()), bytes)
+    }
+
+    /// How much of a file has to be copied for `parse_header`.
+    pub fn header_len(file: &'a str, header: &'a [u8], bytes: &'a [u8]) -> HeaderLen {
+        let mut reader = Reader::new(file, header, bytes.len());
+        match Self::read(&mut reader, bytes) {
+            Ok(_) => HeaderLen::Complete(reader.at()),
+            Err(_) if reader.needed() > 0 => HeaderLen::Needs(reader.needed()),
+            // `parse_header` finds the same error.
+            Err(_) => HeaderLen::Complete(header.len()),
+        }
+    }
+
+    fn read(reader: &mut Reader<'a>, bytes: &'a [u8]) -> Result<Self> {
+        let file = reader.file;
         if reader.take(4, "magic")? != b"GGUF" {
             return Err(Error::file_at(file, "magic", 0, "this is not a GGUF file"));
         }

@@ -1,18 +1,28 @@
 //! A cursor over untrusted bytes: every read is checked against the rest of the file.
 
 use crate::models::{Error, Result};
+use std::cell::Cell;
+use std::rc::Rc;
 
 /// Errors have the field's name and its offset in the file.
 #[derive(Clone)]
 pub(super) struct Reader<'a> {
     pub(super) file: &'a str,
     bytes: &'a [u8],
+    /// Bytes of the whole file, of which `bytes` may be only the beginning.
+    file_len: usize,
     at: usize,
+    /// Shared with clones: bytes that it takes to read on, if the file goes on but `bytes` don't; otherwise 0.
+    needed: Rc<Cell<usize>>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(file: &'a str, bytes: &'a [u8]) -> Self {
-        Self { file, bytes, at: 0 }
+    pub(super) fn new(file: &'a str, bytes: &'a [u8], file_len: usize) -> Self {
+        Self { file, bytes, file_len, at: 0, needed: Rc::default() }
+    }
+
+    pub(super) fn needed(&self) -> usize {
+        self.needed.get()
     }
 
     pub(super) fn at(&self) -> usize {
@@ -20,7 +30,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn left(&self) -> usize {
-        self.bytes.len() - self.at
+        self.file_len - self.at
     }
 
     /// `count` comes from the file and may have any value.
@@ -28,8 +38,12 @@ impl<'a> Reader<'a> {
         if count > self.left() as u64 {
             return Err(self.error(field, format!("{count} bytes, but the file ends after {} more", self.left())));
         }
-        let bytes = &self.bytes[self.at..self.at + count as usize];
-        self.at += count as usize;
+        let end = self.at + count as usize;
+        let Some(bytes) = self.bytes.get(self.at..end) else {
+            self.needed.set(end);
+            return Err(self.error(field, "the header goes on after what was read of it"));
+        };
+        self.at = end;
         Ok(bytes)
     }
 

@@ -31,8 +31,9 @@ impl Packed {
         assert!(columns.is_multiple_of(kind.block_inputs()), "{columns} inputs are not whole blocks");
         let packed = Self { kind, rows, columns, data: arena.zeroed(Self::bytes(matrix)) };
         pool.run(packed.panels(), &|panel, _| {
-            // SAFETY: each task has its own panel, so no two threads share a byte of this exclusive slice.
-            let out = unsafe { std::slice::from_raw_parts_mut(packed.panel(panel).cast_mut(), packed.panel_bytes()) };
+            // SAFETY: the panel is inside the buffer, which is initialized, and each task has its own panel, so nothing else
+            // accesses these bytes.
+            let out = unsafe { std::slice::from_raw_parts_mut(packed.panel_ptr(panel), packed.panel_bytes()) };
             let first = panel * LANES;
             match matrix {
                 Matrix::Plain { element: FloatType::F32, data, .. } => pack_float::<4>(out, data, first, (rows, columns)),
@@ -46,7 +47,9 @@ impl Packed {
     /// Bytes that a weight takes when packed.
     pub(in super::super) fn bytes(matrix: &Matrix<'_>) -> usize {
         let ((rows, columns), kind) = (matrix.shape(), LayoutKind::of(matrix));
-        rows.div_ceil(LANES) * (columns / kind.block_inputs() * kind.block_bytes())
+        let panel = (columns / kind.block_inputs()).checked_mul(kind.block_bytes());
+        // Every pointer into a packed weight relies on this size.
+        panel.and_then(|panel| panel.checked_mul(rows.div_ceil(LANES))).expect("a weight's size fits in usize")
     }
 
     pub(in super::super) fn panels(&self) -> usize {
@@ -64,8 +67,13 @@ impl Packed {
 
     /// The first block of a panel: `blocks()` blocks of the weight's layout.
     pub(in super::super) fn panel(&self, panel: usize) -> *const u8 {
+        self.panel_ptr(panel)
+    }
+
+    fn panel_ptr(&self, panel: usize) -> *mut u8 {
         assert!(panel < self.panels(), "panel {panel} of {}", self.panels());
-        self.data.as_ptr().wrapping_add(panel * self.panel_bytes())
+        // SAFETY: the buffer has `panel_bytes()` for each of the panels.
+        unsafe { self.data.as_ptr().add(panel * self.panel_bytes()) }
     }
 
     /// One row as floats, `[columns]`: an embedding.
@@ -186,5 +194,18 @@ fn affine_integers(q: &Quantized<'_>, first: usize) -> [u8; K_BLOCK] {
             let next = bytes.get(byte + 1).map_or(0, |&next| u16::from(next));
             ((next << 8 | u16::from(bytes[byte])) >> shift & ((1 << bits) - 1)) as u8
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "fits in usize")]
+    fn a_weight_whose_size_overflows_is_not_packed() {
+        // Both the file's and the packed size wrap to 0, which is what `data` has.
+        let matrix = Matrix::Plain { rows: 1 << 57, columns: 32, element: FloatType::F32, data: Vec::new().into() };
+        let _ = Packed::new(&matrix, &mut Arena::default(), &mut Pool::new(1));
     }
 }

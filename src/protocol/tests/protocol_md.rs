@@ -1,8 +1,8 @@
-//! PROTOCOL.md and the code say the same.
+//! PROTOCOL.md agrees with the code.
 
-use super::{
-    Api, Kind,
-    tests::without_a_model,
+use super::runtime_without_model;
+use crate::protocol::{
+    Api, ErrorKind,
     types::{HealthResult, StatusResult},
 };
 use crate::{
@@ -12,11 +12,11 @@ use crate::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const PAGE: &str = include_str!("../../PROTOCOL.md");
+const PAGE: &str = include_str!("../../../PROTOCOL.md");
 
 #[test]
-fn every_method_has_a_heading_and_every_heading_a_method() {
-    let api = Api::new(without_a_model());
+fn the_headings_are_the_methods() {
+    let api = Api::new(runtime_without_model());
     let mut methods: Vec<_> = api.names().collect();
     let mut headings: Vec<_> = PAGE.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`')).collect();
     methods.sort_unstable();
@@ -25,9 +25,9 @@ fn every_method_has_a_heading_and_every_heading_a_method() {
 }
 
 #[test]
-fn every_kind_has_its_row() {
-    for kind in Kind::ALL {
-        let (code, name, retryable) = kind.row();
+fn every_error_kind_has_its_row() {
+    for kind in ErrorKind::ALL {
+        let (code, name, retryable) = kind.spec();
         let retry = if retryable { "yes" } else { "no" };
         let row = format!("| {code} | `{name}` | {retry} |");
         assert!(PAGE.contains(&row), "PROTOCOL.md lacks the row {row}");
@@ -48,7 +48,7 @@ fn every_example_is_json() {
 }
 
 #[test]
-fn the_limits_are_those_of_the_code() {
+fn the_limits_match_the_code() {
     let limits = Limits::default();
     for row in [
         format!("| requests in flight, over all connections | {} ", limits.requests_in_flight),
@@ -69,20 +69,20 @@ fn the_limits_are_those_of_the_code() {
     }
 }
 
-/// The names of an object's members, of those within it, and of its arrays' first elements.
+/// The paths of all members of a value, nested ones too. An array counts by its first element.
 fn names(value: &Value) -> Vec<String> {
-    let within = |name: &String, value: &Value| {
+    let with_nested = |name: &String, value: &Value| {
         std::iter::once(name.clone()).chain(names(value).into_iter().map(|inner| format!("{name}.{inner}"))).collect::<Vec<_>>()
     };
     match value {
-        Value::Object(members) => members.iter().flat_map(|(name, value)| within(name, value)).collect(),
+        Value::Object(members) => members.iter().flat_map(|(name, value)| with_nested(name, value)).collect(),
         Value::Array(elements) => elements.first().map(names).unwrap_or_default(),
         _ => Vec::new(),
     }
 }
 
 #[test]
-fn what_status_and_health_tell_is_what_the_page_shows() {
+fn status_and_health_results_match_the_page() {
     let death = Death { cause: "killed by signal 9".into(), ago: Duration::from_millis(640) };
     let model = |state| ModelStatus {
         name: "a".into(),
@@ -104,8 +104,8 @@ fn what_status_and_health_tell_is_what_the_page_shows() {
     };
     let shown = PAGE.lines().find(|line| line.contains(r#""uptimeMs""#)).expect("an example");
     let shown: Value = serde_json::from_str(shown).unwrap();
-    let told = serde_json::to_value(StatusResult::new(status(&[ModelState::Ready]), "a")).unwrap();
-    assert_eq!(names(&shown["result"]), names(&told));
+    let actual = serde_json::to_value(StatusResult::new(status(&[ModelState::Ready]), "a")).unwrap();
+    assert_eq!(names(&shown["result"]), names(&actual));
 
     use ModelState::{Failed, Loading, Ready, Restarting, Stalled, Unloaded};
     for (states, word, code) in [
@@ -119,6 +119,6 @@ fn what_status_and_health_tell_is_what_the_page_shows() {
         assert_eq!(serde_json::to_value(health).unwrap(), json!({ "status": word }));
         assert!(PAGE.contains(&format!("| `{word}` | {code} |")), "PROTOCOL.md lacks the row of {word}");
         let full = serde_json::to_value(HealthResult::new(status(states), "a", true)).unwrap();
-        assert_eq!(names(&full["models"]), names(&told["models"]));
+        assert_eq!(names(&full["models"]), names(&actual["models"]));
     }
 }

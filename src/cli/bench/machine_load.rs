@@ -50,9 +50,9 @@ fn numbers(line: &str) -> impl Iterator<Item = f64> {
 }
 
 /// Looks at the machine's load from its making on.
-pub(super) struct Watch(Option<Ticks>);
+pub(super) struct LoadMeter(Option<Ticks>);
 
-impl Watch {
+impl LoadMeter {
     pub(super) fn start() -> Self {
         Self(Ticks::now())
     }

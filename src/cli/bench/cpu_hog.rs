@@ -7,18 +7,18 @@ use std::time::Duration;
 const SETTLING: Duration = Duration::from_millis(100);
 
 /// Gone when dropped, or when this process is.
-pub(super) struct Neighbour(Child);
+pub(super) struct CpuHog(Child);
 
-impl Neighbour {
+impl CpuHog {
     pub(super) fn start() -> anyhow::Result<Self> {
         let mut command = Command::new(crate::cli::program()?);
-        let child = command.args(["bench", "--neighbour", &std::process::id().to_string()]).spawn()?;
+        let child = command.args(["bench", "--cpu-hog", &std::process::id().to_string()]).spawn()?;
         std::thread::sleep(SETTLING);
         Ok(Self(child))
     }
 }
 
-impl Drop for Neighbour {
+impl Drop for CpuHog {
     fn drop(&mut self) {
         // It may have ended by itself. Waiting for it makes its time ours, so that it does not count as others' load.
         let _ = self.0.kill();
@@ -28,7 +28,7 @@ impl Drop for Neighbour {
 
 /// What that process does: turns on one processor for as long as `parent` is its parent. No second thread waits for
 /// that, because it might never run beside this one.
-pub(super) fn be_one(parent: u32) -> anyhow::Result<ExitCode> {
+pub(super) fn spin(parent: u32) -> anyhow::Result<ExitCode> {
     pin()?;
     while rustix::process::getppid().is_some_and(|pid| pid.as_raw_pid().cast_unsigned() == parent) {
         (0..1_000_000).for_each(|_| std::hint::spin_loop());

@@ -7,15 +7,15 @@ use std::process::{Command, Stdio};
 
 /// `llama-bench=PATH`, and `llama-batched-bench=PATH` for several sequences.
 #[derive(Clone)]
-pub(super) enum Peer {
+pub(super) enum Program {
     Bench(PathBuf),
     Batched(PathBuf),
 }
 
-pub(super) fn parse(text: &str) -> Result<Peer, String> {
+pub(super) fn parse(text: &str) -> Result<Program, String> {
     match text.split_once('=') {
-        Some(("llama-bench", path)) => Ok(Peer::Bench(path.into())),
-        Some(("llama-batched-bench", path)) => Ok(Peer::Batched(path.into())),
+        Some(("llama-bench", path)) => Ok(Program::Bench(path.into())),
+        Some(("llama-batched-bench", path)) => Ok(Program::Batched(path.into())),
         _ => Err("not llama-bench=PATH or llama-batched-bench=PATH".into()),
     }
 }
@@ -28,8 +28,8 @@ pub(super) enum Task {
     Batch { sequences: usize, prompt: usize, tokens: usize },
 }
 
-pub(super) struct Peers<'a> {
-    pub(super) programs: &'a [Peer],
+pub(super) struct LlamaCpp<'a> {
+    pub(super) programs: &'a [Program],
     pub(super) model: &'a Path,
     /// Which attention was the better one behind a long context, by threads; each is asked for both once.
     flash: Vec<(usize, &'static str)>,
@@ -38,14 +38,14 @@ pub(super) struct Peers<'a> {
 /// llama-batched-bench writes by a thread for its log, and on a crowded machine it was seen to end before that had a turn.
 const TRIES: usize = 5;
 
-impl<'a> Peers<'a> {
-    pub(super) fn new(programs: &'a [Peer], model: &'a Path) -> Self {
+impl<'a> LlamaCpp<'a> {
+    pub(super) fn new(programs: &'a [Program], model: &'a Path) -> Self {
         Self { programs, model, flash: Vec::new() }
     }
 
     fn program(&self, task: Task) -> Option<&'a Path> {
         self.programs.iter().find_map(|peer| match (peer, task) {
-            (Peer::Batched(path), Task::Batch { .. }) | (Peer::Bench(path), Task::Prompt(_) | Task::Generate { .. }) => {
+            (Program::Batched(path), Task::Batch { .. }) | (Program::Bench(path), Task::Prompt(_) | Task::Generate { .. }) => {
                 Some(path.as_path())
             }
             _ => None,
@@ -110,7 +110,7 @@ mod tests {
         std::fs::write(&program, script.replace("LOG", log.to_str().unwrap())).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let programs = [parse(&format!("llama-bench={}", program.display())).expect("a peer")];
-        let mut peers = Peers::new(&programs, Path::new("a model.gguf"));
+        let mut peers = LlamaCpp::new(&programs, Path::new("a model.gguf"));
         let deep = Task::Generate { depth: 4096, tokens: 16 };
         assert_eq!([(); 3].map(|()| peers.run(deep, 2).unwrap()), [4.5; 3]);
         assert_eq!(peers.run(Task::Prompt(512), 1).unwrap(), 7.0);

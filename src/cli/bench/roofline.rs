@@ -59,11 +59,11 @@ const ROWS: usize = 128;
 /// Products of one quantization of the rows, which then costs next to nothing.
 const TIMES: usize = 8;
 
-/// A model's weights by their forms: a small piece of each, and how many of a token's products have that form.
+/// A model's weights by their weight_samples: a small piece of each, and how many of a token's products have that form.
 #[derive(Default)]
-pub(super) struct Forms(Vec<(String, <Native as Backend>::Linear, u64)>);
+pub(super) struct WeightSamples(Vec<(String, <Native as Backend>::Linear, u64)>);
 
-impl Forms {
+impl WeightSamples {
     pub(super) fn add(&mut self, matrix: &Matrix<'_>, backend: &mut Native) -> souffleur::models::Result<()> {
         let (rows, columns) = matrix.shape();
         let name = match matrix {
@@ -80,7 +80,7 @@ impl Forms {
         Ok(())
     }
 
-    /// Multiplications a second of the kernel on weights and rows in the cache, forms in the model's proportion.
+    /// Multiplications a second of the kernel on weights and rows in the cache, weight_samples in the model's proportion.
     pub(super) fn multiply(&self, backend: &mut Native) -> f64 {
         let (mut products, mut seconds) = (0.0, 0.0);
         for (_, weight, share) in &self.0 {

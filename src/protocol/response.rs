@@ -1,6 +1,6 @@
-//! Responses as text, under the peer's own id.
+//! Builds responses as text, under the peer's own id.
 
-use super::{envelope::CallId, error::Fault, types::CancelResult};
+use super::{envelope::CallId, error::ResponseError, types::CancelResult};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -8,8 +8,8 @@ pub(super) fn success(id: &CallId, result: &str) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#)
 }
 
-pub(super) fn failure(id: Option<&CallId>, fault: Fault) -> String {
-    let error = serde_json::to_string(&fault.object()).expect("strings and numbers only");
+pub(super) fn failure(id: Option<&CallId>, error: ResponseError) -> String {
+    let error = serde_json::to_string(&error.object()).expect("strings and numbers only");
     raw_failure(id, &error)
 }
 
@@ -24,7 +24,7 @@ pub(super) fn cancelled(id: &CallId, completion_tokens: u32) -> String {
     success(id, &serde_json::to_string(&CancelResult { completion_tokens }).expect("a number"))
 }
 
-/// The registry's response, which stands under its surrogate id.
+/// Takes the result or the error from a response of the registry, whose id is the registry's own.
 pub(super) fn registered(id: &CallId, response: &str) -> String {
     #[derive(Deserialize)]
     struct Outcome<'a> {
@@ -36,7 +36,7 @@ pub(super) fn registered(id: &CallId, response: &str) -> String {
     let outcome: Outcome<'_> = serde_json::from_str(response).expect("written by the registry");
     match outcome {
         Outcome { error: Some(error), .. } => raw_failure(Some(id), error.get()),
-        // A result of `null` reads as none.
+        // serde reads a result of `null` as `None`.
         Outcome { result, error: None } => success(id, result.map_or("null", RawValue::get)),
     }
 }

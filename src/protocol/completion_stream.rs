@@ -1,40 +1,40 @@
-//! From a transcript to the wire: the one path of everything that completes, and the progress of a load.
+//! Runs a completion and sends it to the peer, streamed or as one text; and loads a model with progress.
 
 use super::{
     call::Call,
-    error::Fault,
-    types::{Completion, CompletionResult, LoadParams, Piece, WorkDone, logprobs},
+    error::ResponseError,
+    types::{Completion, CompletionResult, LoadParams, PartialResult, WorkDoneProgress, logprobs},
 };
 use crate::actors::{End, FinishReason, ModelInfo, Reader, Runtime, Update, Usage};
 use tokio::sync::watch;
 
-/// Streams under the request's token as fast as the peer reads, or gathers the text; then the end.
-pub(super) async fn complete(runtime: &Runtime, call: &Call, completion: Completion) -> Result<CompletionResult, Fault> {
+/// Streams partial results under the request's token at the speed the peer reads, or collects the whole text.
+pub(super) async fn complete(runtime: &Runtime, call: &Call, completion: Completion) -> Result<CompletionResult, ResponseError> {
     let wants_logprobs = completion.request.logprobs.is_some();
     let stream = completion.stream.map(|token| call.progress(token));
     let mut reader = runtime.complete(completion.request)?;
-    let (mut text, mut gathered) = (String::new(), Vec::new());
+    let (mut text, mut all_logprobs) = (String::new(), Vec::new());
     let end = loop {
-        let Update { seq, text: piece, tokens, end } = tokio::select! {
+        let Update { seq, text: new_text, tokens, end } = tokio::select! {
             biased;
             () = call.cancelled() => return Err(cancelled(call, reader).await),
             news = reader.next() => news,
         };
         match &stream {
-            Some(stream) if !piece.is_empty() || (wants_logprobs && !tokens.is_empty()) => {
+            Some(stream) if !new_text.is_empty() || (wants_logprobs && !tokens.is_empty()) => {
                 let logprobs = wants_logprobs.then(|| logprobs(tokens).collect());
-                let piece = Piece { seq, text: piece, logprobs };
+                let partial = PartialResult { seq, text: new_text, logprobs };
                 tokio::select! {
                     biased;
                     () = call.cancelled() => return Err(cancelled(call, reader).await),
-                    () = stream.send(&piece) => {}
+                    () = stream.send(&partial) => {}
                 }
             }
             Some(_) => {}
             None => {
-                text.push_str(&piece);
+                text.push_str(&new_text);
                 if wants_logprobs {
-                    gathered.extend(logprobs(tokens));
+                    all_logprobs.extend(logprobs(tokens));
                 }
             }
         }
@@ -45,22 +45,22 @@ pub(super) async fn complete(runtime: &Runtime, call: &Call, completion: Complet
     match end {
         End::Done { reason: FinishReason::Cancelled, usage, .. } => {
             call.computed(usage.completion_tokens);
-            Err(Fault::cancelled(usage))
+            Err(ResponseError::cancelled(usage))
         }
         End::Done { reason, usage, applied } => {
             call.computed(usage.completion_tokens);
-            let logprobs = (wants_logprobs && stream.is_none()).then_some(gathered);
+            let logprobs = (wants_logprobs && stream.is_none()).then_some(all_logprobs);
             Ok(CompletionResult::new(text, reason, usage, applied, logprobs))
         }
         End::Failed(error) => Err(error.into()),
     }
 }
 
-/// Stops reading, waits until nothing computes any more, and says what was computed.
-async fn cancelled(call: &Call, reader: Reader) -> Fault {
+/// Stops the completion, waits until its computation has ended, and gives the error with its usage.
+async fn cancelled(call: &Call, reader: Reader) -> ResponseError {
     let end = tokio::select! {
         end = reader.abandon().wait() => Some(end),
-        () = call.hurried() => None,
+        () = call.force_ended() => None,
     };
     let usage = match end {
         Some(End::Done { usage, .. }) => usage,
@@ -71,15 +71,15 @@ async fn cancelled(call: &Call, reader: Reader) -> Fault {
         }
     };
     call.computed(usage.completion_tokens);
-    Fault::cancelled(usage)
+    ResponseError::cancelled(usage)
 }
 
-/// Loads a model; under a token, says how far it is. Percentages only rise, and a slow peer misses some.
-pub(super) async fn load(runtime: &Runtime, call: &Call, params: &LoadParams) -> Result<ModelInfo, Fault> {
+/// Loads a model. With a token, reports progress: percentages only rise, and a slow peer misses some.
+pub(super) async fn load(runtime: &Runtime, call: &Call, params: &LoadParams) -> Result<ModelInfo, ResponseError> {
     let Some(token) = params.work_done_token.clone() else { return Ok(runtime.load(&params.model, |_, _| ()).await?) };
     let progress = call.progress(token);
-    progress.send(&WorkDone::Begin { title: format!("Loading {}", params.model), percentage: 0 }).await;
-    let (percentage, mut heard) = watch::channel(0u8);
+    progress.send(&WorkDoneProgress::Begin { title: format!("Loading {}", params.model), percentage: 0 }).await;
+    let (percentage, mut changes) = watch::channel(0u8);
     let loading = runtime.load(&params.model, move |done, total| {
         let now = (done.saturating_mul(100) / total.max(1)).min(100) as u8;
         percentage.send_if_modified(|percentage| {
@@ -90,11 +90,11 @@ pub(super) async fn load(runtime: &Runtime, call: &Call, params: &LoadParams) ->
         });
     });
     let report = async {
-        while heard.changed().await.is_ok() {
-            let percentage = *heard.borrow_and_update();
-            progress.send(&WorkDone::Report { percentage }).await;
+        while changes.changed().await.is_ok() {
+            let percentage = *changes.borrow_and_update();
+            progress.send(&WorkDoneProgress::Report { percentage }).await;
         }
-        // The load has let go of its callback and is about to answer.
+        // The callback was dropped: `loading` is about to resolve.
         std::future::pending().await
     };
     let loaded = tokio::select! {
@@ -105,6 +105,6 @@ pub(super) async fn load(runtime: &Runtime, call: &Call, params: &LoadParams) ->
         Ok(_) => "loaded".to_owned(),
         Err(error) => error.to_string(),
     };
-    progress.send(&WorkDone::End { message }).await;
+    progress.send(&WorkDoneProgress::End { message }).await;
     Ok(loaded?)
 }
