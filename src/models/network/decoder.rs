@@ -1,9 +1,9 @@
 //! The one decoder that runs every `DecoderSpec`.
 
-use super::spec::DecoderSpec;
 use super::block::{LinearSpec, NormWeight, PartSpec, Visitor, Weights};
 #[cfg(test)]
 use super::parameters::ParameterList;
+use super::spec::DecoderSpec;
 use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, LinearPart, Span};
 use crate::models::weights::{Parameter, Tensors};

@@ -150,10 +150,25 @@ macro_rules! with_layout {
     (@arms $kind:expr, $layout:ident => $body:expr, [$($float:tt)*]) => {
         match $kind {
             $($float)*
-            LayoutKind::Affine { bits: 4, group, f32_scales } => with_layout!(@affine U4, 0, group, f32_scales, $layout => $body),
-            LayoutKind::Affine { bits: 6, group, f32_scales } => with_layout!(@affine U6, 0, group, f32_scales, $layout => $body),
-            LayoutKind::Affine { bits: 8, group, f32_scales } => with_layout!(@affine I8, -128, group, f32_scales, $layout => $body),
-            LayoutKind::Affine { bits, .. } => unreachable!("packed integers of {bits} bits"),
+            LayoutKind::Affine { bits: 4, group: 32, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<32, false, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 32, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<32, true, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 64, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<64, false, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 64, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<64, true, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 128, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<128, false, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 128, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<128, true, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 32, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<32, false, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 32, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<32, true, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 64, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<64, false, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 64, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<64, true, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 128, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<128, false, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 128, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<128, true, 0>>; $body }
+            LayoutKind::Affine { bits: 8, group: 32, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<32, false, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 32, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<32, true, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 64, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<64, false, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 64, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<64, true, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 128, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<128, false, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 128, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<128, true, -128>>; $body }
+            LayoutKind::Affine { bits, group, .. } => unreachable!("packed integers of {bits} bits in groups of {group}"),
             LayoutKind::Q4_0 => { type $layout = BlockLayout<U4, ScaleOnly<8>>; $body }
             LayoutKind::Q5_0 => { type $layout = BlockLayout<U5, ScaleOnly<16>>; $body }
             LayoutKind::Q5_1 => { type $layout = BlockLayout<U5, ScaleBias<32, false, 0>>; $body }
@@ -162,17 +177,6 @@ macro_rules! with_layout {
             LayoutKind::Q4_K => { type $layout = BlockLayout<U4, KQuantScaleMin<32>>; $body }
             LayoutKind::Q5_K => { type $layout = BlockLayout<U5, KQuantScaleMin<32>>; $body }
             LayoutKind::Q6_K => { type $layout = BlockLayout<U6, KQuantScale>; $body }
-        }
-    };
-    (@affine $ints:ty, $zero_point:literal, $group:expr, $f32_scales:expr, $layout:ident => $body:expr) => {
-        match ($group, $f32_scales) {
-            (32, false) => { type $layout = BlockLayout<$ints, ScaleBias<32, false, $zero_point>>; $body }
-            (32, true) => { type $layout = BlockLayout<$ints, ScaleBias<32, true, $zero_point>>; $body }
-            (64, false) => { type $layout = BlockLayout<$ints, ScaleBias<64, false, $zero_point>>; $body }
-            (64, true) => { type $layout = BlockLayout<$ints, ScaleBias<64, true, $zero_point>>; $body }
-            (128, false) => { type $layout = BlockLayout<$ints, ScaleBias<128, false, $zero_point>>; $body }
-            (128, true) => { type $layout = BlockLayout<$ints, ScaleBias<128, true, $zero_point>>; $body }
-            (group, _) => unreachable!("a scale per {group}: groups are checked when a weight is read"),
         }
     };
 }
