@@ -11,8 +11,8 @@ pub(in super::super) use super::page_attention::{QueryTile, partial_len};
 /// Rows of one span that share a pass over the keys and values.
 pub(in super::super) const TILE_ROWS: usize = 4;
 /// Query heads per KV head: the largest group in use is 8 (Llama 3), 16 leaves room.
-pub(in super::super) const GROUP_MAX: usize = 16;
-const QUERIES_MAX: usize = TILE_ROWS * GROUP_MAX;
+pub(in super::super) const GROUP_SIZE_MAX: usize = 16;
+const QUERIES_MAX: usize = TILE_ROWS * GROUP_SIZE_MAX;
 pub(in super::super) const HEAD_DIM_MAX: usize = 256;
 
 /// AttentionScratch memory of one thread.

@@ -1,7 +1,7 @@
 //! Attention of a tile of queries to one KV page: the partial results that split-KV attention combines.
 
 use super::super::buffer::Buffer;
-use super::super::isa::{Isa, LANES, add_lanes, exp};
+use super::super::isa::{Isa, LANES, exp, reduce_sum};
 use super::super::kv_cache::{KvShape, PAGE_TOKENS};
 use super::kv_page::{PrefetchPlan, load};
 use std::sync::Arc;
@@ -178,14 +178,14 @@ unsafe fn softmax<S: Isa>(p: *mut f32, length: usize) -> (f32, f32) {
         for i in (0..length).step_by(LANES) {
             maximum = S::max(S::load(p.add(i)), maximum);
         }
-        let maximum = S::max_lane(maximum);
+        let maximum = S::reduce_max(maximum);
         let mut total = S::zero();
         for i in (0..length).step_by(LANES) {
             let e = exp::<S>(S::sub(S::load(p.add(i)), S::splat(maximum)));
             S::store(p.add(i), e);
             total = S::add(total, e);
         }
-        (maximum, add_lanes::<S>(total))
+        (maximum, reduce_sum::<S>(total))
     }
 }
 
@@ -235,7 +235,7 @@ unsafe fn weighted_dimensions<S: Isa, const HALF: bool, const N: usize, const V:
         for block in (0..kv_len).step_by(2 * LANES) {
             prefetch.fetch::<S>(block);
             for t in block..kv_len.min(block + 2 * LANES) {
-                let weights: [S::F; N] = std::array::from_fn(|i| S::splat(*weights.add(i * PAGE_TOKENS + t)));
+                let weights: [S::F32x8; N] = std::array::from_fn(|i| S::splat(*weights.add(i * PAGE_TOKENS + t)));
                 for (j, at) in (0..V).zip((t * head_dim + d..).step_by(LANES)) {
                     let v = load::<S, HALF>(values, at);
                     for (sums, weight) in sums.iter_mut().zip(weights) {

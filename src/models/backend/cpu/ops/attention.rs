@@ -6,7 +6,7 @@ use super::super::kernels::attention::{HEAD_DIM_MAX, QueryTile, TILE_ROWS, parti
 use super::super::kv_cache::{KvShape, PAGE_TOKENS};
 use super::super::tensor::{Tensor, TensorWriter};
 use super::super::{Cpu, Norm, Scratch, Step, each_row};
-use super::linear::IDEMPOTENT_ROWS_MAX;
+use super::linear::FEW_ROWS_MAX;
 use crate::models::backend::Span;
 use crate::models::network::{Attention, AttentionSpec};
 use std::sync::Arc;
@@ -102,7 +102,7 @@ impl Cpu {
         let kernels = self.kernels;
         let input = Arc::new(AttentionInput { q: q.data.clone(), pages: pages.clone(), tiles, shape, layer, heads, kernels });
         let mut y = self.tensors.alloc(rows, heads * head_dim);
-        if rows <= IDEMPOTENT_ROWS_MAX {
+        if rows <= FEW_ROWS_MAX {
             self.attend_by_pages(input, &mut y)
         } else {
             self.attend_by_tiles(&input, &mut y)

@@ -22,7 +22,7 @@ const TASK_BYTES_MAX: usize = 256 << 10;
 const TASKS_PER_WEIGHT: usize = 64;
 /// Rows up to which tasks are idempotent, which costs a copy of their results. An operation on more rows takes so long that a
 /// straggler delays it little.
-pub(in super::super) const IDEMPOTENT_ROWS_MAX: usize = 16;
+pub(in super::super) const FEW_ROWS_MAX: usize = 16;
 
 /// Row panels of one of the weights.
 struct PanelTask {
@@ -150,7 +150,7 @@ impl Cpu {
 
         let outs: Vec<TensorWriter<'_>> = ys.iter_mut().map(Tensor::writer).collect();
         let (rows, count) = (x.rows, projection.tasks.len());
-        if rows <= IDEMPOTENT_ROWS_MAX {
+        if rows <= FEW_ROWS_MAX {
             let shared = projection.clone();
             let compute = move |task: usize, scratch: &mut Scratch| {
                 let PanelTask { weight, panels } = &shared.tasks[task];

@@ -1,7 +1,7 @@
 //! Attention against its definition, as a whole and by split-KV.
 
 use super::super::kernels::Kernels;
-use super::super::kernels::attention::{AttentionScratch, GROUP_MAX, HEAD_DIM_MAX, QueryTile, TILE_ROWS, partial_len};
+use super::super::kernels::attention::{AttentionScratch, GROUP_SIZE_MAX, HEAD_DIM_MAX, QueryTile, TILE_ROWS, partial_len};
 use super::super::kv_cache::{Cache, KvShape, PAGE_TOKENS};
 use super::Random;
 
@@ -46,7 +46,7 @@ fn attention_matches_the_definition_on_every_instruction_set() {
         (112, 1, false),
         (128, 8, false),
         (144, 2, false),
-        (HEAD_DIM_MAX, GROUP_MAX, true),
+        (HEAD_DIM_MAX, GROUP_SIZE_MAX, true),
     ] {
         let shape = KvShape { layers: 2, kv_heads: 2, head_dim, half };
         for (position, rows) in [(0, 1), (0, 4), (5, 3), (254, 4), (511, 1), (600, 2)] {

@@ -160,7 +160,7 @@ fn blocks(random: &mut Random, block: GgmlBlock, count: usize) -> Vec<u8> {
     for index in 0..count {
         let fill = [0, 0xff, 0x80, 0x7f].get(index).copied();
         let mut b: Vec<u8> = (0..block.bytes()).map(|_| fill.unwrap_or(random.next() as u8)).collect();
-        // Any finite f16: also the max_lane, the smallest denormal, zeros of both signs.
+        // Any finite f16: also the reduce_max, the smallest denormal, zeros of both signs.
         for &at in halves(block) {
             let bits = match index % 16 {
                 0 => 0x7bff,
