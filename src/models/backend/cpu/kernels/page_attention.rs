@@ -14,7 +14,7 @@ pub(in super::super) fn partial_len(head_dim: usize) -> usize {
 
 /// `rows` consecutive rows of one sequence, with all query heads that share one KV head.
 ///
-/// Its queries are numbered row by row: query `i` is head `i % group` of row `i / group`.
+/// Its queries are numbered row by row: query `i` is head `i % group_size` of row `i / group_size`.
 pub(in super::super) struct QueryTile<'a> {
     /// The KV pages of the sequence.
     pub(in super::super) pages: &'a [Arc<Buffer>],
@@ -22,7 +22,7 @@ pub(in super::super) struct QueryTile<'a> {
     pub(in super::super) layer: usize,
     pub(in super::super) kv_head: usize,
     /// Query heads per KV head (grouped-query attention).
-    pub(in super::super) group: usize,
+    pub(in super::super) group_size: usize,
     /// Position of the first row.
     pub(in super::super) position: usize,
     pub(in super::super) rows: usize,
@@ -34,17 +34,17 @@ pub(in super::super) struct QueryTile<'a> {
 
 impl QueryTile<'_> {
     pub(in super::super) fn queries(&self) -> usize {
-        self.rows * self.group
+        self.rows * self.group_size
     }
 
     /// Positions of page `page` that a query attends to.
     pub(super) fn kv_len(&self, query: usize, page: usize) -> usize {
-        (self.position + query / self.group + 1).saturating_sub(page * PAGE_TOKENS).min(PAGE_TOKENS)
+        (self.position + query / self.group_size + 1).saturating_sub(page * PAGE_TOKENS).min(PAGE_TOKENS)
     }
 
     /// The first query that attends to a position of page `page`. The causal mask hides the page from all queries before it.
     pub(in super::super) fn first_visible(&self, page: usize) -> usize {
-        (page * PAGE_TOKENS).saturating_sub(self.position) * self.group
+        (page * PAGE_TOKENS).saturating_sub(self.position) * self.group_size
     }
 
     /// Pages that the last row attends to.
@@ -52,12 +52,12 @@ impl QueryTile<'_> {
         (self.position + self.rows).div_ceil(PAGE_TOKENS)
     }
 
-    /// Panics unless the slices have all that the kernels read of them.
+    /// Panics unless the slices are as long as the kernels read.
     pub(super) fn check(&self) {
-        let Self { shape, group, rows, .. } = *self;
+        let Self { shape, group_size, rows, .. } = *self;
         assert!(self.layer < shape.layers && self.kv_head < shape.kv_heads, "the head is not in the cache");
-        assert!(rows > 0 && group > 0 && self.kv_pages() <= self.pages.len(), "the cache does not hold the tile's positions");
-        assert!(self.q.len() >= (rows - 1) * self.q_stride + group * shape.head_dim, "q does not hold the tile's queries");
+        assert!(rows > 0 && group_size > 0 && self.kv_pages() <= self.pages.len(), "the cache does not hold the tile's positions");
+        assert!(self.q.len() >= (rows - 1) * self.q_stride + group_size * shape.head_dim, "q does not hold the tile's queries");
     }
 }
 
@@ -80,7 +80,7 @@ pub(super) unsafe fn page_partials<S: Isa>(tile: &QueryTile<'_>, page: usize, sc
 
 #[inline(always)]
 unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usize, scores: *mut f32, partials: *mut f32) {
-    let (head_dim, group, count, first) = (tile.shape.head_dim, tile.group, tile.queries(), tile.first_visible(page));
+    let (head_dim, group_size, count, first) = (tile.shape.head_dim, tile.group_size, tile.queries(), tile.first_visible(page));
     let (key_offset, value_offset) = tile.shape.offsets(tile.layer, tile.kv_head);
     let block_bytes = 2 * LANES * head_dim * tile.shape.element_bytes();
     // SAFETY: the caller's; queries and dimensions stay within rows, positions within the page.
@@ -93,7 +93,7 @@ unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usiz
             let n = (count - query).min(4);
             let mut q = [tile.q.as_ptr(); 4];
             for (i, q) in q.iter_mut().enumerate().take(n) {
-                *q = tile.q.as_ptr().add((query + i) / group * tile.q_stride + (query + i) % group * head_dim);
+                *q = tile.q.as_ptr().add((query + i) / group_size * tile.q_stride + (query + i) % group_size * head_dim);
             }
             let (kv_len, to) = (tile.kv_len(query + n - 1, page), scores.add(query * PAGE_TOKENS));
             // The values are read next.
@@ -106,12 +106,12 @@ unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usiz
             }
         }
         // Up to four heads of one row share a pass over the values.
-        let heads = group.div_ceil(group.div_ceil(4));
+        let heads = group_size.div_ceil(group_size.div_ceil(4));
         let next = tile.pages[..tile.kv_pages()].get(page + 1);
-        let (passes, mut pass) = ((count - first) / group * group.div_ceil(heads), 0);
+        let (passes, mut pass) = ((count - first) / group_size * group_size.div_ceil(heads), 0);
         let mut query = first;
         while query < count {
-            let n = heads.min(group - query % group);
+            let n = heads.min(group_size - query % group_size);
             let (kv_len, weights) = (tile.kv_len(query, page), scores.add(query * PAGE_TOKENS));
             let partial = partials.add(query * partial_len(head_dim));
             for i in 0..n {

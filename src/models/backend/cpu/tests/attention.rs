@@ -36,7 +36,7 @@ fn by_pages(kernels: &Kernels, tile: &QueryTile<'_>, scratch: &mut AttentionScra
 #[test]
 fn attention_matches_the_definition_on_every_instruction_set() {
     let mut random = Random(3);
-    for (head_dim, group, half) in [
+    for (head_dim, group_size, half) in [
         (16, 5, true),
         (64, 2, true),
         (64, 3, false),
@@ -53,7 +53,7 @@ fn attention_matches_the_definition_on_every_instruction_set() {
             let length = position + rows;
             let keys: Vec<Vec<f32>> = (0..length).map(|_| random.floats(head_dim)).collect();
             let values: Vec<Vec<f32>> = (0..length).map(|_| random.floats(head_dim)).collect();
-            let q = random.floats(rows * group * head_dim);
+            let q = random.floats(rows * group_size * head_dim);
             let results: Vec<Vec<f32>> = Kernels::all()
                 .into_iter()
                 .map(|kernels| {
@@ -65,18 +65,27 @@ fn attention_matches_the_definition_on_every_instruction_set() {
                         unsafe { (kernels.append)(cache.page_ptr(t / PAGE_TOKENS), shape, 1, 1, t, &keys[t], &values[t]) };
                     }
                     let mut out = vec![0.0; q.len()];
-                    let tile =
-                        QueryTile { pages: &pages, shape, layer: 1, kv_head: 1, group, position, rows, q: &q, q_stride: group * head_dim };
+                    let tile = QueryTile {
+                        pages: &pages,
+                        shape,
+                        layer: 1,
+                        kv_head: 1,
+                        group_size,
+                        position,
+                        rows,
+                        q: &q,
+                        q_stride: group_size * head_dim,
+                    };
                     let mut scratch = AttentionScratch::default();
                     // SAFETY: the kernels run on this processor; `out` has the tile's rows, and the cache holds all positions.
-                    unsafe { (kernels.attend)(&tile, &mut scratch, out.as_mut_ptr(), group * head_dim) };
+                    unsafe { (kernels.attend)(&tile, &mut scratch, out.as_mut_ptr(), group_size * head_dim) };
                     assert_eq!(out, by_pages(kernels, &tile, &mut scratch), "split-KV differs");
                     out
                 })
                 .collect();
             assert!(results.iter().all(|result| result == &results[0]), "instruction sets differ");
-            for query in 0..rows * group {
-                let kv_len = position + query / group + 1;
+            for query in 0..rows * group_size {
+                let kv_len = position + query / group_size + 1;
                 let want = softmax_attention(&q[query * head_dim..(query + 1) * head_dim], &keys[..kv_len], &values[..kv_len]);
                 for (got, want) in results[0][query * head_dim..].iter().zip(want) {
                     let tolerance = if half { 5e-3 } else { 1e-5 };
