@@ -5,7 +5,7 @@ use super::super::kernels::Kernels;
 use super::super::kernels::attention::{HEAD_DIM_MAX, QueryTile, TILE_ROWS, partial_len};
 use super::super::kv_cache::{KvShape, PAGE_TOKENS};
 use super::super::tensor::{Tensor, TensorWriter};
-use super::super::{Cpu, Norm, Scratch, Step, each_row};
+use super::super::{Cpu, Norm, Scratch, Step, each_row, supported};
 use super::linear::FEW_ROWS_MAX;
 use crate::models::backend::Span;
 use crate::models::network::{Attention, AttentionSpec};
@@ -74,11 +74,12 @@ impl Cpu {
         [mut q, mut k, v]: [Tensor; 3],
         attention: &Attention<Norm>,
         layer: usize,
-        Step(pages): &Step,
+        step: &Step,
         spans: &mut [Span<'_, Cpu>],
     ) -> Tensor {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = attention.spec;
-        let shape = self.kv_shape;
+        let (shape, pages) = (self.kv_shape, &step.pages);
+        supported(&attention.spec).expect("`open` accepts no other attention");
         let rows = spans.iter().map(Span::rows).sum();
         assert_eq!((kv_heads, head_dim), (shape.kv_heads, shape.head_dim), "the layer's head shape equals the caches'");
         assert!(layer < shape.layers, "layer {layer} is not in the caches");
@@ -90,6 +91,7 @@ impl Cpu {
         for (span, pages) in spans.iter().zip(pages.iter()) {
             assert!(span.cache.shape == shape && span.cache.holds(span.end(), pages), "`begin` was called with this span");
         }
+        assert_eq!(step.next_layer.replace(layer + 1), layer, "each layer attends once in a step, in order");
         self.rotate_and_append(&mut q, &mut k, &v, attention, layer, spans);
 
         let mut tiles = Vec::new();
@@ -194,8 +196,8 @@ impl Cpu {
             destinations.extend((span.position..span.end()).map(|position| (position, page(position))));
         }
         let (rows, shape, kernels) = (q.rows, self.kv_shape, self.kernels);
-        let rope =
-            self.ropes.iter().find(|table| table.spec() == rope).expect("`Cpu::open` made a table for every `RopeSpec` of the model");
+        assert_eq!(self.rope.spec(), rope, "`Cpu::open` made the table of another `RopeSpec`");
+        let rope = &self.rope;
         let (q_out, k_out): (TensorWriter<'_>, TensorWriter<'_>) = (q.writer(), k.writer());
         each_row(&mut self.pool, rows, &|row| {
             let (position, PagePtr(page)) = destinations[row];
