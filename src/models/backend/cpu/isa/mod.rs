@@ -1,8 +1,8 @@
-//! The vector operations that kernels need of an instruction set, on vectors of eight lanes.
+//! The operations that kernels use of an instruction set, on vectors of eight lanes.
 //!
 //! Kernels are written once, over this trait, and compiled once per instruction set inside a function that enables it (see
 //! `kernels/mod.rs`), so that every method is inlined. The scalar implementation does the same operations in the same order and
-//! gives the same bits: it is the reference that the others are tested against.
+//! gives the same bits. The others are tested against it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -1,4 +1,4 @@
-//! Elementwise kernels, on one row of activations: norm, gated activation, addition, rotation.
+//! Elementwise kernels, on one row of activations: norm, gated activation, addition, rotary embedding.
 
 use super::super::isa::{Isa, LANES, exp, reduce_sum};
 

@@ -96,7 +96,7 @@ unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usiz
                 *q = tile.q.as_ptr().add((query + i) / group_size * tile.q_stride + (query + i) % group_size * head_dim);
             }
             let (kv_len, to) = (tile.kv_len(query + n - 1, page), scores.add(query * PAGE_TOKENS));
-            // The values are read next.
+            // The values are read after the scores.
             let prefetch = PrefetchPlan::pass(values, block_bytes, pass, passes);
             match n {
                 1 => score::<S, HALF, 1>(keys, head_dim, &q, kv_len, prefetch, to),
@@ -118,7 +118,7 @@ unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usiz
                 let partial = partial.add(i * partial_len(head_dim));
                 (*partial, *partial.add(1)) = softmax::<S>(weights.add(i * PAGE_TOKENS), kv_len);
             }
-            // The keys of the next page are read next.
+            // The keys of the next page are read after these values.
             let prefetch = next.map_or(PrefetchPlan::none(), |next| PrefetchPlan::pass(at(next, key_offset), block_bytes, pass, passes));
             let to = partial.add(LANES);
             match n {
@@ -133,7 +133,7 @@ unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usiz
     }
 }
 
-/// Scores of N queries against the first `kv_len` positions, in blocks of sixteen: `out` is `[N][PAGE_TOKENS]`.
+/// Computes the scores (q·k) of N queries for the first `kv_len` positions, in blocks of sixteen: `out` is `[N][PAGE_TOKENS]`.
 #[inline(always)]
 unsafe fn score<S: Isa, const HALF: bool, const N: usize>(
     keys: *const u8,
@@ -217,7 +217,7 @@ unsafe fn weighted_values<S: Isa, const HALF: bool, const N: usize>(
     }
 }
 
-/// As `weighted_values`, for V vectors of dimensions from `d` on. Returns the number of dimensions.
+/// As `weighted_values`, for V vectors (8 V dimensions) from dimension `d` on. Returns the number of dimensions.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "a part of `weighted_values`, inlined into it")]
 unsafe fn weighted_dimensions<S: Isa, const HALF: bool, const N: usize, const V: usize>(

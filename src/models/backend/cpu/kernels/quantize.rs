@@ -5,7 +5,7 @@ use super::super::weights::layout::ActivationQuant;
 
 /// Rows of activations as signed bytes in -127..=127, symmetric: `x = q * scale`.
 ///
-/// The row index is the second one everywhere, so that a kernel reads one k-block of all rows in sequence.
+/// The row is the second index of every array, so that a kernel reads one k-block (32 columns) of all rows in sequence.
 #[derive(Default)]
 pub(in super::super) struct QuantizedActivations {
     pub(in super::super) rows: usize,
@@ -13,7 +13,7 @@ pub(in super::super) struct QuantizedActivations {
     pub(in super::super) q: Vec<i8>,
     /// `[scale group][row]`.
     pub(in super::super) scales: Vec<f32>,
-    /// `[sum group][row]`: the sum of the group's dequantized activations, by which a weight's bias is multiplied. Empty if
+    /// `[sum group][row]`: the sum of the group's dequantized activations, which is multiplied by a weight's bias. Empty if
     /// sums are integers.
     pub(in super::super) sums: Vec<f32>,
     /// `[pair of sum groups][row][2]`: the sum of the group's integers. Empty unless sums are integers.
@@ -40,7 +40,7 @@ impl QuantizedActivations {
     }
 }
 
-/// The memory of `QuantizedActivations` by pointer, because several threads fill rows of it.
+/// Pointers to the memory of `QuantizedActivations`, because several threads write its rows at a time.
 #[derive(Clone, Copy)]
 pub(in super::super) struct ActivationWriter {
     rows: usize,

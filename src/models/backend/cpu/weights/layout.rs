@@ -111,7 +111,7 @@ impl<E: IntEncoding, H: BlockScales> QuantizedLayout for BlockLayout<E, H> {
     }
 }
 
-/// A layout as a value: what a packed weight stores.
+/// A layout as a value, stored in a packed weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, reason = "ggml's names")]
 pub(in super::super) enum LayoutKind {
