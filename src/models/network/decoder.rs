@@ -118,7 +118,7 @@ impl<B: Backend> Visitor for Loader<'_, B> {
             loaded.push(LinearPart { weight, bias });
         }
         let linear = self.backend.linear(loaded).map_err(|error| match error {
-            // Named after the first part: what can be unsupported is the number of inputs, which all parts share.
+            // The error names the first matrix: only the number of inputs can be unsupported, and all matrices have the same.
             Error::Unsupported(reason) => self.tensors.error(&format!("{}.weight", matrices[0].name), reason),
             other => other,
         })?;

@@ -27,7 +27,7 @@ pub struct Files {
 
 /// The format of a model's files.
 pub enum ModelFormat {
-    /// JSON files beside safetensors weights.
+    /// JSON files and safetensors weights in one folder.
     HuggingFace(HfFiles),
     /// One file with metadata and weights.
     Gguf,
@@ -113,7 +113,7 @@ impl Files {
             let start = part.as_ptr().addr().wrapping_sub(map.as_ptr().addr());
             if start < map.len() {
                 // SAFETY: the mapping is of a file and only read, so the kernel reads a released page again when it is accessed.
-                // What was written to the file in between shows, as `map` says. An error means that the memory stays in use.
+                // It may then have other bytes, if the file was written to in between (see `map`). After an error the memory stays in use.
                 let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, part.len()) };
             }
         }

@@ -21,13 +21,13 @@ fn by_pages(kernels: &Kernels, tile: &QueryTile<'_>, scratch: &mut AttentionScra
     let mut combined = vec![0.0; tile.queries() * head_dim];
     let mut pages = vec![vec![f32::NAN; tile.queries() * partial_len]; tile.kv_pages()];
     for (page, partials) in pages.iter_mut().enumerate() {
-        // SAFETY: the kernels run on this processor; the cache holds all positions.
+        // SAFETY: this CPU has the kernels' instruction set; the cache holds all positions.
         unsafe { (kernels.attend_page)(tile, page, scratch, partials) };
     }
     for (query, out) in combined.chunks_exact_mut(head_dim).enumerate() {
         let visible = pages.iter().enumerate().filter(|(page, _)| query >= tile.first_visible(*page));
         let partials: Vec<f32> = visible.flat_map(|(_, partials)| &partials[query * partial_len..][..partial_len]).copied().collect();
-        // SAFETY: the kernels run on this processor.
+        // SAFETY: this CPU has the kernels' instruction set.
         unsafe { (kernels.combine)(&partials, out) };
     }
     combined
@@ -61,7 +61,7 @@ fn attention_matches_the_definition_on_every_instruction_set() {
                     cache.reserve(0, length);
                     let pages = cache.pages();
                     for t in 0..length {
-                        // SAFETY: the kernels run on this processor; the position was reserved, and this is the only thread.
+                        // SAFETY: this CPU has the kernels' instruction set; the position was reserved, and this is the only thread.
                         unsafe { (kernels.append)(cache.page_ptr(t / PAGE_TOKENS), shape, 1, 1, t, &keys[t], &values[t]) };
                     }
                     let mut out = vec![0.0; q.len()];
@@ -77,7 +77,7 @@ fn attention_matches_the_definition_on_every_instruction_set() {
                         q_stride: group_size * head_dim,
                     };
                     let mut scratch = AttentionScratch::default();
-                    // SAFETY: the kernels run on this processor; `out` has the tile's rows, and the cache holds all positions.
+                    // SAFETY: this CPU has the kernels' instruction set; `out` has the tile's rows, and the cache holds all positions.
                     unsafe { (kernels.attend)(&tile, &mut scratch, out.as_mut_ptr(), group_size * head_dim) };
                     assert_eq!(out, by_pages(kernels, &tile, &mut scratch), "split-KV differs");
                     out

@@ -195,7 +195,7 @@ fn a_packed_block_matches_ggml_to_the_bit() {
         let packed = packed(block, rows, columns, &data);
         let mut row = vec![0f32; columns];
         for (r, data) in data.chunks_exact(data.len() / rows).enumerate() {
-            // SAFETY: the kernels run on this processor.
+            // SAFETY: this CPU has the kernels' instruction set.
             unsafe { (Kernels::all()[0].row)(&packed, r, &mut row) };
             let want = data.chunks_exact(block.bytes()).flat_map(|b| definition(block, b));
             for (i, (got, want)) in row.iter().zip(want).enumerate() {

@@ -35,12 +35,12 @@ pub(in super::super) trait Layout {
     unsafe fn dequantize_block<S: Isa>(p: *const u8, out: *mut f32);
 }
 
-/// A layout with integer weights: `w = q * scale + bias`, with one scale and one bias per group and row.
+/// A layout with integer weights: `w = q * scale + bias`, with one scale and one bias per group of columns and row.
 pub(in super::super) trait QuantizedLayout: Layout {
     type Scales: BlockScales;
     type Encoding: IntEncoding;
 
-    /// The integers of one k-block, one vector per k-group.
+    /// The quantized weights of one k-block, one vector per k-group.
     ///
     /// # Safety
     /// The processor has the instruction set. `p` points to a block, `k_block` is one of its k-blocks.
@@ -82,7 +82,7 @@ impl<E: IntEncoding, H: BlockScales> Layout for BlockLayout<E, H> {
 
     #[inline(always)]
     unsafe fn dequantize_block<S: Isa>(p: *const u8, out: *mut f32) {
-        // SAFETY: the trait's contract; indices stay within the block.
+        // SAFETY: guaranteed by the caller; indices stay within the block.
         unsafe {
             for input in (0..Self::BLOCK_INPUTS).step_by(4) {
                 let k_group = Self::unpack::<S>(p, input / K_BLOCK)[input % K_BLOCK / 4];
@@ -106,7 +106,7 @@ impl<E: IntEncoding, H: BlockScales> QuantizedLayout for BlockLayout<E, H> {
 
     #[inline(always)]
     unsafe fn unpack<S: Isa>(p: *const u8, k_block: usize) -> [S::U8x32; 8] {
-        // SAFETY: the trait's contract.
+        // SAFETY: guaranteed by the caller.
         unsafe { E::unpack::<S>(p.add(H::BYTES + k_block * E::BYTES)) }
     }
 }
@@ -137,7 +137,7 @@ pub(in super::super) enum LayoutKind {
     Q6_K,
 }
 
-/// Evaluates `$body` with the type `$layout` that `$kind` stands for. `@quantized` excludes float layouts.
+/// Evaluates `$body` with `$layout` as the layout type of `$kind`. `@quantized` excludes float layouts.
 macro_rules! with_layout {
     (@quantized $kind:expr, $layout:ident => $body:expr) => {
         with_layout!(@arms $kind, $layout => $body, [

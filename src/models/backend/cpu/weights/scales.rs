@@ -111,12 +111,12 @@ impl<const G: usize> BlockScales for KQuantScaleMin<G> {
     }
     #[inline(always)]
     unsafe fn scale_bias<S: Isa>(p: *const u8, group: usize) -> (S::F32x8, S::F32x8) {
-        // SAFETY: the trait's contract.
+        // SAFETY: guaranteed by the caller.
         unsafe { k_quant_scale_bias::<S, Self>(p, group) }
     }
     #[inline(always)]
     unsafe fn sub_block_scales<S: Isa>(p: *const u8, group: usize) -> (S::I32x8, S::I32x8) {
-        // SAFETY: behind the f16 numbers, each group has eight scales, then eight mins.
+        // SAFETY: after the f16 numbers, each group has eight scales, then eight mins.
         unsafe {
             let sub_block = p.add(LANES * 4 + group * LANES * 2);
             (S::load_u8_as_i32(sub_block), S::load_u8_as_i32(sub_block.add(LANES)))
@@ -148,13 +148,13 @@ impl BlockScales for KQuantScale {
     }
     #[inline(always)]
     unsafe fn scale_bias<S: Isa>(p: *const u8, group: usize) -> (S::F32x8, S::F32x8) {
-        // SAFETY: the trait's contract.
+        // SAFETY: guaranteed by the caller.
         unsafe { k_quant_scale_bias::<S, Self>(p, group) }
     }
     /// The scales are also the mins, because `(q - 32) * scale = q * scale - 32 * scale`.
     #[inline(always)]
     unsafe fn sub_block_scales<S: Isa>(p: *const u8, group: usize) -> (S::I32x8, S::I32x8) {
-        // SAFETY: behind the f16 numbers, each group has eight scales.
+        // SAFETY: after the f16 numbers, each group has eight scales.
         unsafe {
             let scales = S::load_i8_as_i32(p.add(LANES * 2 + group * LANES));
             (scales, scales)
