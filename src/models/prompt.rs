@@ -36,7 +36,8 @@ pub fn render<'a>(prompt: &'a Prompt, family: &Family) -> Result<Vec<Part<'a>>> 
                 FimOrder::PrefixSuffixMiddle => {
                     [Part::Control(fim.prefix), prefix, Part::Control(fim.suffix), suffix, Part::Control(fim.middle)]
                 }
-                // The middle marker precedes the prefix, so that the middle directly continues the prefix (the SPM variant of the paper at `FimOrder`).
+                // The middle marker precedes the prefix, so that the middle directly continues it (the SPM variant of the paper at
+                // `FimOrder`).
                 FimOrder::SuffixPrefixMiddle => {
                     [Part::Control(fim.prefix), Part::Control(fim.suffix), suffix, Part::Control(fim.middle), prefix]
                 }

@@ -81,7 +81,7 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
         architecture: architecture.into(),
         layers: size("block_count", LAYERS_MAX)?,
         hidden_size,
-        vocab_size: vocabulary(gguf)?,
+        vocab_size: vocab_size(gguf)?,
         context_length: size("context_length", CONTEXT_LENGTH_MAX)?,
         norm: NormSpec { epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)? },
         attention,
@@ -94,8 +94,8 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     })
 }
 
-/// The vocabulary size: the rows of the embedding, because the metadata often lack the number. Each row is one token of the file's list.
-fn vocabulary(gguf: &Gguf<'_>) -> Result<usize> {
+/// The rows of the embedding, because the metadata often lack this number. Each row is one token of the file's list.
+fn vocab_size(gguf: &Gguf<'_>) -> Result<usize> {
     let name = "token_embd.weight";
     let embedding = gguf.tensors.iter().find(|tensor| tensor.name == name).ok_or_else(|| gguf.error(name, "missing"))?;
     let rows = match *embedding.shape {

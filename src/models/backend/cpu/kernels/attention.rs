@@ -139,6 +139,7 @@ impl OnlineSoftmax {
     }
 }
 
+/// `e^x` of one number, as `exp` computes it.
 #[inline(always)]
 unsafe fn exp_one<S: Isa>(x: f32) -> f32 {
     let mut lanes = [0f32; LANES];

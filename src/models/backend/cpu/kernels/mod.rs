@@ -52,7 +52,7 @@ pub(super) struct Kernels {
     pub(super) combine: unsafe fn(&[f32], &mut [f32]),
 }
 
-/// The environment variable that names a table to use instead of the fastest one.
+/// The environment variable with the name of the kernels to use instead of the fastest ones.
 const ISA: &str = "SOUFFLEUR_ISA";
 
 impl Kernels {

@@ -1,4 +1,5 @@
-//! The attention of one layer, divided among threads: norms of q and k, rotary embedding (RoPE), append to the KV caches, attention.
+//! The attention of one layer, divided among threads: norms of q and k, rotary embedding (RoPE), append to the KV caches, then
+//! attention.
 
 use super::super::buffer::Buffer;
 use super::super::kernels::Kernels;
