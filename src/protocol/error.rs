@@ -134,7 +134,7 @@ fn truncated(mut text: String) -> String {
 pub struct ResponseError {
     pub kind: ErrorKind,
     pub message: String,
-    /// BatchMembers of `error.data` beside `kind` and `retryable`.
+    /// Members of `error.data` beside `kind` and `retryable`.
     pub data: Map<String, Value>,
 }
 

@@ -7,7 +7,7 @@ use super::{
     error::{ErrorKind, FrameError, ResponseError},
     lifecycle::{CloseReason, Lifecycle},
     response,
-    types::{CancelParams, read},
+    types::{CancelParams, parse_params},
 };
 use futures_util::{
     FutureExt,
@@ -19,9 +19,10 @@ use tokio::sync::mpsc;
 
 /// The response to one message.
 enum Dispatch {
-    /// None: a notification.
+    /// The message was a notification.
     None,
     Ready(String),
+    /// The response of a running call.
     Pending(CallId, BoxFuture<'static, String>),
 }
 
@@ -70,7 +71,7 @@ impl<'a> Peer<'a> {
             Ok(text) => text,
             Err(error) => return self.refuse_frame(&error),
         };
-        match envelope::read(&text, self.api.limits().batch) {
+        match envelope::parse(&text, self.api.limits().batch) {
             Err(error) => self.reply = Some(response::failure(None, error)),
             Ok(Envelope::Single(message)) => match self.dispatch(message)? {
                 Dispatch::None => {}
@@ -81,16 +82,16 @@ impl<'a> Peer<'a> {
                 let error = ResponseError::new(ErrorKind::BatchNotAllowed, "LSP has no batches");
                 self.reply = Some(response::failure(None, error));
             }
-            Ok(Envelope::Batch(members)) => self.batch(members)?,
+            Ok(Envelope::Batch(messages)) => self.batch(messages)?,
         }
         ControlFlow::Continue(())
     }
 
-    /// Members run concurrently. Their responses go out as one array, in the order of the batch.
-    fn batch(&mut self, members: Vec<Message>) -> ControlFlow<CloseReason> {
+    /// The requests run concurrently. Their responses are sent as one array, in the order of the batch.
+    fn batch(&mut self, messages: Vec<Message>) -> ControlFlow<CloseReason> {
         let (mut ids, mut responses) = (Vec::new(), Vec::new());
-        for member in members {
-            match self.dispatch(member)? {
+        for message in messages {
+            match self.dispatch(message)? {
                 Dispatch::None => {}
                 Dispatch::Ready(text) => responses.push(std::future::ready(text).boxed()),
                 Dispatch::Pending(id, response) => {
@@ -225,5 +226,5 @@ impl<'a> Peer<'a> {
 /// The id of the call to cancel.
 fn target(params: &Params) -> Result<CallId, ResponseError> {
     let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get()));
-    Ok(read::<CancelParams>(&params)?.id)
+    Ok(parse_params::<CancelParams>(&params)?.id)
 }
