@@ -25,6 +25,10 @@ impl Sampler {
         &self.sampling
     }
 
+    pub fn logprobs(&self) -> Option<u8> {
+        self.logprobs
+    }
+
     /// Samples the next token. `logits` has `vocab_size` elements and is overwritten; `tokens` is the prompt and the completion
     /// so far.
     ///

@@ -21,9 +21,9 @@ const CACHE_TOKENS: usize = 4096;
 const WORKING_BYTES: u64 = 48 << 20;
 
 /// Returns when the inbox ends or nobody hears the answers.
-pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, watch: ActivityProbe, embedded: Option<Embedded>) {
+pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, probe: ActivityProbe, embedded: Option<Embedded>) {
     let loaded = match inbox.recv() {
-        Ok(ToDecoder::Load { source, settings }) => load(&inbox, &outbox, &source, &settings, watch, embedded),
+        Ok(ToDecoder::Load { source, settings }) => load(&inbox, &outbox, &source, &settings, probe, embedded),
         Ok(ToDecoder::Inspect { source, settings }) => {
             let _ = outbox.send(FromWorker::Loaded(inspect(&source, &settings, embedded)));
             return;
@@ -40,7 +40,7 @@ pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, watch: ActivityPro
     };
     failpoints::at(Point::LoadEnd, None);
     if outbox.send(FromWorker::Loaded(Ok(model_info))).is_ok() {
-        // Its only error is that the front is gone.
+        // An error means that the front is gone, or that the backend failed, which was reported.
         let _ = serve(&inbox, &mut batch);
     }
 }
@@ -77,7 +77,7 @@ fn load(
     outbox: &Outbox,
     source: &ModelSource,
     settings: &Settings,
-    watch: ActivityProbe,
+    probe: ActivityProbe,
     embedded: Option<Embedded>,
 ) -> Result<(ModelInfo, Batch<Native>)> {
     failpoints::check(Point::LoadFiles, None).map_err(|fault| Error::Internal(fault.to_string()))?;
@@ -115,5 +115,5 @@ fn load(
     // What ended may keep its share, and what runs has the rest.
     let free = Native::free_memory().map_or(u64::MAX, |free| free.saturating_sub(settings.cache_bytes + WORKING_BYTES));
     let kv_tokens_max = free / kv_bytes_per_token;
-    Ok((model_info, Batch::new(decoder, Arc::clone(&codec), settings.cache_bytes as usize, kv_tokens_max, outbox.clone(), watch)))
+    Ok((model_info, Batch::new(decoder, Arc::clone(&codec), settings.cache_bytes as usize, kv_tokens_max, outbox.clone(), probe)))
 }

@@ -1,10 +1,11 @@
 //! What the decoder asks of a compute device: coarse operations over the rows of one step.
 //!
 //! A step's rows are the new tokens of its spans, in order. A row's result depends only on its own sequence: not on the other
-//! rows, on how a prompt is divided into chunks, or on the number of threads.
+//! rows, on how a prompt is divided into chunks, or on the number of threads. On `cpu` this holds bit for bit; another device
+//! may differ by rounding.
 //!
-//! A device may be lazy: an operation may only record what has to be computed. `read` and `to_host` are the only
-//! operations that wait for results.
+//! A device may be lazy: an operation of a step may only record what has to be computed. Of these operations only `read` and
+//! `to_host` wait, and `sample` on a backend that does not run ahead.
 
 pub mod cpu;
 #[cfg(test)]
@@ -28,7 +29,7 @@ pub enum Input<'a, B: Backend> {
 /// The new tokens of one sequence in one step: a chunk of its prompt, or one token to decode.
 pub struct Span<'a, B: Backend> {
     pub input: Input<'a, B>,
-    /// Position of the first new token. The cache holds exactly the positions before it.
+    /// Position of the first new token. When the step begins, the cache holds exactly the positions before it.
     pub position: usize,
     pub cache: &'a mut B::Cache,
 }
@@ -57,11 +58,13 @@ pub type Choice = std::thread::Result<Result<Sampled>>;
 
 /// Chooses one token from one row of logits.
 ///
-/// A backend that samples on the host calls `sample`, from any of its threads. A panic must not leave `sample`: it returns
-/// the payload, so that one sequence's sampler cannot end another's step.
+/// A backend that samples on the host calls `sample`, from any of its threads. A panic that leaves `sample` ends the step of
+/// all sequences. A sampler that must not do this returns the panic's payload.
 pub trait RowSampler: Send {
     /// The parameters, for a backend that samples on its device.
     fn sampling(&self) -> &Sampling;
+    /// The number of alternatives to report with log-probabilities; `None`: report none, also not the token's own.
+    fn logprobs(&self) -> Option<u8>;
     /// `logits`: `[vocab_size]`, overwritten. `tokens`: the prompt and the completion so far.
     fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Choice;
 }
@@ -69,6 +72,10 @@ pub trait RowSampler: Send {
 impl RowSampler for Sampler {
     fn sampling(&self) -> &Sampling {
         Sampler::sampling(self)
+    }
+
+    fn logprobs(&self) -> Option<u8> {
+        Sampler::logprobs(self)
     }
 
     fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Choice {
@@ -135,9 +142,11 @@ pub trait Backend: Sized {
     /// Bytes that a weight takes in a `Linear`.
     fn weight_bytes(weight: &Matrix<'_>) -> usize;
     /// Whether the next step should be submitted before the choices of the last one are read. A lazy device then never waits
-    /// for the host; the price is one wasted row per completion, because its end is seen one step late.
+    /// for the host; the price is one wasted row per completion that ends before its length limit, because its end is seen one step late.
     fn runs_ahead(&self) -> bool;
 
+    /// Returns when the weights are in the backend's memory: the files may then be released.
+    ///
     /// # Errors
     /// `Unsupported` if the backend has no layout for one of the weights.
     fn linear(&mut self, parts: Vec<LinearPart<'_>>) -> Result<Self::Linear>;
@@ -177,7 +186,8 @@ pub trait Backend: Sized {
     /// Chooses one token per row of `logits`, without waiting for the device.
     fn sample(&mut self, logits: Self::Tensor, requests: &mut [SampleRequest<'_, Self>]) -> Self::Tokens;
 
-    /// Waits for the choices of one `sample`, and for all that they depend on.
+    /// Waits for the whole step that this `sample` ended, also for rows from which nothing was chosen. Tokens may be dropped
+    /// unread: the choices are then lost, and the caches stay valid.
     ///
     /// # Errors
     /// The first error of the device since the last `read`. The caches of the step are then unusable.

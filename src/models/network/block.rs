@@ -1,6 +1,6 @@
 //! One walk over a network's weights, which listing, sizing and loading share.
 
-use super::{AttentionSpec, MlpSpec};
+use super::spec::{AttentionSpec, MlpSpec};
 use crate::models::Result;
 
 /// One layer of a decoder. `L` and `N` are what stands for a linear projection and for a norm: their specs, or their

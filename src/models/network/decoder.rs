@@ -1,9 +1,9 @@
 //! The one decoder that runs every `DecoderSpec`.
 
-use super::DecoderSpec;
+use super::spec::DecoderSpec;
 use super::block::{LinearSpec, NormWeight, PartSpec, Visitor, Weights};
 #[cfg(test)]
-use super::spec::ParameterList;
+use super::parameters::ParameterList;
 use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, LinearPart, Span};
 use crate::models::weights::{Parameter, Tensors};
@@ -118,7 +118,7 @@ impl<B: Backend> Visitor for Loader<'_, B> {
             loaded.push(LinearPart { weight, bias });
         }
         let linear = self.backend.linear(loaded).map_err(|error| match error {
-            // The parts have one number of inputs, and nothing else of them can be unsupported.
+            // Named after the first part: what can be unsupported is the number of inputs, which all parts share.
             Error::Unsupported(reason) => self.tensors.error(&format!("{}.weight", parts[0].base), reason),
             other => other,
         })?;

@@ -1,9 +1,7 @@
-//! What GGUF's metadata say of a network, by keys that all architectures share.
+//! Reads a network from GGUF metadata, by the keys that all architectures share.
 
-use super::{
-    Activation, CONTEXT_LENGTH_MAX, DecoderSpec, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, MlpSpec,
-    NormSpec, VOCAB_SIZE_MAX, WeightNames, attention,
-};
+use super::limits::{CONTEXT_LENGTH_MAX, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX, attention};
+use super::spec::{Activation, DecoderSpec, MlpSpec, NormSpec, WeightNames};
 use crate::models::Result;
 use crate::models::weights::{Gguf, Value};
 

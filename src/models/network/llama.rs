@@ -1,10 +1,10 @@
 //! Llama: RMS norm, rotary positions over half-split pairs, grouped heads, gated SiLU. Llama 1 to 3.0,
 //! SmolLM2 and many more have this shape. Scaled rotations, as of Llama 3.1 and DeepSeek-Coder, are refused.
 
-use super::{
-    Activation, CONTEXT_LENGTH_MAX, Config, DecoderSpec, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX,
-    MlpSpec, NormSpec, VOCAB_SIZE_MAX, WeightNames, attention, gguf,
-};
+use super::config::Config;
+use super::gguf;
+use super::limits::{CONTEXT_LENGTH_MAX, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX, attention};
+use super::spec::{Activation, DecoderSpec, MlpSpec, NormSpec, WeightNames};
 use crate::models::Result;
 use crate::models::weights::Gguf;
 

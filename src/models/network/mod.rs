@@ -5,7 +5,9 @@ mod block;
 mod config;
 mod decoder;
 mod gguf;
+mod limits;
 mod llama;
+mod parameters;
 mod qwen2;
 mod spec;
 
@@ -16,15 +18,6 @@ pub use spec::{Activation, AttentionSpec, DecoderSpec, MlpSpec, NormSpec, RopeSp
 use super::Result;
 use super::weights::{Files, ModelFormat};
 use config::Config;
-
-/// Upper bounds of sizes in a file: a larger one is a mistake or an attack. The largest open models stay well below.
-const HIDDEN_SIZE_MAX: usize = 1 << 16;
-const INTERMEDIATE_SIZE_MAX: usize = 1 << 18;
-const LAYERS_MAX: usize = 1024;
-const HEADS_MAX: usize = 1024;
-const HEAD_DIM_MAX: usize = 1024;
-const VOCAB_SIZE_MAX: usize = 1 << 21;
-const CONTEXT_LENGTH_MAX: usize = 1 << 24;
 
 impl DecoderSpec {
     /// Reads the network from a model's files, by the architecture that they name.
@@ -53,19 +46,4 @@ impl DecoderSpec {
             }
         }
     }
-}
-
-/// Reads the shape of attention that most networks have.
-fn attention(heads: usize, kv_heads: usize, head_dim: usize, theta: f32) -> std::result::Result<AttentionSpec, String> {
-    if !heads.is_multiple_of(kv_heads) {
-        return Err(format!("{heads} heads cannot be divided evenly among {kv_heads} key-value heads"));
-    }
-    if head_dim == 0 {
-        return Err(format!("{heads} heads are more than hidden_size has room for"));
-    }
-    if !head_dim.is_multiple_of(2) {
-        return Err(format!("heads of {head_dim} dimensions cannot be rotated in pairs"));
-    }
-    let (scale, rope) = (1.0 / (head_dim as f32).sqrt(), Some(RopeSpec { theta }));
-    Ok(AttentionSpec { heads, kv_heads, head_dim, scale, rope, window: None, softcap: None })
 }

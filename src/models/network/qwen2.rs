@@ -1,6 +1,8 @@
 //! Qwen2 and 2.5: Llama's shape with biases on q, k and v.
 
-use super::{Config, DecoderSpec, WeightNames, gguf, llama};
+use super::config::Config;
+use super::spec::{DecoderSpec, WeightNames};
+use super::{gguf, llama};
 use crate::models::Result;
 use crate::models::weights::Gguf;
 

@@ -21,8 +21,11 @@ impl<B: Backend> Batch<B> {
                 return Err(Disconnected);
             }
         };
+        assert_eq!(choices.len(), ids.len(), "a backend returns one choice for each row that was sampled");
+        // A device that runs ahead began this step when the last one was complete.
+        let began = self.last_step.map_or(start, |last| start.max(last));
         self.last_step = Some(Instant::now());
-        self.adapt_chunk(prompt_tokens, start.elapsed());
+        self.adapt_chunk(prompt_tokens, began.elapsed());
         let mut choices: Vec<(u64, Option<Choice>)> = ids.into_iter().zip(choices.into_iter().map(Some)).collect();
         for mut running in std::mem::take(&mut self.running) {
             let id = running.prepared.job.id;

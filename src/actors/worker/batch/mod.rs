@@ -79,6 +79,10 @@ impl RowSampler for GuardedSampler {
         self.0.sampling()
     }
 
+    fn logprobs(&self) -> Option<u8> {
+        self.0.logprobs()
+    }
+
     fn sample(&mut self, logits: &mut [f32], tokens: &[u32]) -> Choice {
         catch_unwind(AssertUnwindSafe(|| self.0.sample(logits, tokens)))
     }
@@ -142,11 +146,6 @@ impl<B: Backend> Batch<B> {
     pub(super) fn step(&mut self) -> Result<(), Disconnected> {
         self.end_cancelled()?;
         self.admit_waiting()?;
-        if self.running.is_empty() {
-            // What is still in progress belongs to sequences that have ended.
-            self.submitted = None;
-            return Ok(());
-        }
         let last = self.submitted.take();
         let next = self.submit(last.as_ref());
         let complete = if self.decoder.backend.runs_ahead() {
@@ -155,7 +154,14 @@ impl<B: Backend> Batch<B> {
         } else {
             next
         };
-        complete.map_or(Ok(()), |complete| self.deliver(complete))
+        if let Some(complete) = complete {
+            self.deliver(complete)?;
+        }
+        if self.running.is_empty() {
+            // The step in progress belongs to sequences that have ended.
+            self.submitted = None;
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Batch;
 use crate::actors::worker::{ActivityProbe, Job, Outbox, Prepared, ToDecoder};
-use crate::actors::{End, Error, FinishReason, FromWorker, ModelError, ModelSource, Prompt, Replay, Request, Sampling, Usage};
+use crate::actors::{End, Error, FinishReason, FromWorker, ModelError, ModelSource, Prompt, Replay, Request, Sampled, Sampling, Usage};
 use crate::models::backend::script::{Logits, Script};
 use crate::models::codec::TextCodec;
 use crate::models::network::{Decoder, DecoderSpec};
@@ -71,6 +71,13 @@ impl Harness {
     }
 
     fn request(&mut self, id: u64, prompt: &[u32], tokens_max: usize, sampling: Sampling) {
+        self.replay(id, prompt, tokens_max, sampling, &[]);
+    }
+
+    /// A request that an earlier worker has answered with these tokens, whose text was not delivered.
+    fn replay(&mut self, id: u64, prompt: &[u32], tokens_max: usize, sampling: Sampling, tokens: &[u32]) {
+        let tokens = tokens.iter().map(|&token| Sampled { token, logprob: 0.0, top: Vec::new() }).collect();
+        let replay = Replay { tokens, delivered_bytes: 0 };
         let cancelled = Arc::new(AtomicBool::new(false));
         self.cancelled.insert(id, cancelled.clone());
         let request = Request {
@@ -81,7 +88,7 @@ impl Harness {
             tokens_max: tokens_max as u32,
             logprobs: None,
         };
-        let job = Job { id, request, replay: Replay::default(), cancelled, arrived: Instant::now() };
+        let job = Job { id, request, replay, cancelled, arrived: Instant::now() };
         self.batch.receive(ToDecoder::Generate(Box::new(Prepared { job, prompt: prompt.to_vec() }))).unwrap();
     }
 
@@ -252,6 +259,7 @@ fn a_completion_that_ends_by_itself_wastes_one_row_and_keeps_a_cache_of_known_to
     assert_eq!(harness.end(1).unwrap().0, FinishReason::Eos);
     assert_eq!(harness.tokens(1), alone(ending, &first, 50));
     assert_eq!(harness.script.steps.borrow().len(), 6);
+    assert!(harness.batch.submitted.is_none(), "an idle batch holds no step");
     let next = [&first[..], &alone(ending, &first, 50)[..4], &[900]].concat();
     harness.generate(2, &next, 3);
     harness.run();
@@ -280,6 +288,22 @@ fn logits_that_are_not_numbers_and_a_panic_of_the_sampler_fail_their_own_request
         assert_eq!(harness.end(2).unwrap_err(), Error::Model(ModelError::NonFiniteLogits));
         assert!(matches!(harness.end(3).unwrap_err(), Error::StagePanicked { stage, .. } if stage == "sampler"));
         assert_eq!((harness.tokens(2).len(), harness.tokens(3).len()), (2, 2));
+    }
+}
+
+#[test]
+fn a_replayed_request_continues_after_its_reported_tokens() {
+    let first = prompt(1, 10);
+    let whole = alone(endless, &first, 12);
+    for ahead in [false, true] {
+        for reported in 0..=12 {
+            let mut harness = Harness::new(endless, ahead, 10_000, 100_000);
+            harness.replay(1, &first, 12, Sampling::default(), &whole[..reported]);
+            harness.run();
+            assert_eq!(harness.tokens(1), whole[reported..], "{reported} tokens were reported, ahead: {ahead}");
+            let (reason, usage) = harness.end(1).unwrap();
+            assert_eq!((reason, usage.completion_tokens), (FinishReason::Length, 12));
+        }
     }
 }
 

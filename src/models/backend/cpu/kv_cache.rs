@@ -43,6 +43,13 @@ impl KvShape {
         self.layers * self.kv_heads * 2 * self.head_bytes()
     }
 
+    /// The size of a page; `None` if it does not fit in an `isize`. All other sizes and offsets here are smaller.
+    pub(super) fn checked_page_bytes(self) -> Option<usize> {
+        let sizes = [self.kv_heads, 2, PAGE_TOKENS, self.head_dim, self.element_bytes()];
+        let bytes = sizes.into_iter().try_fold(self.layers, usize::checked_mul)?;
+        isize::try_from(bytes).is_ok().then_some(bytes)
+    }
+
     /// Byte offsets of the keys and the values of a layer's head.
     pub(super) fn offsets(self, layer: usize, head: usize) -> (usize, usize) {
         let keys = (layer * self.kv_heads + head) * 2 * self.head_bytes();

@@ -29,12 +29,13 @@ use kv_cache::KvShape;
 use pool::Pool;
 use rope::Rope;
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 use tensor::TensorAllocator;
 use weights::pack::Packed;
 
 /// Rows from which elementwise work is divided among threads.
-const ROWS_SHARED: usize = 8;
+const ROWS_PARALLEL_MIN: usize = 8;
 
 /// Memory of one thread: what attention needs, and the results of a task.
 #[derive(Default)]
@@ -47,8 +48,7 @@ pub struct Cpu {
     kernels: &'static Kernels,
     pool: Pool<Scratch>,
     activations: Activations,
-    /// One for each rotary embedding of the network.
-    ropes: Vec<Rope>,
+    rope: Rope,
     kv_shape: KvShape,
     weights: Arena,
     tensors: TensorAllocator,
@@ -62,8 +62,12 @@ pub struct Norm {
     epsilon: f32,
 }
 
-/// The KV pages of every span's cache.
-pub struct Step(Arc<Vec<Vec<Arc<Buffer>>>>);
+pub struct Step {
+    /// The KV pages of every span's cache.
+    pages: Arc<Vec<Vec<Arc<Buffer>>>>,
+    /// Each layer attends once, in order: a second time, its keys could be written while a straggler of the first reads them.
+    next_layer: Cell<usize>,
+}
 
 /// The choices of one step, made when `sample` was called.
 pub struct Tokens(Vec<Choice>);
@@ -80,13 +84,17 @@ impl Tokens {
 
 impl Cpu {
     fn with_kernels(spec: &DecoderSpec, settings: &CpuSettings, kernels: &'static Kernels) -> Result<Self> {
-        supported(&spec.attention, spec.mlp.activation).map_err(Error::Unsupported)?;
+        supported(&spec.attention).and_then(|()| supported_activation(spec.mlp.activation)).map_err(Error::Unsupported)?;
+        let kv_shape = kv_shape(spec, settings);
+        if kv_shape.checked_page_bytes().is_none() {
+            return Err(Error::Unsupported(format!("{} layers: a page of keys and values is too large to address", spec.layers)));
+        }
         Ok(Self {
             kernels,
             pool: Pool::new(thread_count(settings)),
             activations: settings.activations,
-            ropes: vec![Rope::new(spec.attention.rope, spec.attention.head_dim)],
-            kv_shape: kv_shape(spec, settings),
+            rope: Rope::new(spec.attention.rope, spec.attention.head_dim),
+            kv_shape,
             weights: Arena::default(),
             tensors: TensorAllocator::default(),
             quantized: Vec::new(),
@@ -94,8 +102,8 @@ impl Cpu {
     }
 }
 
-/// Whether the kernels can compute these.
-fn supported(attention: &AttentionSpec, activation: Activation) -> std::result::Result<(), String> {
+/// Whether the kernels can compute this attention.
+fn supported(attention: &AttentionSpec) -> std::result::Result<(), String> {
     let AttentionSpec { heads, kv_heads, head_dim, window, softcap, .. } = attention;
     let group = heads / kv_heads;
     if !head_dim.is_multiple_of(16) || *head_dim > attention::HEAD_DIM_MAX || group > attention::GROUP_MAX {
@@ -110,10 +118,14 @@ fn supported(attention: &AttentionSpec, activation: Activation) -> std::result::
     if let Some(softcap) = softcap {
         return Err(format!("attention scores capped at {softcap}; the cpu backend does not cap them"));
     }
-    if activation != Activation::Silu {
-        return Err(format!("activation {activation:?}; the cpu backend has SiLU only"));
-    }
     Ok(())
+}
+
+fn supported_activation(activation: Activation) -> std::result::Result<(), String> {
+    match activation {
+        Activation::Silu => Ok(()),
+        Activation::GeluTanh => Err("activation GELU; the cpu backend has SiLU only".into()),
+    }
 }
 
 fn thread_count(settings: &CpuSettings) -> usize {
@@ -128,7 +140,7 @@ fn kv_shape(spec: &DecoderSpec, settings: &CpuSettings) -> KvShape {
 
 /// Calls `work` for every row, on all threads if there are many.
 fn each_row(pool: &mut Pool<Scratch>, rows: usize, work: &(dyn Fn(usize) + Sync)) {
-    if rows < ROWS_SHARED {
+    if rows < ROWS_PARALLEL_MIN {
         (0..rows).for_each(work);
     } else {
         pool.run(rows.div_ceil(4), &|task, _| (task * 4..rows.min(task * 4 + 4)).for_each(work));
@@ -202,8 +214,8 @@ impl Backend for Cpu {
             span.cache.reserve(span.position, rows);
         }
         let end = spans.iter().map(Span::end).max().unwrap_or(0);
-        self.ropes.iter_mut().for_each(|rope| rope.extend_to(end));
-        Step(Arc::new(spans.iter().map(|span| span.cache.pages()).collect()))
+        self.rope.extend_to(end);
+        Step { pages: Arc::new(spans.iter().map(|span| span.cache.pages()).collect()), next_layer: Cell::new(0) }
     }
 
     fn embed(&mut self, table: &Linear, spans: &[Span<'_, Self>]) -> Tensor {
@@ -248,7 +260,7 @@ impl Backend for Cpu {
     }
 
     fn gate(&mut self, mut gate: Tensor, up: Tensor, activation: Activation) -> Tensor {
-        assert_eq!(activation, Activation::Silu, "`open` accepts no other");
+        supported_activation(activation).expect("`open` accepts no other");
         assert_eq!((gate.rows, gate.width), (up.rows, up.width), "gate and up have one shape");
         assert_whole_vectors(gate.width);
         let (kernels, width, out) = (self.kernels, gate.width, gate.writer());

@@ -5,7 +5,7 @@ use super::super::kernels::Kernels;
 use super::super::kernels::attention::{HEAD_DIM_MAX, QueryTile, TILE_ROWS, partial_len};
 use super::super::kv_cache::{KvShape, PAGE_TOKENS};
 use super::super::tensor::{Tensor, TensorWriter};
-use super::super::{Cpu, Norm, Scratch, Step, each_row};
+use super::super::{Cpu, Norm, Scratch, Step, each_row, supported};
 use super::linear::IDEMPOTENT_ROWS_MAX;
 use crate::models::backend::Span;
 use crate::models::network::{Attention, AttentionSpec};
@@ -73,11 +73,12 @@ impl Cpu {
         [mut q, mut k, v]: [Tensor; 3],
         of: &Attention<Norm>,
         layer: usize,
-        Step(pages): &Step,
+        step: &Step,
         spans: &mut [Span<'_, Cpu>],
     ) -> Tensor {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = of.spec;
-        let shape = self.kv_shape;
+        let (shape, pages) = (self.kv_shape, &step.pages);
+        supported(&of.spec).expect("`open` accepts no other attention");
         let rows = spans.iter().map(Span::rows).sum();
         assert_eq!((kv_heads, head_dim), (shape.kv_heads, shape.head_dim), "the block's heads are those of the caches");
         assert!(layer < shape.layers, "layer {layer} is not in the caches");
@@ -89,6 +90,7 @@ impl Cpu {
         for (span, pages) in spans.iter().zip(pages.iter()) {
             assert!(span.cache.shape == shape && span.cache.holds(span.end(), pages), "the step was begun with this span");
         }
+        assert_eq!(step.next_layer.replace(layer + 1), layer, "each layer attends once in a step, in order");
         self.append(&mut q, &mut k, &v, of, layer, spans);
 
         let mut tiles = Vec::new();
@@ -184,7 +186,8 @@ impl Cpu {
             places.extend((span.position..span.end()).map(|position| (position, page(position))));
         }
         let (rows, shape, kernels) = (q.rows, self.kv_shape, self.kernels);
-        let rope = self.ropes.iter().find(|table| table.spec() == rope).expect("`open` made a table for every rotation of the spec");
+        assert_eq!(self.rope.spec(), rope, "`open` made the table of another rotation");
+        let rope = &self.rope;
         let (q_out, k_out): (TensorWriter<'_>, TensorWriter<'_>) = (q.writer(), k.writer());
         each_row(&mut self.pool, rows, &|row| {
             let (position, PagePtr(page)) = places[row];

@@ -1,11 +1,12 @@
 //! Arguments of the wrong shape: every operation must panic before it touches memory.
 
-use super::super::{Cpu, Linear, Norm, Tensor};
+use super::super::{Cpu, Linear, Norm, Step, Tensor};
 use crate::models::backend::{Backend, LinearPart, SampleRequest, Span};
 use crate::models::network::{Activation, Attention, DecoderSpec, NormSpec};
 use crate::models::sampler::Sampler;
 use crate::models::weights::{Files, FloatType, Matrix};
 use crate::models::{CpuSettings, ModelSource, Sampling};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 fn backend() -> (DecoderSpec, Cpu) {
@@ -107,6 +108,9 @@ fn attention_checks_tensors_layer_and_spans() {
     let mut more_heads = attention();
     more_heads.spec.heads *= 2;
     assert!(!attend(right, 0, &more_heads));
+    let mut windowed = attention();
+    windowed.spec.window = Some(8);
+    assert!(!attend(right, 0, &windowed));
     let short_norm = Attention { k_norm: Some(norm(&mut backend().1, 8)), ..attention() };
     assert!(!attend(right, 0, &short_norm));
 
@@ -118,8 +122,33 @@ fn attention_checks_tensors_layer_and_spans() {
     check_panics(|| cpu.attend(a, &attention(), 0, &step, &mut [Span::ids(&[1, 2], 0, &mut other)]));
     cpu.truncate(&mut one, 1);
     check_panics(|| cpu.attend(b, &attention(), 0, &step, &mut [Span::ids(&[1, 2], 0, &mut one)]));
+    // A layer that attends twice, or out of order.
+    let mut cache = cpu.cache();
+    let mut spans = [Span::ids(&[1, 2], 0, &mut cache)];
+    let step = cpu.begin(&mut spans);
+    let [a, b, c] = [(); 3].map(|()| qkv(&mut cpu));
+    check_panics(|| cpu.attend(a, &attention(), 1, &step, &mut spans));
+    let step = Step { next_layer: Cell::new(0), ..step };
+    cpu.attend(b, &attention(), 0, &step, &mut spans);
+    check_panics(|| cpu.attend(c, &attention(), 0, &step, &mut spans));
     // A span that does not continue its cache.
     check_panics(|| cpu.begin(&mut [Span::ids(&[1], 7, &mut other)]));
+}
+
+#[test]
+fn a_network_that_the_kernels_cannot_compute_is_unsupported() {
+    let (spec, _) = backend();
+    let open = |change: &dyn Fn(&mut DecoderSpec)| {
+        let mut changed = spec.clone();
+        change(&mut changed);
+        Cpu::open(&changed, &CpuSettings::default()).map(|_| ())
+    };
+    assert_eq!(open(&|_| ()), Ok(()));
+    assert!(open(&|spec| spec.layers = 1 << 46).is_err());
+    assert!(open(&|spec| spec.attention.window = Some(4096)).is_err());
+    assert!(open(&|spec| spec.attention.softcap = Some(50.0)).is_err());
+    assert!(open(&|spec| spec.attention.head_dim = 24).is_err());
+    assert!(open(&|spec| spec.mlp.activation = Activation::GeluTanh).is_err());
 }
 
 #[test]
