@@ -1,8 +1,6 @@
 //! The actor of one model: its state, worker sessions and restarts. Tokens don't pass through it; the session handles them.
 
-mod queries;
-
-pub(super) use queries::{GetStatus, Load, Loading, Show, Unload};
+pub(super) mod queries;
 
 use super::{
     command::{ActiveRequests, Ask, Command, Complete, ExitReason, RequestCounter, WorkerEnded, WorkerEvent},
