@@ -12,7 +12,7 @@ use std::future::Future;
 /// Methods that `peer` serves.
 pub const CONNECTION_METHODS: [&str; 3] = ["initialize", "shutdown", "cancel"];
 
-/// Every method of every transport, over one runtime.
+/// The methods of one runtime. All transports share them.
 #[derive(Clone)]
 pub struct Api {
     methods: Methods,

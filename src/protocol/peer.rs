@@ -147,7 +147,7 @@ impl<'a> Peer<'a> {
             "exit" => return ControlFlow::Break(CloseReason::Exit { after_shutdown: self.lifecycle.is_shut_down() }),
             "$/cancelRequest" => {
                 // An unknown id is no error: that call's response may have crossed this notification.
-                if let Some(handle) = target(&params).ok().and_then(|id| self.calls.get(&id)) {
+                if let Some(handle) = id_to_cancel(&params).ok().and_then(|id| self.calls.get(&id)) {
                     handle.cancel();
                 }
             }
@@ -176,7 +176,7 @@ impl<'a> Peer<'a> {
         let (call, handle) = Call::new(self.sender.clone());
         let response = match method {
             "cancel" => self.cancel(id.clone(), params, call)?,
-            _ => self.registered(id.clone(), method, params, call)?,
+            _ => self.call_registry(id.clone(), method, params, call)?,
         };
         self.calls.insert(id.clone(), handle);
         Ok(Dispatch::Pending(id.clone(), response))
@@ -184,7 +184,7 @@ impl<'a> Peer<'a> {
 
     /// The response is sent when the cancelled call has ended.
     fn cancel(&self, id: CallId, params: Params, call: Call) -> Result<BoxFuture<'static, String>, ResponseError> {
-        let target = target(&params)?;
+        let target = id_to_cancel(&params)?;
         let Some(handle) = self.calls.get(&target).cloned() else {
             return Err(ResponseError::new(ErrorKind::UnknownCall, format!("no call with id {target} is in flight")));
         };
@@ -197,7 +197,7 @@ impl<'a> Peer<'a> {
         .boxed())
     }
 
-    fn registered(&mut self, id: CallId, method: &str, params: Params, call: Call) -> Result<BoxFuture<'static, String>, ResponseError> {
+    fn call_registry(&mut self, id: CallId, method: &str, params: Params, call: Call) -> Result<BoxFuture<'static, String>, ResponseError> {
         self.registry_calls += 1;
         let Some(handler) = self.api.call(method, self.registry_calls, params, call) else {
             return Err(ResponseError::new(ErrorKind::UnknownMethod, format!("unknown method {method:?}")).with("method", method));
@@ -205,7 +205,7 @@ impl<'a> Peer<'a> {
         let handler = AssertUnwindSafe(handler).catch_unwind();
         Ok(async move {
             match handler.await {
-                Ok(response) => response::registered(&id, response.as_ref()),
+                Ok(response) => response::from_registry(&id, response.as_ref()),
                 Err(_) => response::failure(Some(&id), ResponseError::new(ErrorKind::Internal, "the method panicked")),
             }
         }
@@ -223,8 +223,8 @@ impl<'a> Peer<'a> {
     }
 }
 
-/// The id of the call to cancel.
-fn target(params: &Params) -> Result<CallId, ResponseError> {
+/// The id in the params of a cancel.
+fn id_to_cancel(params: &Params) -> Result<CallId, ResponseError> {
     let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get()));
     Ok(parse_params::<CancelParams>(&params)?.id)
 }

@@ -39,7 +39,7 @@ pub(crate) fn needs_token(path: &str) -> bool {
 /// How many seconds a stop waits for connections to close; their requests have ended before.
 const STOP_SECONDS: u64 = 1;
 
-/// The address to listen on, and who may connect.
+/// The address to listen on, and the clients that may connect.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     /// Port 0 takes a free port.

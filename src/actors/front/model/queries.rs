@@ -1,4 +1,4 @@
-//! Requests to a model's actor beside completions: load, unload, show, status.
+//! Messages to a ModelActor beside completions and questions: load, unload, show, status.
 
 use super::{ActiveSession, ModelActor, State};
 use crate::actors::{
@@ -121,7 +121,7 @@ impl Handler<GetStatus> for ModelActor {
             State::Failed(_) => (ModelState::Failed, None),
         };
         let pong = match &self.state {
-            // The last `requests_in_flight` places of the channel are kept for requests.
+            // The last `requests_in_flight` of the channel's capacity are reserved for requests.
             State::Active(active)
                 if query.decoder
                     && active.state == ModelState::Ready
