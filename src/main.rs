@@ -23,7 +23,7 @@ const EMBEDDED: Embedded = Embedded {
 fn main() -> ExitCode {
     let start = std::time::Instant::now();
     let arguments = cli::Arguments::parse();
-    let log = arguments.log.of(&arguments.command);
+    let log = arguments.log.with_default_filter(&arguments.command);
     cli::log(&log);
     let result = match arguments.command {
         cli::Command::Complete(complete) => cli::complete::run(complete, &log, start),

@@ -1,4 +1,4 @@
-//! What travels: a completion request with its steps and end, and tokenizer questions with their answers.
+//! Requests and their results: a completion request with its steps and end, and a question with its answer.
 //!
 //! These types are encoded with postcard, which supports no `flatten`, `untagged`, skipped fields or JSON values.
 
@@ -59,11 +59,11 @@ pub enum End {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Replay {
     pub tokens: Vec<Sampled>,
-    /// Bytes of text that readers can have read already.
+    /// Bytes of the text that is already in the transcript.
     pub delivered_bytes: u64,
 }
 
-/// A request that needs only the tokenizer and the prompt template.
+/// A request that needs only the tokenizer and the prompt template. It gets one `Answer`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Question {
     Tokenize(String),
@@ -72,6 +72,7 @@ pub enum Question {
     Render(Prompt),
 }
 
+/// The result of a `Question`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Answer {
     Tokens(Vec<u32>),

@@ -1,4 +1,4 @@
-//! What is reported: the state of models, workers and decode loops.
+//! The state of models, workers and decode loops, as `status` reports it.
 
 use crate::models::{ModelInfo, ModelSource};
 use serde::{Deserialize, Serialize};
@@ -7,17 +7,22 @@ use std::time::Duration;
 /// State of a decode loop between two steps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DecoderStatus {
+    /// Steps since the start of the worker.
     pub steps: u64,
+    /// Sequences that take part in steps.
     pub running: u32,
+    /// Requests that wait for admission to the batch.
     pub waiting: u32,
     /// Sequences in the last step.
     pub step_sequences: u32,
-    /// Sequences in the largest step.
+    /// Sequences in the largest step so far.
     pub step_sequences_max: u32,
     /// Rows (tokens) computed since the start. Tests use it to measure how fast a cancel takes effect.
     pub rows: u64,
+    /// The prefix cache: KV caches of ended sequences, kept for prompts that start alike.
     pub cache_entries: u32,
     pub cache_bytes: u64,
+    /// The largest `cache_bytes`.
     pub cache_budget_bytes: u64,
     /// Bytes of the running sequences' KV caches.
     pub running_bytes: u64,
@@ -42,6 +47,7 @@ pub enum ModelState {
     Restarting,
     /// Loaded, but the decode loop did not reply to `status` in time.
     Stalled,
+    /// The restart limit was reached.
     Failed,
 }
 
@@ -58,8 +64,9 @@ pub struct ModelStatus {
     pub source: ModelSource,
     pub state: ModelState,
     pub worker_pid: Option<u32>,
+    /// Completions that have not ended.
     pub in_flight: usize,
-    /// Worker deaths since the start.
+    /// Worker deaths since the start of the runtime.
     pub restarts: u32,
     /// The most recent deaths, newest last.
     pub deaths: Vec<Death>,
@@ -82,6 +89,7 @@ impl ModelStatus {
 pub struct Status {
     pub uptime: Duration,
     pub requests_in_flight: usize,
+    /// The most requests that may be in flight.
     pub requests_limit: usize,
     pub models: Vec<ModelStatus>,
 }

@@ -13,7 +13,7 @@ pub enum ToWorker {
         source: ModelSource,
         settings: Settings,
     },
-    /// Requests a model's facts without loading its weights. Answered with `Loaded`.
+    /// Requests a model's metadata without loading its weights. Answered with `Loaded`.
     Inspect {
         source: ModelSource,
         settings: Settings,
@@ -40,7 +40,7 @@ pub enum FromWorker {
     Hello {
         version: u32,
     },
-    /// Bytes of weights.
+    /// Progress of a load, in bytes of weights.
     Loading {
         done: u64,
         total: u64,

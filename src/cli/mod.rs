@@ -76,7 +76,7 @@ fn filter(text: &str) -> Result<String, ParseError> {
 
 impl Log {
     /// Fills in the command's default filter.
-    pub(crate) fn of(self, command: &Command) -> Self {
+    pub(crate) fn with_default_filter(self, command: &Command) -> Self {
         // actix_http logs every malformed request as an error, and any local process could fill the log with them.
         // The other commands print their own errors.
         let serves = matches!(command, Command::Serve(_) | Command::Stdio(_));

@@ -1,6 +1,6 @@
 //! The methods of the protocol. Those about the connection itself are served by `peer`, the others are registered here.
 
-use super::{call::Call, completion_stream, envelope::Params, error::ResponseError, types::*};
+use super::{call::Call, completion_stream, envelope::Params, error::ResponseError, model_load, types::*};
 use crate::actors::{Answer, Question, Runtime};
 use crate::config::Limits;
 use futures_util::future::BoxFuture;
@@ -12,7 +12,7 @@ use std::future::Future;
 /// Methods that `peer` serves.
 pub const CONNECTION_METHODS: [&str; 3] = ["initialize", "shutdown", "cancel"];
 
-/// Every method of every transport, over one runtime.
+/// The methods of one runtime. All transports share them.
 #[derive(Clone)]
 pub struct Api {
     methods: Methods,
@@ -28,28 +28,28 @@ impl Api {
     pub(super) fn registry(runtime: Runtime) -> RpcModule<Runtime> {
         let mut methods = RpcModule::new(runtime);
 
-        completion(&mut methods, "infill", |params: InfillParams, bounds| params.completion(bounds));
-        completion(&mut methods, "complete", |params: CompleteParams, bounds| params.completion(bounds));
-        completion(&mut methods, "chat", |params: ChatParams, bounds| params.completion(bounds));
+        completion(&mut methods, "infill", |params: InfillParams, rules| params.completion(rules));
+        completion(&mut methods, "complete", |params: CompleteParams, rules| params.completion(rules));
+        completion(&mut methods, "chat", |params: ChatParams, rules| params.completion(rules));
 
         method(&mut methods, "tokenize", |runtime, params: TokenizeParams, _| async move {
-            let bounds = bounds(&runtime);
-            bounds.text([("text", params.text.len())])?;
-            match runtime.ask(&bounds.model(params.model), Question::Tokenize(params.text)).await? {
+            let rules = rules(&runtime);
+            rules.check_text_bytes([("text", params.text.len())])?;
+            match runtime.ask(&rules.model(params.model), Question::Tokenize(params.text)).await? {
                 Answer::Tokens(tokens) => Ok(TokenizeResult { tokens }),
                 other => Err(mismatch(&other)),
             }
         });
         method(&mut methods, "detokenize", |runtime, params: DetokenizeParams, _| async move {
-            match runtime.ask(&bounds(&runtime).model(params.model), Question::Detokenize(params.tokens)).await? {
+            match runtime.ask(&rules(&runtime).model(params.model), Question::Detokenize(params.tokens)).await? {
                 Answer::Text(text) => Ok(DetokenizeResult { text }),
                 other => Err(mismatch(&other)),
             }
         });
         method(&mut methods, "prompt/render", |runtime, mut params: RenderParams, _| async move {
-            let bounds = bounds(&runtime);
-            let model = bounds.model(params.model.take());
-            match runtime.ask(&model, Question::Render(params.into_prompt(bounds)?)).await? {
+            let rules = rules(&runtime);
+            let model = rules.model(params.model.take());
+            match runtime.ask(&model, Question::Render(params.into_prompt(rules)?)).await? {
                 Answer::Rendered(rendered) => Ok(RenderResult::from(rendered)),
                 other => Err(mismatch(&other)),
             }
@@ -58,15 +58,19 @@ impl Api {
         method(&mut methods, "models/list", |runtime, _: NoParams, _| async move {
             Ok(ModelsResult::new(runtime.models().await, runtime.default_model()))
         });
-        method(&mut methods, "models/show", |runtime, params: ModelParams, _| async move {
+        method(&mut methods, "models/show", |runtime, params: ModelNameParams, _| async move {
             let info = runtime.show(&params.model).await?;
             Ok(ModelInfoResult::new(params.model, info))
         });
         method(&mut methods, "models/load", |runtime, params: LoadParams, call| async move {
-            let info = completion_stream::load(&runtime, &call, &params).await?;
+            let info = model_load::load(&runtime, &call, &params).await?;
             Ok(ModelInfoResult::new(params.model, info))
         });
-        method(&mut methods, "models/unload", |runtime, params: ModelParams, _| async move { Ok(runtime.unload(&params.model).await?) });
+        method(
+            &mut methods,
+            "models/unload",
+            |runtime, params: ModelNameParams, _| async move { Ok(runtime.unload(&params.model).await?) },
+        );
         method(&mut methods, "status", |runtime, _: NoParams, _| async move {
             Ok(StatusResult::new(runtime.status().await, runtime.default_model()))
         });
@@ -75,7 +79,7 @@ impl Api {
 
     /// An API with other methods, for tests of the connection.
     #[cfg(test)]
-    pub(super) fn over(methods: impl Into<Methods>, limits: Limits) -> Self {
+    pub(super) fn with_methods(methods: impl Into<Methods>, limits: Limits) -> Self {
         Self { methods: methods.into(), limits }
     }
 
@@ -107,7 +111,7 @@ where
     W: Future<Output = Result<R, ResponseError>> + Send + 'static,
 {
     register(methods, name, move |runtime, params, call: Call| async move {
-        let params = read::<P>(&params)?;
+        let params = parse_params::<P>(&params)?;
         call.clone().unless_cancelled(work(runtime, params, call)).await
     });
 }
@@ -116,10 +120,10 @@ where
 fn completion<P, F>(methods: &mut RpcModule<Runtime>, name: &'static str, validate: F)
 where
     P: DeserializeOwned + Send + 'static,
-    F: Fn(P, Bounds<'_>) -> Result<Completion, ResponseError> + Copy + Send + Sync + 'static,
+    F: Fn(P, ParamRules<'_>) -> Result<Completion, ResponseError> + Copy + Send + Sync + 'static,
 {
     register(methods, name, move |runtime, params, call| async move {
-        let completion = validate(read::<P>(&params)?, bounds(&runtime))?;
+        let completion = validate(parse_params::<P>(&params)?, rules(&runtime))?;
         completion_stream::complete(&runtime, &call, completion).await
     });
 }
@@ -137,8 +141,8 @@ where
     methods.register_async_method(name, callback).expect("each name is registered once");
 }
 
-fn bounds(runtime: &Runtime) -> Bounds<'_> {
-    Bounds { limits: runtime.limits(), default_model: runtime.default_model() }
+fn rules(runtime: &Runtime) -> ParamRules<'_> {
+    ParamRules { limits: runtime.limits(), default_model: runtime.default_model() }
 }
 
 fn mismatch(answer: &Answer) -> ResponseError {

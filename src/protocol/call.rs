@@ -1,4 +1,5 @@
-//! A call in flight: the handler's side (`Call`) and the connection's side (`CallHandle`).
+//! A call in flight (a request without a response so far): the method's side (`Call`) and the connection's side
+//! (`CallHandle`).
 
 use serde::Serialize;
 use std::{future::Future, sync::Arc};
@@ -8,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{envelope::CallId, error::ResponseError};
 use crate::actors::Usage;
 
-/// What a method's handler gets besides its params: where to stream, and whether the call is cancelled.
+/// Passed to a method with its params: sends progress to the peer, and reports a cancel.
 #[derive(Clone)]
 pub(crate) struct Call(Arc<CallState>);
 
@@ -16,7 +17,7 @@ struct CallState {
     cancel: CancellationToken,
     force_end: CancellationToken,
     outbox: mpsc::Sender<String>,
-    /// The number that the response to `cancel` reports. The channel closes at the end of the call.
+    /// Reported by the response to `cancel`. The channel closes at the end of the call.
     completion_tokens: watch::Sender<u32>,
 }
 
@@ -28,11 +29,12 @@ impl Call {
         (Self(Arc::new(state)), CallHandle { cancel, force_end, ended })
     }
 
+    /// Resolves when the call is cancelled.
     pub(crate) async fn cancelled(&self) {
         self.0.cancel.cancelled().await;
     }
 
-    /// Resolves when the connection closes and no longer waits for the worker.
+    /// Resolves when the connection, which is closing, no longer waits for the worker to acknowledge the cancel.
     pub(crate) async fn force_ended(&self) {
         self.0.force_end.cancelled().await;
     }
@@ -51,7 +53,7 @@ impl Call {
     }
 
     /// Records the number of tokens that the call has computed.
-    pub(crate) fn computed(&self, completion_tokens: u32) {
+    pub(crate) fn record_completion_tokens(&self, completion_tokens: u32) {
         self.0.completion_tokens.send_replace(completion_tokens);
     }
 
@@ -85,11 +87,12 @@ impl CallHandle {
     }
 }
 
-/// A string or an integer, as an id; echoed with every `$/progress`.
+/// LSP's progress token: a string or an integer, limited as an id is. Every `$/progress` notification carries it.
 #[derive(Clone, Debug)]
 pub(crate) struct ProgressToken(pub(crate) CallId);
 
-/// Sends `$/progress` under one token. Waits while the outbox is full, so a slow peer gets fewer and larger parts.
+/// Sends `$/progress` notifications with one token. Waits while the outbox is full, so a slow peer gets fewer and larger
+/// partial results.
 pub(crate) struct Progress {
     token: ProgressToken,
     outbox: mpsc::Sender<String>,

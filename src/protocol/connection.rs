@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 /// Time limit of each step of closing: for calls to end after a cancel, and for written bytes to be flushed.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What differs between transports.
+/// Options that differ between transports.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionOptions {
     /// How long calls may go on after the end of the input, before they are cancelled. A pipe's input can end while its

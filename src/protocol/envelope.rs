@@ -1,14 +1,16 @@
-//! Parses the text of one message into JSON-RPC requests and notifications, each valid or with the error to answer.
+//! Parses one text from the peer: a JSON-RPC message, or a batch of them. An invalid message becomes the error to reply with.
 
 use super::error::{ErrorKind, ResponseError};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::{fmt, hash};
 
-/// Longest id in bytes: ids are stored while their calls run, and echoed.
+/// Longest id in bytes. Limited because ids are stored while their calls run, and echoed.
 const ID_BYTES_MAX: usize = 256;
+/// The text of the error about an invalid id.
+const ID_RULE: &str = "an id is a string or an integer, of at most 256 bytes";
 
-/// The id of a call: echoed byte for byte, compared by value (`"a"` equals `"\u0061"`).
+/// The id of a request: echoed byte for byte, compared by value (`"a"` equals `"\u0061"`).
 #[derive(Clone, Debug)]
 pub(crate) struct CallId {
     raw: Box<str>,
@@ -18,12 +20,14 @@ pub(crate) struct CallId {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum IdValue {
     Text(Box<str>),
+    /// As its digits, because an id may exceed 64 bits.
     Integer(Box<str>),
 }
 
 impl CallId {
-    /// Accepts strings and integers. `null` would answer nobody, and a fraction may not survive the peer's number type.
-    pub(crate) fn read(raw: &RawValue) -> Option<Self> {
+    /// Accepts strings and integers. A response with id `null` could not be matched to its request, and a fraction could be
+    /// rounded by the peer's number type.
+    pub(crate) fn parse(raw: &RawValue) -> Option<Self> {
         let text = raw.get();
         if text.len() > ID_BYTES_MAX {
             return None;
@@ -36,6 +40,13 @@ impl CallId {
             return None;
         };
         Some(Self { raw: text.into(), value })
+    }
+}
+
+impl<'de> Deserialize<'de> for CallId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Self::parse(&raw).ok_or_else(|| serde::de::Error::custom(ID_RULE))
     }
 }
 
@@ -61,6 +72,7 @@ impl hash::Hash for CallId {
 
 pub(crate) type Params = Option<Box<RawValue>>;
 
+/// One message from the peer.
 #[derive(Debug)]
 pub(crate) enum Message {
     Request { id: CallId, method: String, params: Params },
@@ -68,6 +80,7 @@ pub(crate) enum Message {
     Invalid { id: Option<CallId>, error: ResponseError },
 }
 
+/// The content of one text from the peer.
 #[derive(Debug)]
 pub(crate) enum Envelope {
     Single(Message),
@@ -78,23 +91,23 @@ pub(crate) enum Envelope {
 ///
 /// # Errors
 ///
-/// The text is not JSON, or not a request or batch. It gets one response, with id null.
-pub(crate) fn read(text: &str, batch_max: usize) -> Result<Envelope, ResponseError> {
-    // Check the syntax of the whole text first, so that no member of a broken batch runs.
+/// The text is not JSON, or neither an object nor a valid batch. The caller sends one response, with id null.
+pub(crate) fn parse(text: &str, batch_max: usize) -> Result<Envelope, ResponseError> {
+    // Check the syntax of the whole text first, so that no message of a broken batch runs.
     serde_json::from_str::<WellFormed>(text).map_err(|error| ResponseError::new(ErrorKind::ParseError, error.to_string()))?;
     match text.trim_ascii_start().as_bytes().first() {
-        Some(b'{') => Ok(Envelope::Single(message(text))),
+        Some(b'{') => Ok(Envelope::Single(parse_message(text))),
         Some(b'[') => {
-            let mut reader = serde_json::Deserializer::from_str(text);
-            let (members, count) = BatchMembers { max: batch_max }.deserialize(&mut reader).map_err(invalid_request)?;
+            let mut deserializer = serde_json::Deserializer::from_str(text);
+            let (messages, count) = BatchReader { max: batch_max }.deserialize(&mut deserializer).map_err(invalid_request)?;
             match count {
                 0 => Err(ResponseError::new(ErrorKind::InvalidRequest, "the batch is empty")),
                 count if count > batch_max => Err(ResponseError::new(
                     ErrorKind::BatchTooLarge,
-                    format!("the batch has {count} calls, at most {batch_max} are allowed"),
+                    format!("the batch has {count} messages, at most {batch_max} are allowed"),
                 )
                 .with("limit", batch_max)),
-                _ => Ok(Envelope::Batch(members.into_iter().map(|member| message(member.get())).collect())),
+                _ => Ok(Envelope::Batch(messages.into_iter().map(|message| parse_message(message.get())).collect())),
             }
         }
         _ => Err(ResponseError::new(ErrorKind::InvalidRequest, "a message is an object, or an array of objects")),
@@ -105,14 +118,14 @@ fn invalid_request(error: serde_json::Error) -> ResponseError {
     ResponseError::new(ErrorKind::InvalidRequest, error.to_string())
 }
 
-fn message(text: &str) -> Message {
+fn parse_message(text: &str) -> Message {
     match serde_json::from_str::<RawObject<'_>>(text) {
-        Ok(object) => request(object),
+        Ok(object) => message(object),
         Err(_) => Message::Invalid { id: None, error: ResponseError::new(ErrorKind::InvalidRequest, "a request is an object") },
     }
 }
 
-fn request(RawObject(members): RawObject<'_>) -> Message {
+fn message(RawObject(members): RawObject<'_>) -> Message {
     let [mut version, mut id, mut method, mut params] = [None; 4];
     for (name, value) in members {
         let slot = match &*name {
@@ -127,10 +140,10 @@ fn request(RawObject(members): RawObject<'_>) -> Message {
             return Message::Invalid { id: None, error };
         }
     }
-    let call_id = id.and_then(CallId::read);
+    let call_id = id.and_then(CallId::parse);
     let invalid = |why: &str| Message::Invalid { id: call_id.clone(), error: ResponseError::new(ErrorKind::InvalidRequest, why) };
     if id.is_some() && call_id.is_none() {
-        return invalid("an id is a string or an integer, of at most 256 bytes");
+        return invalid(ID_RULE);
     }
     if version.is_none_or(|version| version.get() != r#""2.0""#) {
         return invalid(r#"jsonrpc must be "2.0""#);
@@ -138,8 +151,9 @@ fn request(RawObject(members): RawObject<'_>) -> Message {
     let Some(method) = method.and_then(|method| serde_json::from_str::<String>(method.get()).ok()) else {
         return invalid("method must be a string");
     };
-    // Some editors write `params: null` where there are none.
+    // Some editors send `params: null` with a method that has no params.
     let params = params.filter(|params| params.get() != "null");
+    // An array is valid JSON-RPC. `parse_params` refuses it with `invalid_params`, as it does every other wrong parameter.
     if params.is_some_and(|params| !params.get().starts_with(['{', '['])) {
         return invalid("params must be an object");
     }
@@ -154,8 +168,8 @@ fn request(RawObject(members): RawObject<'_>) -> Message {
 struct WellFormed;
 
 impl<'de> Deserialize<'de> for WellFormed {
-    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
-        reader.deserialize_any(Self)
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
     }
 }
 
@@ -197,9 +211,9 @@ impl<'de> Visitor<'de> for WellFormed {
 pub(crate) struct RawObject<'a>(pub(crate) Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for RawObject<'de> {
-    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct RawObjectVisitor;
+        impl<'de> Visitor<'de> for RawObjectVisitor {
             type Value = RawObject<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -213,39 +227,39 @@ impl<'de> Deserialize<'de> for RawObject<'de> {
                 Ok(RawObject(members))
             }
         }
-        reader.deserialize_map(Entries)
+        deserializer.deserialize_map(RawObjectVisitor)
     }
 }
 
-/// Reads a batch's members: keeps at most `max`, counts all.
-struct BatchMembers {
+/// Reads the messages of a batch: keeps at most `max`, counts all.
+struct BatchReader {
     max: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for BatchMembers {
+impl<'de> DeserializeSeed<'de> for BatchReader {
     type Value = (Vec<&'de RawValue>, usize);
 
-    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
-        reader.deserialize_seq(self)
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
     }
 }
 
-impl<'de> Visitor<'de> for BatchMembers {
+impl<'de> Visitor<'de> for BatchReader {
     type Value = (Vec<&'de RawValue>, usize);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an array")
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::new();
-        while members.len() < self.max {
-            let Some(member) = seq.next_element()? else { break };
-            members.push(member);
+        let mut messages = Vec::new();
+        while messages.len() < self.max {
+            let Some(message) = seq.next_element()? else { break };
+            messages.push(message);
         }
-        let mut count = members.len();
+        let mut count = messages.len();
         while seq.next_element::<IgnoredAny>()?.is_some() {
             count += 1;
         }
-        Ok((members, count))
+        Ok((messages, count))
     }
 }

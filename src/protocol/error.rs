@@ -1,4 +1,4 @@
-//! Errors on the wire: a JSON-RPC code, a stable kind, a message, and data to act on.
+//! Errors as they are sent to the peer: a JSON-RPC code, a kind that never changes its meaning, a message, and data.
 
 use crate::actors::{Error, ModelError, Usage};
 use jsonrpsee_types::ErrorObjectOwned;
@@ -134,7 +134,7 @@ fn truncated(mut text: String) -> String {
 pub struct ResponseError {
     pub kind: ErrorKind,
     pub message: String,
-    /// BatchMembers of `error.data` beside `kind` and `retryable`.
+    /// Members of `error.data` beside `kind` and `retryable`.
     pub data: Map<String, Value>,
 }
 

@@ -1,19 +1,21 @@
-//! Checks every HTTP request before its route: the Host and Origin headers, and the token. A web page that a browser
-//! connects to this server (DNS rebinding, cross-site WebSocket) has a foreign Host or Origin, and no token.
+//! Checks every HTTP request before it is routed: the Host and Origin headers, and the access token. A web page that makes
+//! its browser connect to this server (DNS rebinding, cross-site WebSocket) has a foreign Host or Origin, and no token.
 //! Header values are compared as bytes; no value can make a check panic.
 
 use super::token::Token;
 use actix_web::http::{StatusCode, Uri, header, header::HeaderMap};
 use std::net::SocketAddr;
 
-/// The WebSocket subprotocol, and the prefix of a second one that carries the token.
+/// The WebSocket subprotocol that the server selects.
 pub(crate) const SUBPROTOCOL: &str = "souffleur";
-const TOKEN_SUBPROTOCOL: &str = "souffleur.token.";
+/// Prefix of a second subprotocol, which carries the access token.
+const TOKEN_SUBPROTOCOL_PREFIX: &str = "souffleur.token.";
 
+/// Decides which HTTP requests are allowed.
 #[derive(Clone, Debug)]
 pub struct Guard {
-    hosts: Vec<String>,
-    origins: Vec<String>,
+    allowed_hosts: Vec<String>,
+    allowed_origins: Vec<String>,
     token: Token,
 }
 
@@ -22,65 +24,67 @@ impl Guard {
     /// `http://localhost:3000`.
     pub fn new(address: SocketAddr, origins: Vec<String>, token: Token) -> Self {
         let port = address.port();
-        let mut hosts: Vec<_> = ["127.0.0.1", "localhost", "[::1]"].iter().map(|name| format!("{name}:{port}")).collect();
+        let mut allowed_hosts: Vec<_> = ["127.0.0.1", "localhost", "[::1]"].iter().map(|name| format!("{name}:{port}")).collect();
         if !address.ip().is_unspecified() {
-            hosts.push(address.to_string());
+            allowed_hosts.push(address.to_string());
         }
         if port == 80 {
             // Browsers omit the default port of http.
-            hosts.extend(["127.0.0.1", "localhost", "[::1]"].map(str::to_owned));
+            allowed_hosts.extend(["127.0.0.1", "localhost", "[::1]"].map(str::to_owned));
         }
-        Self { hosts, origins, token }
+        Self { allowed_hosts, allowed_origins: origins, token }
     }
 
-    /// Adds Host values, for a server that other machines reach by name.
-    pub fn with_hosts(mut self, hosts: impl IntoIterator<Item = String>) -> Self {
-        self.hosts.extend(hosts);
+    /// Adds allowed Host values, for a server that other machines reach by name.
+    pub fn allow_hosts(mut self, hosts: impl IntoIterator<Item = String>) -> Self {
+        self.allowed_hosts.extend(hosts);
         self
     }
 
-    /// Checks a request; with `needs_token`, also its token.
+    /// Checks a request; with `needs_token`, also its access token.
     ///
     /// # Errors
     ///
-    /// The status to refuse the request with.
+    /// The HTTP status that refuses the request.
     pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap, needs_token: bool) -> Result<(), StatusCode> {
         let mut hosts = headers.get_all(header::HOST);
         let host_is_allowed = match (hosts.next(), hosts.next()) {
-            (Some(host), None) => self.hosts.iter().any(|allowed| allowed.as_bytes() == host.as_bytes()),
+            (Some(host), None) => self.allowed_hosts.iter().any(|allowed| allowed.as_bytes() == host.as_bytes()),
             _ => false,
         };
-        // A target with an authority is a request to a proxy.
+        // Only requests to a proxy have a target with an authority.
         if !host_is_allowed || uri.authority().is_some() {
             return Err(StatusCode::FORBIDDEN);
         }
-        let origin_is_allowed = |origin: &header::HeaderValue| self.origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes());
+        let origin_is_allowed =
+            |origin: &header::HeaderValue| self.allowed_origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes());
         if !headers.get_all(header::ORIGIN).all(origin_is_allowed) {
             return Err(StatusCode::FORBIDDEN);
         }
-        if needs_token && !self.has_token(uri, headers) {
+        if needs_token && !self.has_valid_token(uri, headers) {
             return Err(StatusCode::UNAUTHORIZED);
         }
         Ok(())
     }
 
-    /// Whether a request carries the token.
-    pub(crate) fn has_token(&self, uri: &Uri, headers: &HeaderMap) -> bool {
+    /// Whether a request carries the right access token.
+    pub(crate) fn has_valid_token(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         tokens(uri, headers).any(|token| self.token.matches(token))
     }
 }
 
-/// All tokens of a request: from the `Authorization` header, the WebSocket subprotocols and the query.
+/// All access tokens that a request offers: from the `Authorization` header, the WebSocket subprotocols and the query.
 fn tokens<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> impl Iterator<Item = &'a [u8]> {
     let bearer = headers.get_all(header::AUTHORIZATION).filter_map(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
     });
-    let subprotocol = subprotocols(headers).filter_map(|name| name.strip_prefix(TOKEN_SUBPROTOCOL.as_bytes()));
+    let subprotocol = subprotocols(headers).filter_map(|name| name.strip_prefix(TOKEN_SUBPROTOCOL_PREFIX.as_bytes()));
     let query = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("token=")).map(str::as_bytes);
     bearer.chain(subprotocol).chain(query)
 }
 
+/// The WebSocket subprotocols that a request offers.
 pub(crate) fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).flat_map(|value| value.as_bytes().split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
 }
@@ -105,7 +109,7 @@ mod tests {
         guard(token).check(&uri, &headers(pairs), needs_token).err().map_or(200, |status| status.as_u16())
     }
 
-    /// Names that reach 127.0.0.1, or look as if they did, and are not allowed.
+    /// Host values that are refused. Many of them reach 127.0.0.1, or look as if they did.
     const FOREIGN_HOSTS: &[&[u8]] = &[
         b"",
         b"127.0.0.1",
@@ -213,7 +217,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_header_values_are_accepted_without_the_token(host: Vec<u8>, origin: Vec<u8>, authorization: Vec<u8>, protocol: Vec<u8>) {
+        fn a_request_without_the_token_is_refused_whatever_its_headers_are(host: Vec<u8>, origin: Vec<u8>, authorization: Vec<u8>, protocol: Vec<u8>) {
             let token = Token::new().unwrap();
             let pairs = [
                 (header::HOST, &host[..]), (header::ORIGIN, &origin), (header::AUTHORIZATION, &authorization),

@@ -6,7 +6,7 @@ use super::{
     envelope::Params,
     error::{ErrorKind, ResponseError},
     parent,
-    types::{InitializeParams, InitializeResult, read},
+    types::{InitializeParams, InitializeResult, parse_params},
 };
 use rustix::process::Pid;
 
@@ -78,7 +78,7 @@ impl Lifecycle {
     /// The result of `initialize`, as JSON.
     pub(super) fn initialize(&mut self, params: Params) -> Result<String, ResponseError> {
         let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get()));
-        let process = read::<InitializeParams>(&params)?.process_id.filter(|&id| id > 0).and_then(Pid::from_raw);
+        let process = parse_params::<InitializeParams>(&params)?.process_id.filter(|&id| id > 0).and_then(Pid::from_raw);
         // A process that is not visible here (another PID namespace) can't be watched.
         self.parent = process.filter(|&parent| parent::exists(parent));
         Ok(serde_json::to_string(&InitializeResult::new()).expect("strings only"))

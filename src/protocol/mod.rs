@@ -16,6 +16,7 @@ mod envelope;
 pub mod error;
 pub mod guard;
 mod lifecycle;
+mod model_load;
 mod parent;
 mod peer;
 mod response;

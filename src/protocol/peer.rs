@@ -7,7 +7,7 @@ use super::{
     error::{ErrorKind, FrameError, ResponseError},
     lifecycle::{CloseReason, Lifecycle},
     response,
-    types::{CancelParams, read},
+    types::{CancelParams, parse_params},
 };
 use futures_util::{
     FutureExt,
@@ -19,9 +19,10 @@ use tokio::sync::mpsc;
 
 /// The response to one message.
 enum Dispatch {
-    /// None: a notification.
+    /// The message was a notification.
     None,
     Ready(String),
+    /// The response of a running call.
     Pending(CallId, BoxFuture<'static, String>),
 }
 
@@ -70,7 +71,7 @@ impl<'a> Peer<'a> {
             Ok(text) => text,
             Err(error) => return self.refuse_frame(&error),
         };
-        match envelope::read(&text, self.api.limits().batch) {
+        match envelope::parse(&text, self.api.limits().batch) {
             Err(error) => self.reply = Some(response::failure(None, error)),
             Ok(Envelope::Single(message)) => match self.dispatch(message)? {
                 Dispatch::None => {}
@@ -81,16 +82,16 @@ impl<'a> Peer<'a> {
                 let error = ResponseError::new(ErrorKind::BatchNotAllowed, "LSP has no batches");
                 self.reply = Some(response::failure(None, error));
             }
-            Ok(Envelope::Batch(members)) => self.batch(members)?,
+            Ok(Envelope::Batch(messages)) => self.batch(messages)?,
         }
         ControlFlow::Continue(())
     }
 
-    /// Members run concurrently. Their responses go out as one array, in the order of the batch.
-    fn batch(&mut self, members: Vec<Message>) -> ControlFlow<CloseReason> {
+    /// The requests run concurrently. Their responses are sent as one array, in the order of the batch.
+    fn batch(&mut self, messages: Vec<Message>) -> ControlFlow<CloseReason> {
         let (mut ids, mut responses) = (Vec::new(), Vec::new());
-        for member in members {
-            match self.dispatch(member)? {
+        for message in messages {
+            match self.dispatch(message)? {
                 Dispatch::None => {}
                 Dispatch::Ready(text) => responses.push(std::future::ready(text).boxed()),
                 Dispatch::Pending(id, response) => {
@@ -146,7 +147,7 @@ impl<'a> Peer<'a> {
             "exit" => return ControlFlow::Break(CloseReason::Exit { after_shutdown: self.lifecycle.is_shut_down() }),
             "$/cancelRequest" => {
                 // An unknown id is no error: that call's response may have crossed this notification.
-                if let Some(handle) = target(&params).ok().and_then(|id| self.calls.get(&id)) {
+                if let Some(handle) = id_to_cancel(&params).ok().and_then(|id| self.calls.get(&id)) {
                     handle.cancel();
                 }
             }
@@ -175,7 +176,7 @@ impl<'a> Peer<'a> {
         let (call, handle) = Call::new(self.sender.clone());
         let response = match method {
             "cancel" => self.cancel(id.clone(), params, call)?,
-            _ => self.registered(id.clone(), method, params, call)?,
+            _ => self.call_registry(id.clone(), method, params, call)?,
         };
         self.calls.insert(id.clone(), handle);
         Ok(Dispatch::Pending(id.clone(), response))
@@ -183,7 +184,7 @@ impl<'a> Peer<'a> {
 
     /// The response is sent when the cancelled call has ended.
     fn cancel(&self, id: CallId, params: Params, call: Call) -> Result<BoxFuture<'static, String>, ResponseError> {
-        let target = target(&params)?;
+        let target = id_to_cancel(&params)?;
         let Some(handle) = self.calls.get(&target).cloned() else {
             return Err(ResponseError::new(ErrorKind::UnknownCall, format!("no call with id {target} is in flight")));
         };
@@ -196,7 +197,7 @@ impl<'a> Peer<'a> {
         .boxed())
     }
 
-    fn registered(&mut self, id: CallId, method: &str, params: Params, call: Call) -> Result<BoxFuture<'static, String>, ResponseError> {
+    fn call_registry(&mut self, id: CallId, method: &str, params: Params, call: Call) -> Result<BoxFuture<'static, String>, ResponseError> {
         self.registry_calls += 1;
         let Some(handler) = self.api.call(method, self.registry_calls, params, call) else {
             return Err(ResponseError::new(ErrorKind::UnknownMethod, format!("unknown method {method:?}")).with("method", method));
@@ -204,7 +205,7 @@ impl<'a> Peer<'a> {
         let handler = AssertUnwindSafe(handler).catch_unwind();
         Ok(async move {
             match handler.await {
-                Ok(response) => response::registered(&id, response.as_ref()),
+                Ok(response) => response::from_registry(&id, response.as_ref()),
                 Err(_) => response::failure(Some(&id), ResponseError::new(ErrorKind::Internal, "the method panicked")),
             }
         }
@@ -222,8 +223,8 @@ impl<'a> Peer<'a> {
     }
 }
 
-/// The id of the call to cancel.
-fn target(params: &Params) -> Result<CallId, ResponseError> {
+/// The id in the params of a cancel.
+fn id_to_cancel(params: &Params) -> Result<CallId, ResponseError> {
     let params = jsonrpsee_types::Params::new(params.as_ref().map(|params| params.get()));
-    Ok(read::<CancelParams>(&params)?.id)
+    Ok(parse_params::<CancelParams>(&params)?.id)
 }

@@ -24,8 +24,8 @@ pub(super) fn cancelled(id: &CallId, completion_tokens: u32) -> String {
     success(id, &serde_json::to_string(&CancelResult { completion_tokens }).expect("a number"))
 }
 
-/// Takes the result or the error from a response of the registry, whose id is the registry's own.
-pub(super) fn registered(id: &CallId, response: &str) -> String {
+/// Builds a response from one of the registry, whose id is the registry's own.
+pub(super) fn from_registry(id: &CallId, response: &str) -> String {
     #[derive(Deserialize)]
     struct Outcome<'a> {
         #[serde(borrow)]

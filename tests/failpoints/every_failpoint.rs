@@ -1,4 +1,8 @@
-//! Every failpoint with every action it allows, one at a time: each request gets exactly one response, and nothing leaks.
+//! Arms every failpoint with each of its allowed actions, one at a time: every request gets exactly one response, and nothing
+//! leaks.
+//!
+//! A case is a failpoint with an action. Each transport runs every second case, because the transport is outside the worker and
+//! does not change what a fault does in it. `front`, `worker`, `prompter` and `stage` are defined in ARCHITECTURE.md.
 
 use crate::harness::{Harness, Outcome};
 use crate::support::Transport;
@@ -18,8 +22,8 @@ enum When {
     MidStream,
 }
 
-/// When a failpoint can be reached. The default is both, so a new failpoint is covered.
-fn times_to_arm(point: Point) -> &'static [When] {
+/// The moments from which a failpoint can be reached. A failpoint that is not listed, such as a new one, is armed at both.
+fn moments_to_arm(point: Point) -> &'static [When] {
     use Point::*;
     match point {
         FrontSpawn | FrontSpawned | WorkerStart | WorkerHello | Inspect | LoadFiles | LoadTokenizer | LoadPack | LoadEnd => {
@@ -30,40 +34,41 @@ fn times_to_arm(point: Point) -> &'static [When] {
     }
 }
 
-/// Each transport gets half of the failpoints: transports do not depend on what happens in a worker.
 #[test]
-fn half_of_the_failpoints_over_stdio() {
+fn even_cases_over_stdio() {
     inject_all(Transport::Lines, 0, |action| action != Action::Stall, &[]);
 }
 
 #[test]
-fn other_half_of_the_failpoints_over_websocket() {
+fn odd_cases_over_websocket() {
     inject_all(Transport::WebSocket, 1, |action| action != Action::Stall, &[]);
 }
 
 #[test]
-fn half_of_the_stalls_over_stdio() {
-    inject_all(Transport::Lines, 0, |action| action == Action::Stall, STALLS);
+fn even_stalls_over_stdio() {
+    inject_all(Transport::Lines, 0, |action| action == Action::Stall, STALL_OPTIONS);
 }
 
 #[test]
-fn other_half_of_the_stalls_over_websocket() {
-    inject_all(Transport::WebSocket, 1, |action| action == Action::Stall, STALLS);
+fn odd_stalls_over_websocket() {
+    inject_all(Transport::WebSocket, 1, |action| action == Action::Stall, STALL_OPTIONS);
 }
 
-/// Limits well above the delays of an overloaded machine: a worker that waits for a CPU must not count as stalled.
-const STALLS: &[&str] = &["--stall-limit", "5", "--prompt-limit", "5"];
+/// Options for stalls: limits well above the delays of an overloaded machine, where a worker that waits for a CPU must not
+/// count as stalled.
+const STALL_OPTIONS: &[&str] = &["--stall-limit", "5", "--prompt-limit", "5"];
 
-fn inject_all(transport: Transport, first: usize, selected: impl Fn(Action) -> bool, arguments: &[&str]) {
+/// Runs every second case of the selected actions, from the case `first`.
+fn inject_all(transport: Transport, first: usize, selected: impl Fn(Action) -> bool, options: &[&str]) {
     // One thread, because other tests run workers at the same time. No prefix cache, so that every prompt is computed.
-    let mut harness = Harness::new(transport, &[&["--restarts", "1000", "--threads", "1", "--cache", "0"], arguments].concat());
+    let mut harness = Harness::new(transport, &[&["--restarts", "1000", "--threads", "1", "--cache", "0"], options].concat());
     let reference: Vec<_> = (0..4).map(|seed| harness.reference_text(seed, TOKENS)).collect();
     let (descriptors, processes) = (harness.descriptors(), harness.processes());
-    assert_eq!(processes, 1, "a worker");
+    assert_eq!(processes, 1, "one worker");
     let cases = Point::ALL.iter().flat_map(|&point| point.spec().1.actions().iter().map(move |&action| (point, action)));
     for (point, action) in cases.filter(|(_, action)| selected(*action)).skip(first).step_by(2) {
         let mut triggered = false;
-        for &when in times_to_arm(point) {
+        for &when in moments_to_arm(point) {
             let case = format!("{action:?} at {point:?}, {when:?}, over {transport:?}");
             let start = Instant::now();
             triggered |= inject(&mut harness, point, action, when, &reference, &case);
@@ -77,7 +82,7 @@ fn inject_all(transport: Transport, first: usize, selected: impl Fn(Action) -> b
     assert_eq!(harness.model()["inFlight"], 0);
 }
 
-/// Injects one fault while three requests run. Returns whether it was triggered.
+/// Injects one fault while three requests run, and `Inspect` faults during `models/show`. Returns whether it was triggered.
 fn inject(harness: &mut Harness, point: Point, action: Action, when: When, reference: &[String], case: &str) -> bool {
     let ids: Vec<_> = match when {
         When::BeforeLoad => {
@@ -95,20 +100,21 @@ fn inject(harness: &mut Harness, point: Point, action: Action, when: When, refer
     };
     let outcomes = harness.outcomes(&ids);
     let complete = |(outcome, reference): (&Outcome, &String)| outcome.kind().is_none() && outcome.text == *reference;
-    let mut kinds: Vec<_> = outcomes.iter().zip(reference).filter(|pair| !complete(*pair)).map(|(outcome, _)| outcome.kind()).collect();
-    kinds.dedup();
+    let mut failure_kinds: Vec<_> =
+        outcomes.iter().zip(reference).filter(|pair| !complete(*pair)).map(|(outcome, _)| outcome.kind()).collect();
+    failure_kinds.dedup();
     let triggered = harness.disarm(point);
-    let lost = outcomes.iter().filter(|outcome| outcome.kind().is_some()).count();
+    let failed = outcomes.iter().filter(|outcome| outcome.kind().is_some()).count();
     let expected = match (triggered, point.spec().1, action) {
-        (true, Site::Stage | Site::StageStep, Action::Panic) => lost == 1 && kinds == [Some("stage_panicked")],
-        (true, Site::Stage, Action::Error) => lost == 1 && kinds == [Some("unsupported")],
-        // Only the request that stalls the prompter is lost.
-        (true, Site::Stage, Action::Stall) if point != Point::Stopper => lost == 1 && kinds == [Some("worker_lost")],
+        (true, Site::Stage | Site::StageStep, Action::Panic) => failed == 1 && failure_kinds == [Some("stage_panicked")],
+        (true, Site::Stage, Action::Error) => failed == 1 && failure_kinds == [Some("unsupported")],
+        // Only the request whose prompt stage stalls fails. `Stopper` runs in the decoder: its requests are replayed.
+        (true, Site::Stage, Action::Stall) if point != Point::Stopper => failed == 1 && failure_kinds == [Some("worker_lost")],
         // A load error fails every request, all with the same kind of error.
-        (true, Site::Worker, Action::Error) if point.spec().0.starts_with("load.") => lost == 3 && kinds.len() == 1,
-        // A panic in the front: the requests of that worker session are lost.
-        (true, Site::Front | Site::FrontWrite, Action::Panic) => kinds.is_empty() || kinds == [Some("worker_lost")],
-        _ => kinds.is_empty(),
+        (true, Site::Worker, Action::Error) if point.spec().0.starts_with("load.") => failed == 3 && failure_kinds.len() == 1,
+        // A panic in the front may fail the requests of its worker session.
+        (true, Site::Front | Site::FrontWrite, Action::Panic) => failure_kinds.is_empty() || failure_kinds == [Some("worker_lost")],
+        _ => failure_kinds.is_empty(),
     };
     assert!(expected, "{case}, triggered: {triggered}: {outcomes:#?}");
     triggered || inject_into_show(harness, point, action, when)

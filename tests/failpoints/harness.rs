@@ -59,7 +59,7 @@ impl Harness {
 
     /// Arms a failpoint; `options` follow the action in the failpoint's file.
     pub(crate) fn arm(&self, point: Point, action: Action, options: &str) {
-        // Written elsewhere first: the program must not read half a file.
+        // Write another file and rename it: the program must not read half a file.
         let temporary = self.folder.path().join("unseen");
         fs::write(&temporary, format!("{} {options}", action.name())).expect("the file is written");
         fs::rename(temporary, self.file(point)).expect("the file is renamed");

@@ -78,7 +78,7 @@ impl<'a> Client<'a> {
         let response = loop {
             let message = self.next();
             match message["params"]["value"]["text"].as_str() {
-                Some(delta) => text += delta,
+                Some(partial) => text += partial,
                 None => break message,
             }
         };

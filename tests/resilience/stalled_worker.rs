@@ -51,7 +51,7 @@ fn read_streams(socket: &mut Socket, texts: &mut BTreeMap<u64, String>, ends: us
     while ended < ends {
         let message = message(socket);
         match (message["params"]["token"].as_u64(), message["params"]["value"]["text"].as_str()) {
-            (Some(id), Some(delta)) => *texts.entry(id).or_default() += delta,
+            (Some(id), Some(partial)) => *texts.entry(id).or_default() += partial,
             _ => {
                 assert_eq!(message["result"]["finishReason"], "length", "{message}");
                 ended += 1;

@@ -1,4 +1,4 @@
-//! Commands of a ModelActor to its worker session, and what the session reports.
+//! Commands of a ModelActor to its worker session, and the events that the session reports.
 
 use super::transcript::{RequestPermit, TranscriptWriter};
 use crate::actors::{Answer, DecoderStatus, Error, ModelInfo, Question, Request, Result};
@@ -109,12 +109,12 @@ pub(super) enum ReplayState {
     Quarantined,
 }
 
-/// What a session reports while it runs.
+/// An event of a running session.
 pub(super) enum WorkerEvent {
     Started {
         pid: Option<u32>,
     },
-    /// Bytes of weights.
+    /// Progress of a load, in bytes of weights.
     Loading {
         done: u64,
         total: u64,

@@ -1,10 +1,10 @@
-//! What the actors of one runtime share.
+//! State shared by the actors of one runtime.
 
 use super::link::Launch;
 use crate::actors::Error;
 use crate::config::Config;
 
-/// Mailbox places beside those for requests: loads, unloads and status queries.
+/// Capacity of a mailbox beyond that for requests: for loads, unloads and status queries.
 const CONTROL_MESSAGES: usize = 64;
 
 pub(super) struct RuntimeContext {

@@ -1,4 +1,4 @@
-//! The requests and questions of one session: which may be sent now, and what a worker's death does to them.
+//! The requests and questions of one session: decides which may be sent now, and which are replayed after a worker's death.
 //!
 //! Requests that were running when a worker died are replayed in the next session, one at a time. Nothing else is sent until
 //! each of them is one token past its recorded position. Requests past that position keep running, so when a worker dies
@@ -61,7 +61,7 @@ impl InFlight {
         self.abandoned.next().await
     }
 
-    /// Sends everything that a ready worker may have now.
+    /// Sends all work that a ready worker may get now.
     pub(super) fn send(&mut self, link: &mut Link) {
         if self.replay.is_some() {
             return;
@@ -146,7 +146,7 @@ impl InFlight {
         }
     }
 
-    /// Returns what the next session takes over. After a death, a request that was running alone in its replay fails, and so do
+    /// Returns the work that the next session takes over. After a death, a request that was running alone in its replay fails, and so do
     /// the questions that were sent.
     pub(super) fn into_unfinished(mut self, reason: &ExitReason) -> (ActiveRequests, Vec<Command>) {
         let mut requests = ActiveRequests::new();

@@ -1,4 +1,4 @@
-//! Reads a model's facts with a short-lived worker that loads no weights.
+//! Reads a model's metadata with a short-lived worker that loads no weights.
 
 use super::{context::RuntimeContext, link::Shutdown, session::version_mismatch};
 use crate::actors::{Error, FromWorker, ModelInfo, Result, ToWorker, WIRE_VERSION, frame};
@@ -6,8 +6,7 @@ use crate::config::Model;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// The longest an inspection may take; `Limits::decoder_silence` applies too if it is shorter. The worker reads only the
-/// headers of a few files.
+/// Time limit of an inspection, unless `Limits::decoder_silence` is shorter. The worker reads only the headers of a few files.
 const INSPECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn inspect(context: &RuntimeContext, model: &Model) -> Result<ModelInfo> {

@@ -4,7 +4,10 @@ use super::{
     command::{Ask, Complete, Reply},
     context::RuntimeContext,
     link::{Launch, launch},
-    model::{Load, Loading, ModelActor, Show, Unload},
+    model::{
+        ModelActor,
+        queries::{Load, PendingLoad, Show, Unload},
+    },
     supervisor::{Close, Find, GetAllStatus, Supervisor},
     transcript::{Reader, RequestPermit, transcript},
 };
@@ -141,8 +144,8 @@ impl Runtime {
     /// `UnknownModel`, `Model` if the files can't be loaded, `ModelFailed` after repeated deaths of the worker.
     pub async fn load(&self, model: &str, mut progress: impl FnMut(u64, u64) + Send) -> Result<ModelInfo> {
         let actor = self.inner.find(model).await?;
-        let loading = actor.send(Load).await.map_err(|error| self.inner.actor_error(model, error))?;
-        let Loading { progress: mut bytes, mut outcome } = loading;
+        let load = actor.send(Load).await.map_err(|error| self.inner.actor_error(model, error))?;
+        let PendingLoad { progress: mut bytes, mut outcome } = load;
         loop {
             tokio::select! {
                 biased;

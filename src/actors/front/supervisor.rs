@@ -3,7 +3,10 @@
 use super::{
     command::Complete,
     context::RuntimeContext,
-    model::{GetStatus, ModelActor, Unload},
+    model::{
+        ModelActor,
+        queries::{GetStatus, Unload},
+    },
 };
 use crate::actors::{Error, ModelStatus};
 use crate::config::Model;

@@ -10,7 +10,7 @@ use std::{
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-/// One of the `requests_in_flight` places of a runtime.
+/// Admits one request. Their number is limited by `Limits::requests_in_flight`.
 pub(super) struct RequestPermit {
     _permit: OwnedSemaphorePermit,
 }

@@ -1,7 +1,8 @@
 //! Loads the model, then owns everything that computes.
 
 use super::batch::Batch;
-use super::{ActivityProbe, Disconnected, Outbox, ToDecoder};
+use super::messages::{Disconnected, Outbox, ToDecoder};
+use super::probe::ActivityProbe;
 use crate::actors::{Error, FromWorker, ModelInfo, ModelSource, Result, Settings};
 use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, Native};

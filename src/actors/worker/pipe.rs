@@ -1,6 +1,7 @@
 //! A worker process: reads frames from stdin and writes frames to a private copy of stdout.
 
-use super::{Disconnected, Outbox, panic_message, run};
+use super::messages::{Disconnected, Outbox};
+use super::threads::{panic_message, run};
 use crate::actors::{FromWorker, ModelError, ToWorker, frame};
 use crate::failpoints::{self, Point};
 use crate::models::Embedded;
@@ -109,7 +110,7 @@ mod tests {
     use std::{cell::Cell, io::pipe, sync::mpsc::sync_channel};
 
     #[test]
-    fn frames_end_with_their_input_and_the_exit_status_tells_whether_it_was_valid() {
+    fn frames_end_with_their_input_and_the_exit_status_reports_whether_it_was_valid() {
         let mut input = frame::encode(&ToWorker::Ping { id: 1 }).unwrap();
         let status = Cell::new(None);
         assert_eq!(frames(&input[..], |code| status.set(Some(code))).collect::<Vec<_>>(), [ToWorker::Ping { id: 1 }]);

@@ -1,6 +1,7 @@
 //! Renders and tokenizes prompts, and answers the questions that need only the tokenizer.
 
-use super::{ActivityProbe, Job, Outbox, Prepared, ToDecoder, ToPrompter};
+use super::messages::{Disconnected, Job, Outbox, Prepared, ToDecoder, ToPrompter};
+use super::probe::ActivityProbe;
 use crate::actors::{Answer, End, Error, FinishReason, FromWorker, ModelSource, Prompt, Question, Rendered, Result, Usage};
 use crate::failpoints::{self, Point};
 use crate::models::codec::TextCodec;
@@ -54,7 +55,7 @@ fn generate(job: Job, codec: &Result<Arc<TextCodec>>, to_decoder: &SyncSender<To
     let seed = Some(job.request.sampling.seed);
     let prompt = codec.clone().and_then(|codec| probe.record(job.id, || encode(&codec, &job.request.prompt, seed)));
     let _ = match prompt {
-        Ok(prompt) => to_decoder.send(ToDecoder::Generate(Box::new(Prepared { job, prompt }))).map_err(|_| super::Disconnected),
+        Ok(prompt) => to_decoder.send(ToDecoder::Generate(Box::new(Prepared { job, prompt }))).map_err(|_| Disconnected),
         Err(error) => outbox.send(FromWorker::End { id: job.id, end: End::Failed(error) }),
     };
 }

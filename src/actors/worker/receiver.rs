@@ -1,7 +1,7 @@
 //! Reads the link and routes each message to its stage. It never waits for a stage, so it always sees the end of the link.
 
-use super::{FromWorker, Job, Outbox, Question, ToDecoder, ToPrompter, ToWorker};
-use crate::actors::{End, Error, WIRE_VERSION};
+use super::messages::{INBOX_CAPACITY, Job, Outbox, ToDecoder, ToPrompter};
+use crate::actors::{End, Error, FromWorker, Question, ToWorker, WIRE_VERSION};
 use crate::failpoints::{self, Point};
 use std::{
     collections::HashMap,
@@ -81,7 +81,7 @@ impl Router<'_> {
 fn delivery<T>(sent: Result<(), TrySendError<T>>) -> Result<(), Error> {
     match sent {
         Ok(()) => Ok(()),
-        Err(TrySendError::Full(_)) => Err(Error::Overloaded { limit: super::INBOX }),
+        Err(TrySendError::Full(_)) => Err(Error::Overloaded { limit: INBOX_CAPACITY }),
         Err(TrySendError::Disconnected(_)) => Err(Error::StagePanicked { stage: "prompter".into(), cause: "its thread has ended".into() }),
     }
 }
@@ -153,7 +153,7 @@ mod tests {
     fn messages_to_a_full_prompter_are_refused_without_waiting() {
         let ask = ToWorker::Ask { id: 3, question: Question::Detokenize(Vec::new()) };
         let (sent, _prompter, _decoder) = route(vec![generate(1), generate(2), ask], 1);
-        let overloaded = || Error::Overloaded { limit: super::super::INBOX };
+        let overloaded = || Error::Overloaded { limit: INBOX_CAPACITY };
         let expected = [
             FromWorker::Hello { version: WIRE_VERSION },
             FromWorker::End { id: 2, end: End::Failed(overloaded()) },

@@ -150,7 +150,7 @@ impl<'a> Session<'a> {
     }
 
     fn plan(&self, part: Part, threads: usize) -> Option<Plan> {
-        Plan::of(part, threads, &self.harness.size, |task| self.peers.as_ref().is_some_and(|peers| peers.can(task)))
+        Plan::new(part, threads, &self.harness.size, |task| self.peers.as_ref().is_some_and(|peers| peers.can(task)))
     }
 
     /// Measures the entries round by round. Entries with samples under load get up to `rounds` more rounds.

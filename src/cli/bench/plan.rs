@@ -85,7 +85,7 @@ const GIGA: f64 = 1e9;
 
 impl Plan {
     /// `None` where the part has nothing to measure.
-    pub(super) fn of(part: Part, threads: usize, size: &ModelSize, can: impl Fn(Task) -> bool) -> Option<Self> {
+    pub(super) fn new(part: Part, threads: usize, size: &ModelSize, can: impl Fn(Task) -> bool) -> Option<Self> {
         let mut plan = Self { part, threads, entries: Vec::new(), compares: Vec::new() };
         match part {
             Part::Prefill => {

@@ -15,7 +15,7 @@ fn a_panicking_method_gets_an_error_and_other_calls_go_on() {
 fn a_panicking_method_leaves_the_real_methods_working() {
     let mut methods = Api::registry(runtime_without_model());
     method(&mut methods, "panic", |_, _: NoParams, _| async { panic!("test panic") as Result<(), ResponseError> });
-    serve_with(Api::over(methods, Limits::default()), ConnectionOptions::default(), async |mut client: Client| {
+    serve_with(Api::with_methods(methods, Limits::default()), ConnectionOptions::default(), async |mut client: Client| {
         let both = client.request(format!("[{},{}]", call("1", "status"), call("2", "panic"))).await;
         assert_eq!(both[0]["result"]["requestsInFlight"], 0, "{both}");
         assert_error(&both[1], json!(2), -32603, ErrorKind::Internal);
@@ -27,7 +27,7 @@ fn a_panicking_method_leaves_the_real_methods_working() {
 #[test]
 fn calls_in_flight_at_the_end_of_the_input_are_cancelled_after_the_linger_time() {
     let options = ConnectionOptions { linger: Duration::from_millis(50), ..ConnectionOptions::default() };
-    let reason = serve_with(Api::over(test_methods(), Limits::default()), options, async |mut client: Client| {
+    let reason = serve_with(Api::with_methods(test_methods(), Limits::default()), options, async |mut client: Client| {
         client.send(call("1", "silent")).await;
         client.send(call("2", "endless")).await;
         client.to = mpsc::channel(1).0;

@@ -34,7 +34,7 @@ fn test_methods() -> RpcModule<()> {
                 tokio::select! {
                     biased;
                     () = call.cancelled() => {
-                        call.computed(seq);
+                        call.record_completion_tokens(seq);
                         return Err(ResponseError::cancelled(Usage { completion_tokens: seq, ..Usage::default() }));
                     }
                     () = progress.send(&part) => tokio::task::yield_now().await,
@@ -89,7 +89,7 @@ impl Client {
 }
 
 fn with_limits<F: Future<Output = ()>>(limits: Limits, script: impl FnOnce(Client) -> F) -> CloseReason {
-    serve_with(Api::over(test_methods(), limits), ConnectionOptions { watch_parent: true, ..ConnectionOptions::default() }, script)
+    serve_with(Api::with_methods(test_methods(), limits), ConnectionOptions { watch_parent: true, ..ConnectionOptions::default() }, script)
 }
 
 fn serve_with<F: Future<Output = ()>>(api: Api, options: ConnectionOptions, script: impl FnOnce(Client) -> F) -> CloseReason {

@@ -54,7 +54,7 @@ fn the_limits_match_the_code() {
         format!("| requests in flight, over all connections | {} ", limits.requests_in_flight),
         format!("| calls of one connection | {}, ", limits.calls_per_connection),
         format!("| bytes of a message | {} MiB |", limits.message_bytes >> 20),
-        format!("| members of a batch | {} |", limits.batch),
+        format!("| messages of a batch | {} |", limits.batch),
         format!("| tokens of a completion | {} |", limits.answer_tokens),
         format!("| `maxTokens` | 1 to {} |", limits.answer_tokens),
         format!("| bytes of all texts of a request | {} MiB |", limits.text_bytes >> 20),

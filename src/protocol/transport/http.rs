@@ -1,6 +1,6 @@
 //! The HTTP server: listening, the routes, and the guard in front of all of them.
 
-use super::ws::{self, Sockets};
+use super::ws::{self, WebSocketState};
 use crate::{
     actors::Runtime,
     protocol::{Api, Guard, Token, TokenFile, token::TokenFileError, types::HealthResult},
@@ -39,7 +39,7 @@ pub(crate) fn needs_token(path: &str) -> bool {
 /// How many seconds a stop waits for connections to close; their requests have ended before.
 const STOP_SECONDS: u64 = 1;
 
-/// The address to listen on, and who may connect.
+/// The address to listen on, and the clients that may connect.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     /// Port 0 takes a free port.
@@ -93,12 +93,12 @@ pub fn bind(runtime: Runtime, listen: ListenOptions) -> Result<Server, BindError
     let address = listener.local_addr().map_err(failed)?;
     let token = Token::new().map_err(BindError::Token)?;
     let token_file = TokenFile::create(&token, address.port())?;
-    let guard = Guard::new(address, listen.origins, token.clone()).with_hosts(listen.hosts);
+    let guard = Guard::new(address, listen.origins, token.clone()).allow_hosts(listen.hosts);
     let stop = CancellationToken::new();
-    let sockets = Sockets::new(Api::new(runtime.clone()), stop.clone());
+    let websockets = WebSocketState::new(Api::new(runtime.clone()), stop.clone());
     let serving = HttpServer::new(move || {
-        let (guard, sockets) = (web::Data::new(guard.clone()), web::Data::new(sockets.clone()));
-        let app = App::new().app_data(sockets).app_data(guard).app_data(web::Data::new(runtime.clone())).wrap(from_fn(check_request));
+        let (guard, websockets) = (web::Data::new(guard.clone()), web::Data::new(websockets.clone()));
+        let app = App::new().app_data(websockets).app_data(guard).app_data(web::Data::new(runtime.clone())).wrap(from_fn(check_request));
         ROUTES.iter().fold(app, |app, route| app.route(route.path, (route.handler)()))
     })
     // One thread is enough to carry text, and connection futures then need not be `Send`.
@@ -150,7 +150,7 @@ async fn check_request<B: MessageBody>(request: ServiceRequest, next: Next<B>) -
 
 /// The health of all models: one status word, and each model's status for a client with the token.
 async fn health(request: HttpRequest, runtime: web::Data<Runtime>, guard: web::Data<Guard>) -> HttpResponse {
-    let with_models = guard.has_token(request.uri(), request.headers());
+    let with_models = guard.has_valid_token(request.uri(), request.headers());
     let health = HealthResult::new(runtime.status().await, runtime.default_model(), with_models);
     let mut response = if health.is_ok() { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
     response.content_type("application/json").body(serde_json::to_string(&health).expect("wire types have string keys"))

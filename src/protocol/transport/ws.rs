@@ -1,6 +1,7 @@
 //! WebSocket over actix-web's upgrade: reads come from the request's payload, writes go to the response's body.
 //!
-//! The protocol itself is tokio-tungstenite's. It refuses a frame by its announced size, before it stores a byte of it.
+//! tokio-tungstenite implements the protocol. It refuses a frame that is too large from its header, before it buffers any of
+//! the payload.
 
 use crate::protocol::{Api, CloseReason, ConnectionOptions, FrameError, connection, guard};
 use actix_web::{
@@ -37,68 +38,72 @@ use tokio_util::{
 
 /// Bytes of the pipe between each connection and the HTTP server.
 const PIPE_BYTES: usize = 16 << 10;
-/// Small, because every idle connection holds such a buffer; messages are rarely longer.
+/// Size of a connection's buffers. Small, because every idle connection holds them; messages are rarely longer.
 const READ_BYTES: usize = 1 << 10;
 /// How often a ping is sent.
 const PING_PERIOD: Duration = Duration::from_secs(20);
-/// Pings without any answer before the connection is closed. Two minutes, because a page in the background or in a
-/// debugger may be slow to answer.
+/// Pings without an answer before the connection is closed. It is closed one `PING_PERIOD` after the last of them, when the
+/// peer has been silent for 140 s: a browser tab that is in the background or paused in a debugger may be slow to answer.
 const UNANSWERED_PINGS_MAX: u32 = 6;
-/// Pings from the peer that are answered before a flush is awaited. Without a limit, unflushed_pongs would pile up for a peer that
-/// does not read.
+/// Pings from the peer that are answered before a flush is awaited. Without this limit, the pongs for a peer that does not
+/// read would use more and more memory.
 const UNFLUSHED_PONGS_MAX: usize = 64;
-/// How long input is read and dropped after the close frame. Closing a socket with unread input resets the connection,
-/// and the peer could lose the last messages.
+/// Time limit for sending the close frame and then reading and discarding the peer's input. Closing a socket with unread
+/// input resets the connection, and the peer could lose the last messages.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What all WebSocket connections share.
+/// State shared by all WebSocket connections.
 #[derive(Clone)]
-pub(crate) struct Sockets {
+pub(crate) struct WebSocketState {
     api: Api,
-    slots: Arc<Semaphore>,
+    /// One for each open connection.
+    permits: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
-impl Sockets {
+impl WebSocketState {
     pub(crate) fn new(api: Api, stop: CancellationToken) -> Self {
-        let slots = Arc::new(Semaphore::new(api.limits().connections));
-        Self { api, slots, stop }
+        let permits = Arc::new(Semaphore::new(api.limits().connections));
+        Self { api, permits, stop }
     }
 }
 
-pub(crate) async fn upgrade(request: HttpRequest, payload: web::Payload, sockets: web::Data<Sockets>) -> HttpResponse {
-    let accept = match accept(request.headers()) {
-        Ok(accept) => accept,
+/// Answers an upgrade request and starts its connection.
+pub(crate) async fn upgrade(request: HttpRequest, payload: web::Payload, state: web::Data<WebSocketState>) -> HttpResponse {
+    let accept_key = match accept_key(request.headers()) {
+        Ok(key) => key,
         Err(StatusCode::UPGRADE_REQUIRED) => {
             let mut response = HttpResponse::UpgradeRequired();
             return response.insert_header((header::UPGRADE, "websocket")).insert_header((header::SEC_WEBSOCKET_VERSION, "13")).finish();
         }
         Err(status) => return HttpResponse::new(status),
     };
-    let Ok(slot) = Arc::clone(&sockets.slots).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(&state.permits).try_acquire_owned() else {
         return HttpResponse::ServiceUnavailable().finish();
     };
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let (_, write) = tokio::io::split(ours);
     let io = tokio::io::join(StreamReader::new(payload.map_err(std::io::Error::other)), write);
-    let sockets = Sockets::clone(&sockets);
-    actix_web::rt::spawn(run_connection(io, sockets, slot));
+    let state = WebSocketState::clone(&state);
+    actix_web::rt::spawn(run_connection(io, state, permit));
     let mut response = HttpResponse::SwitchingProtocols();
-    response.upgrade("websocket").insert_header((header::SEC_WEBSOCKET_ACCEPT, accept));
+    response.upgrade("websocket").insert_header((header::SEC_WEBSOCKET_ACCEPT, accept_key));
     if guard::subprotocols(request.headers()).any(|name| name == guard::SUBPROTOCOL.as_bytes()) {
         response.insert_header((header::SEC_WEBSOCKET_PROTOCOL, guard::SUBPROTOCOL));
     }
     response.streaming(ReaderStream::with_capacity(theirs, READ_BYTES))
 }
 
-/// The `Sec-WebSocket-Accept` value. No extension is accepted: permessage-deflate lets a small message expand without bound.
-fn accept(headers: &HeaderMap) -> Result<String, StatusCode> {
-    let names = |name, wanted: &str| {
+/// Validates an upgrade request. Returns the `Sec-WebSocket-Accept` value, or the status that refuses the request.
+///
+/// No extension is negotiated: permessage-deflate lets a small message expand without bound.
+fn accept_key(headers: &HeaderMap) -> Result<String, StatusCode> {
+    let lists = |name, wanted: &str| {
         let mut values = headers.get_all(name).flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
         values.any(|value| value.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
     };
     let version = headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version.as_bytes() == b"13");
-    if !names(header::UPGRADE, "websocket") || !names(header::CONNECTION, "upgrade") || !version {
+    if !lists(header::UPGRADE, "websocket") || !lists(header::CONNECTION, "upgrade") || !version {
         return Err(StatusCode::UPGRADE_REQUIRED);
     }
     let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY);
@@ -109,23 +114,29 @@ fn accept(headers: &HeaderMap) -> Result<String, StatusCode> {
     }
 }
 
-async fn run_connection<S: AsyncRead + AsyncWrite + Unpin>(io: S, sockets: Sockets, _slot: OwnedSemaphorePermit) {
-    let limit = sockets.api.limits().message_bytes;
+async fn run_connection<S: AsyncRead + AsyncWrite + Unpin>(io: S, state: WebSocketState, _permit: OwnedSemaphorePermit) {
+    let limit = state.api.limits().message_bytes;
     let config = WebSocketConfig::default()
         .max_message_size(Some(limit))
         .max_frame_size(Some(limit))
         .read_buffer_size(READ_BYTES)
         .write_buffer_size(0);
     let socket = Rc::new(RefCell::new(WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await));
-    let close = Rc::new(Cell::new(None));
-    let mut pings = tokio::time::interval(PING_PERIOD);
-    pings.reset();
+    let stream_close_code = Rc::new(Cell::new(None));
+    let mut ping_timer = tokio::time::interval(PING_PERIOD);
+    ping_timer.reset();
     // After a pause of this process, missed ticks must not count as unanswered pings.
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let stream = MessageStream { socket: Rc::clone(&socket), close: Rc::clone(&close), pings, unanswered_pings: 0, unflushed_pongs: 0 };
-    let options = ConnectionOptions { stop: sockets.stop, ..ConnectionOptions::default() };
-    let reason = connection::serve(stream, MessageSink { socket: Rc::clone(&socket) }, &sockets.api, options).await;
-    let code = close.get().or(match reason {
+    ping_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let stream = MessageStream {
+        socket: Rc::clone(&socket),
+        close_code: Rc::clone(&stream_close_code),
+        ping_timer,
+        unanswered_pings: 0,
+        unflushed_pongs: 0,
+    };
+    let options = ConnectionOptions { stop: state.stop, ..ConnectionOptions::default() };
+    let reason = connection::serve(stream, MessageSink { socket: Rc::clone(&socket) }, &state.api, options).await;
+    let code = stream_close_code.get().or(match reason {
         CloseReason::Stopped | CloseReason::ParentExited => Some(CloseCode::Away),
         CloseReason::Exit { .. } => Some(CloseCode::Normal),
         CloseReason::FramingLost => Some(CloseCode::Protocol),
@@ -143,20 +154,21 @@ async fn close_socket<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketSt
         return;
     }
     let mut io = socket.into_inner();
-    let mut nothing = [0; READ_BYTES];
-    while let Ok(1..) = io.read(&mut nothing).await {}
+    let mut discarded = [0; READ_BYTES];
+    while let Ok(1..) = io.read(&mut discarded).await {}
 }
 
 type SharedSocket<S> = Rc<RefCell<WebSocketStream<S>>>;
 
-/// The socket's text messages. Anything else ends the stream and sets RFC 6455's close code.
+/// The socket's text messages. It also answers and sends pings. A binary message, an error or a silent peer ends the stream
+/// and sets RFC 6455's close code.
 struct MessageStream<S> {
     socket: SharedSocket<S>,
-    close: Rc<Cell<Option<CloseCode>>>,
-    pings: Interval,
-    /// Pings sent since the last frame from the peer.
+    close_code: Rc<Cell<Option<CloseCode>>>,
+    ping_timer: Interval,
+    /// Ping periods that have passed since the last frame from the peer.
     unanswered_pings: u32,
-    /// Pongs since the last flush.
+    /// Pongs queued since this stream last awaited a flush.
     unflushed_pongs: usize,
 }
 
@@ -164,9 +176,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for MessageStream<S> {
     type Item = Result<String, FrameError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        while self.pings.poll_tick(cx).is_ready() {
+        while self.ping_timer.poll_tick(cx).is_ready() {
             if self.unanswered_pings == UNANSWERED_PINGS_MAX {
-                self.close.set(Some(CloseCode::Away));
+                self.close_code.set(Some(CloseCode::Away));
                 return Poll::Ready(None);
             }
             self.unanswered_pings += 1;
@@ -190,12 +202,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for MessageStream<S> {
                 }
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => continue,
                 Some(Ok(Message::Binary(_))) => Some(CloseCode::Unsupported),
-                // tungstenite replies to a close by itself.
+                // tungstenite answers the close frame; the next read returns `None`.
                 Some(Ok(Message::Close(_))) => continue,
                 None => None,
                 Some(Err(error)) => close_code(&error),
             };
-            self.close.set(code);
+            self.close_code.set(code);
             return Poll::Ready(None);
         }
     }
@@ -211,12 +223,12 @@ fn ping<S: AsyncRead + AsyncWrite + Unpin>(mut socket: Pin<&mut WebSocketStream<
 }
 
 fn close_code(error: &tungstenite::Error) -> Option<CloseCode> {
-    use tungstenite::Error as Refused;
+    use tungstenite::Error as WsError;
     match error {
-        Refused::Capacity(_) => Some(CloseCode::Size),
-        Refused::Utf8(_) => Some(CloseCode::Invalid),
-        Refused::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => None,
-        Refused::Protocol(_) | Refused::AttackAttempt => Some(CloseCode::Protocol),
+        WsError::Capacity(_) => Some(CloseCode::Size),
+        WsError::Utf8(_) => Some(CloseCode::Invalid),
+        WsError::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => None,
+        WsError::Protocol(_) | WsError::AttackAttempt => Some(CloseCode::Protocol),
         // The connection is lost: no close frame can be sent.
         _ => None,
     }
@@ -256,16 +268,17 @@ mod tests {
         time::Instant,
     };
 
-    /// Runs a client script against a connection under paused time; returns when the server closed, and the script's result.
+    /// Runs a client script against a connection under paused time. Returns the time until the server had closed the
+    /// connection, and the script's result.
     fn with_client<F: Future>(script: impl FnOnce(WebSocketStream<DuplexStream>) -> F) -> (Duration, F::Output) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-            let sockets = Sockets::new(Api::over(Methods::new(), Limits::default()), CancellationToken::new());
-            let slot = Arc::clone(&sockets.slots).try_acquire_owned().unwrap();
+            let state = WebSocketState::new(Api::with_methods(Methods::new(), Limits::default()), CancellationToken::new());
+            let permit = Arc::clone(&state.permits).try_acquire_owned().unwrap();
             let start = Instant::now();
             let server = async {
-                run_connection(ours, sockets, slot).await;
+                run_connection(ours, state, permit).await;
                 start.elapsed()
             };
             join(server, async { script(WebSocketStream::from_raw_socket(theirs, Role::Client, None).await).await }).await

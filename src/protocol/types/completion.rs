@@ -1,7 +1,7 @@
 //! The params of `infill`, `complete` and `chat`, and their validation into one request type.
 
 use super::{
-    Bounds,
+    ParamRules,
     sampling::{SamplingParams, integer},
 };
 use crate::actors::{File, FimOrder, Message, Prompt, Request, Role};
@@ -39,11 +39,11 @@ macro_rules! completion_params {
         }
 
         impl $name {
-            pub(crate) fn completion(mut self, bounds: Bounds<'_>) -> Result<Completion, ResponseError> {
-                let prompt = self.prompt(bounds)?;
+            pub(crate) fn completion(mut self, rules: ParamRules<'_>) -> Result<Completion, ResponseError> {
+                let prompt = self.prompt(rules)?;
                 let common = Common {
                     model: self.model,
-                    tokens_max: integer("maxTokens", self.max_tokens, $tokens, 1..=bounds.limits.answer_tokens)?,
+                    tokens_max: integer("maxTokens", self.max_tokens, $tokens, 1..=rules.limits.answer_tokens)?,
                     stop: self.stop.unwrap_or_default(),
                     logprobs: self.logprobs,
                     partial_result_token: self.partial_result_token,
@@ -60,12 +60,12 @@ macro_rules! completion_params {
                     logit_bias: self.logit_bias.unwrap_or_default(),
                     seed: self.seed,
                 };
-                common.completion(prompt, sampling, bounds)
+                common.completion(prompt, sampling, rules)
             }
 
             /// The prompt alone, for `prompt/render`.
-            pub(crate) fn into_prompt(self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
-                Ok(self.completion(bounds)?.request.prompt)
+            pub(crate) fn into_prompt(self, rules: ParamRules<'_>) -> Result<Prompt, ResponseError> {
+                Ok(self.completion(rules)?.request.prompt)
             }
         }
     };
@@ -124,20 +124,20 @@ enum RoleParam {
 #[derive(Debug)]
 pub(crate) struct Completion {
     pub(crate) request: Request,
-    /// The token to stream under. Without it, the response holds the text.
-    pub(crate) stream: Option<ProgressToken>,
+    /// The token of the `$/progress` notifications that carry the text; `None` returns the text in the response.
+    pub(crate) partial_result_token: Option<ProgressToken>,
 }
 
 impl InfillParams {
-    fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
+    fn prompt(&mut self, rules: ParamRules<'_>) -> Result<Prompt, ResponseError> {
         let files = take(&mut self.files);
-        if files.len() > bounds.limits.files {
-            return Err(ResponseError::parameter("files", format!("{} files, at most {} are allowed", files.len(), bounds.limits.files)));
+        if files.len() > rules.limits.files {
+            return Err(ResponseError::parameter("files", format!("{} files, at most {} are allowed", files.len(), rules.limits.files)));
         }
         let context: usize = files.iter().map(|file| file.path.len() + file.text.len()).sum();
         let names = [("path", &self.path), ("repository", &self.repository)];
         let names = names.map(|(name, text)| (name, text.as_ref().map_or(0, String::len)));
-        bounds.text([("prefix", self.prefix.len()), ("suffix", self.suffix.len()), names[0], names[1], ("files", context)])?;
+        rules.check_text_bytes([("prefix", self.prefix.len()), ("suffix", self.suffix.len()), names[0], names[1], ("files", context)])?;
         Ok(Prompt::Infill {
             prefix: take(&mut self.prefix),
             suffix: take(&mut self.suffix),
@@ -153,20 +153,20 @@ impl InfillParams {
 }
 
 impl CompleteParams {
-    fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
-        bounds.text([("prompt", self.prompt.len())])?;
+    fn prompt(&mut self, rules: ParamRules<'_>) -> Result<Prompt, ResponseError> {
+        rules.check_text_bytes([("prompt", self.prompt.len())])?;
         Ok(Prompt::Text(take(&mut self.prompt)))
     }
 }
 
 impl ChatParams {
-    fn prompt(&mut self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
+    fn prompt(&mut self, rules: ParamRules<'_>) -> Result<Prompt, ResponseError> {
         let messages = take(&mut self.messages);
         if messages.is_empty() {
             return Err(ResponseError::parameter("messages", "at least one message is needed"));
         }
         let content = messages.iter().map(|message| message.content.len()).sum();
-        bounds.text([("messages", content), ("language", self.language.as_ref().map_or(0, String::len))])?;
+        rules.check_text_bytes([("messages", content), ("language", self.language.as_ref().map_or(0, String::len))])?;
         let messages = messages.into_iter().map(|message| Message {
             role: match message.role {
                 RoleParam::System => Role::System,
@@ -188,8 +188,8 @@ struct Common {
 }
 
 impl Common {
-    fn completion(self, prompt: Prompt, sampling: SamplingParams, bounds: Bounds<'_>) -> Result<Completion, ResponseError> {
-        let limits = bounds.limits;
+    fn completion(self, prompt: Prompt, sampling: SamplingParams, rules: ParamRules<'_>) -> Result<Completion, ResponseError> {
+        let limits = rules.limits;
         if self.stop.len() > limits.stops {
             return Err(ResponseError::parameter("stop", format!("{} sequences, at most {} are allowed", self.stop.len(), limits.stops)));
         }
@@ -201,13 +201,13 @@ impl Common {
             given => Some(integer("logprobs", given, 0, 0..=limits.logprobs)?),
         };
         let request = Request {
-            model: bounds.model(self.model),
+            model: rules.model(self.model),
             prompt,
-            sampling: sampling.sampling(bounds)?,
+            sampling: sampling.sampling(rules)?,
             stop: self.stop,
             tokens_max: self.tokens_max,
             logprobs,
         };
-        Ok(Completion { request, stream: self.partial_result_token })
+        Ok(Completion { request, partial_result_token: self.partial_result_token })
     }
 }

@@ -2,16 +2,16 @@
 
 mod completion;
 mod params;
-mod read;
+mod parse;
 mod results;
 mod sampling;
 mod status;
 
 pub(crate) use completion::{ChatParams, CompleteParams, Completion, InfillParams};
 pub(crate) use params::{
-    CancelParams, DetokenizeParams, InitializeParams, LoadParams, ModelParams, NoParams, RenderParams, TokenizeParams,
+    CancelParams, DetokenizeParams, InitializeParams, LoadParams, ModelNameParams, NoParams, RenderParams, TokenizeParams,
 };
-pub(crate) use read::read;
+pub(crate) use parse::parse_params;
 pub(crate) use results::{
     CancelResult, CompletionResult, DetokenizeResult, InitializeResult, PartialResult, RenderResult, TokenizeResult, WorkDoneProgress,
     logprobs,
@@ -23,22 +23,23 @@ use crate::config::Limits;
 
 /// The limits and defaults that params are validated with.
 #[derive(Clone, Copy)]
-pub(crate) struct Bounds<'a> {
+pub(crate) struct ParamRules<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) default_model: &'a str,
 }
 
-impl Bounds<'_> {
+impl ParamRules<'_> {
+    /// The given model, or the default.
     pub(crate) fn model(&self, given: Option<String>) -> String {
         given.unwrap_or_else(|| self.default_model.to_owned())
     }
 
-    /// Checks the sizes of all texts of a request against their common limit.
+    /// Checks the total size of a request's texts. `sizes` are the parameters' names and their bytes.
     ///
     /// # Errors
     ///
-    /// `InvalidParams`, naming the text that exceeds the limit.
-    pub(crate) fn text<const N: usize>(&self, sizes: [(&str, usize); N]) -> Result<(), ResponseError> {
+    /// `InvalidParams`, naming the parameter whose text exceeds the limit.
+    pub(crate) fn check_text_bytes<const N: usize>(&self, sizes: [(&str, usize); N]) -> Result<(), ResponseError> {
         let mut total = 0usize;
         for (name, size) in sizes {
             total = total.saturating_add(size);

@@ -1,10 +1,9 @@
-//! The params of the methods that are not completions.
+//! The params of the methods that generate nothing.
 
-use super::{Bounds, ChatParams, CompleteParams, InfillParams};
+use super::{ChatParams, CompleteParams, InfillParams, ParamRules};
 use crate::actors::Prompt;
 use crate::protocol::{call::ProgressToken, envelope::CallId, error::ResponseError};
-use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
+use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,9 +16,10 @@ pub(crate) struct CancelParams {
     pub(crate) id: CallId,
 }
 
+/// Params of `models/show` and `models/unload`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ModelParams {
+pub(crate) struct ModelNameParams {
     pub(crate) model: String,
 }
 
@@ -33,6 +33,7 @@ pub(crate) struct LoadParams {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenizeParams {
+    /// `None` for the default model, here and below.
     pub(crate) model: Option<String>,
     pub(crate) text: String,
 }
@@ -44,7 +45,7 @@ pub(crate) struct DetokenizeParams {
     pub(crate) tokens: Vec<u32>,
 }
 
-/// Exactly one of the three prompts.
+/// Params of `prompt/render`: exactly one of the three prompts.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RenderParams {
@@ -55,27 +56,20 @@ pub(crate) struct RenderParams {
 }
 
 impl RenderParams {
-    pub(crate) fn into_prompt(self, bounds: Bounds<'_>) -> Result<Prompt, ResponseError> {
+    pub(crate) fn into_prompt(self, rules: ParamRules<'_>) -> Result<Prompt, ResponseError> {
         match (self.infill, self.complete, self.chat) {
-            (Some(infill), None, None) => infill.into_prompt(bounds),
-            (None, Some(complete), None) => complete.into_prompt(bounds),
-            (None, None, Some(chat)) => chat.into_prompt(bounds),
+            (Some(infill), None, None) => infill.into_prompt(rules),
+            (None, Some(complete), None) => complete.into_prompt(rules),
+            (None, None, Some(chat)) => chat.into_prompt(rules),
             _ => Err(ResponseError::parameter("params", "exactly one of infill, complete and chat is needed")),
         }
     }
 }
 
-/// Editors send many more members, which are ignored.
+/// The other members of LSP's InitializeParams are ignored.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InitializeParams {
-    /// The process whose exit closes the connection.
+    /// The editor's process id. Over stdio, the connection closes when that process exits.
     pub(crate) process_id: Option<i32>,
-}
-
-impl<'de> Deserialize<'de> for CallId {
-    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
-        let raw = Box::<RawValue>::deserialize(reader)?;
-        Self::read(&raw).ok_or_else(|| serde::de::Error::custom("an id is a string or an integer"))
-    }
 }

@@ -83,6 +83,7 @@ struct Alternative {
 /// Stands for negative infinity, which JSON lacks: the logprob of an impossible token.
 const LOGPROB_MIN: f32 = -9999.0;
 
+/// The tokens of a completion as wire types.
 pub(crate) fn logprobs(tokens: Vec<Sampled>) -> impl Iterator<Item = TokenLogprob> {
     tokens.into_iter().map(|sampled| TokenLogprob {
         token: sampled.token,
@@ -91,8 +92,8 @@ pub(crate) fn logprobs(tokens: Vec<Sampled>) -> impl Iterator<Item = TokenLogpro
     })
 }
 
-/// A part of a streamed completion. `seq` is the number of its first step. It rises, by more than one where steps were
-/// merged.
+/// The text of one or more decode steps of a streamed completion. `seq` is the number of the first of them. It rises by more
+/// than one after a partial result that joins several steps.
 #[derive(Debug, Serialize)]
 pub(crate) struct PartialResult {
     pub(crate) seq: u64,

@@ -1,6 +1,6 @@
 //! Sampling parameters: the range of each number, and the values that were applied.
 
-use super::Bounds;
+use super::ParamRules;
 use crate::actors::Sampling;
 use crate::protocol::error::ResponseError;
 use serde::Serialize;
@@ -30,10 +30,10 @@ pub(super) struct SamplingParams {
 }
 
 impl SamplingParams {
-    pub(super) fn sampling(self, bounds: Bounds<'_>) -> Result<Sampling, ResponseError> {
+    pub(super) fn sampling(self, rules: ParamRules<'_>) -> Result<Sampling, ResponseError> {
         let default = Sampling::default();
-        if self.logit_bias.len() > bounds.limits.logit_bias {
-            let reason = format!("{} tokens, at most {} are allowed", self.logit_bias.len(), bounds.limits.logit_bias);
+        if self.logit_bias.len() > rules.limits.logit_bias {
+            let reason = format!("{} tokens, at most {} are allowed", self.logit_bias.len(), rules.limits.logit_bias);
             return Err(ResponseError::parameter("logitBias", reason));
         }
         let logit_bias = self.logit_bias.into_iter().map(|(token, bias)| {
@@ -130,13 +130,13 @@ impl From<Sampling> for SamplingResult {
 #[cfg(test)]
 mod tests {
     use crate::config::Limits;
-    use crate::protocol::types::{Bounds, CompleteParams, Completion, read};
+    use crate::protocol::types::{CompleteParams, Completion, ParamRules, parse_params};
     use jsonrpsee_types::Params;
 
     fn complete(member: &str) -> Result<Completion, super::ResponseError> {
         let text = format!(r#"{{"prompt":"fn",{member}}}"#);
         let limits = Limits::default();
-        read::<CompleteParams>(&Params::new(Some(&text)))?.completion(Bounds { limits: &limits, default_model: "embedded" })
+        parse_params::<CompleteParams>(&Params::new(Some(&text)))?.completion(ParamRules { limits: &limits, default_model: "embedded" })
     }
 
     /// For each parameter: values inside its range, and outside.

@@ -18,8 +18,9 @@ pub(crate) struct ModelInfoResult {
     vocab_size: u32,
     context_length: u32,
     eos: Vec<Eos>,
-    /// The default order of prefix and suffix; null for a model without fill-in-the-middle tokens.
+    /// The default order of an infill prompt; null for a model without FIM tokens.
     fim: Option<&'static str>,
+    /// The backend and its instruction set, such as `cpu (avx2)`.
     backend: String,
     threads: u32,
 }
@@ -54,9 +55,10 @@ impl ModelInfoResult {
     }
 }
 
+/// See `ModelStatus` for the meaning of each member.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ModelResult {
+pub(crate) struct ModelStatusResult {
     name: String,
     /// Whether requests without `model` go to this one.
     default: bool,
@@ -67,12 +69,13 @@ pub(crate) struct ModelResult {
     in_flight: usize,
     restarts: u32,
     deaths: Vec<DeathResult>,
+    /// Time since the decode loop's last message.
     last_sign_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     decoder: Option<DecoderResult>,
 }
 
-impl ModelResult {
+impl ModelStatusResult {
     fn new(model: ModelStatus, default_model: &str) -> Self {
         Self {
             default: model.name == default_model,
@@ -106,7 +109,7 @@ struct DeathResult {
     ago_ms: u64,
 }
 
-/// The decode loop's own report.
+/// State of a decode loop; see `DecoderStatus` for the meaning of each member.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct DecoderResult {
@@ -120,6 +123,7 @@ struct DecoderResult {
     cache_bytes: u64,
     cache_budget_bytes: u64,
     running_bytes: u64,
+    /// Time since the last step ended.
     last_step_ms: Option<u64>,
 }
 
@@ -143,12 +147,12 @@ impl From<DecoderStatus> for DecoderResult {
 
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ModelsResult {
-    models: Vec<ModelResult>,
+    models: Vec<ModelStatusResult>,
 }
 
 impl ModelsResult {
     pub(crate) fn new(models: Vec<ModelStatus>, default_model: &str) -> Self {
-        Self { models: models.into_iter().map(|model| ModelResult::new(model, default_model)).collect() }
+        Self { models: models.into_iter().map(|model| ModelStatusResult::new(model, default_model)).collect() }
     }
 }
 
@@ -159,7 +163,7 @@ pub(crate) struct StatusResult {
     uptime_ms: u64,
     requests_in_flight: usize,
     requests_limit: usize,
-    models: Vec<ModelResult>,
+    models: Vec<ModelStatusResult>,
 }
 
 impl StatusResult {
@@ -174,22 +178,22 @@ impl StatusResult {
     }
 }
 
-/// Whether each model can do what is asked of it.
+/// `ok`, or the worst state of any model.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct HealthResult {
     status: &'static str,
-    /// Only for clients with the token.
+    /// Only for clients with the access token.
     #[serde(skip_serializing_if = "Option::is_none")]
-    models: Option<Vec<ModelResult>>,
+    models: Option<Vec<ModelStatusResult>>,
 }
 
 impl HealthResult {
     pub(crate) fn new(status: Status, default_model: &str, with_models: bool) -> Self {
-        let is = |state| status.models.iter().any(|model| model.state == state);
-        // The worst state of all models.
+        let any_is = |state| status.models.iter().any(|model| model.state == state);
+        // The worst state first.
         let unhealthy = [(ModelState::Failed, "failed"), (ModelState::Stalled, "stalled"), (ModelState::Restarting, "restarting")];
-        let worst = unhealthy.into_iter().find(|(state, _)| is(*state));
+        let worst = unhealthy.into_iter().find(|(state, _)| any_is(*state));
         let status_word = worst.map_or("ok", |(_, word)| word);
         Self { status: status_word, models: with_models.then(|| ModelsResult::new(status.models, default_model).models) }
     }

@@ -34,17 +34,17 @@ function fail(client, name, error) {
 
 let tokens = 0;
 
-/** Sends a streamed completion; calls `onDelta` with every delta. */
-async function streamed(connection, method, params, onDelta = () => {}, cancellation = CancellationToken.None) {
+/** Sends a streamed completion; calls `onPartial` with every partial result. */
+async function streamed(connection, method, params, onPartial = () => {}, cancellation = CancellationToken.None) {
   const partialResultToken = `stream-${tokens++}`;
-  const deltas = [];
-  const listener = connection.onProgress(new ProgressType(), partialResultToken, (delta) => {
-    deltas.push(delta);
-    onDelta(delta);
+  const partials = [];
+  const listener = connection.onProgress(new ProgressType(), partialResultToken, (partial) => {
+    partials.push(partial);
+    onPartial(partial);
   });
   try {
     const result = await connection.sendRequest(method, { ...params, partialResultToken }, cancellation);
-    return { result, deltas };
+    return { result, partials };
   } finally {
     listener.dispose();
   }
@@ -78,17 +78,17 @@ function common(connection) {
     [
       "completes a stream",
       async () => {
-        const { result, deltas } = await streamed(connection, "infill", { ...HOLE, maxTokens: 24 });
+        const { result, partials } = await streamed(connection, "infill", { ...HOLE, maxTokens: 24 });
         checkResult(result);
         assert.equal(result.text, "", "the text was streamed, so the response does not repeat it");
-        assert.equal(deltas[0].seq, 0);
-        assert.ok(deltas.every((delta, i) => i === 0 || delta.seq > deltas[i - 1].seq), "seq grows");
-        const text = deltas.map((delta) => delta.text).join("");
+        assert.equal(partials[0].seq, 0);
+        assert.ok(partials.every((partial, i) => i === 0 || partial.seq > partials[i - 1].seq), "seq grows");
+        const text = partials.map((partial) => partial.text).join("");
         assert.ok(text.length > 0);
         const whole = await connection.sendRequest("infill", { ...HOLE, maxTokens: 24 });
         checkResult(whole);
         assert.equal(whole.text, text, "the same request without a stream has the same text");
-        return `${deltas.length} deltas, ${JSON.stringify(text.split("\n")[0])}`;
+        return `${partials.length} partial results, ${JSON.stringify(text.split("\n")[0])}`;
       },
     ],
     [
@@ -102,7 +102,7 @@ function common(connection) {
         };
         const params = { prompt: "def main():\n", maxTokens: 1500 };
         const error = await refused(streamed(connection, "complete", params, cancel, source.token));
-        assert.ok(seen > 0, "cancelled before the first delta");
+        assert.ok(seen > 0, "cancelled before the first partial result");
         assert.equal(error.code, REQUEST_CANCELLED);
         assert.equal(error.data.kind, "cancelled");
         assert.ok(error.data.usage.completionTokens > 0);
@@ -116,9 +116,9 @@ function common(connection) {
         const error = await refused(connection.sendRequest("complete", { model: "no such model", prompt: "x", maxTokens: 4 }));
         assert.equal(error.data.kind, "unknown_model");
         assert.equal(error.data.retryable, false);
-        const { result, deltas } = await streamed(connection, "complete", { prompt: "fn main() {\n", maxTokens: 8 });
+        const { result, partials } = await streamed(connection, "complete", { prompt: "fn main() {\n", maxTokens: 8 });
         checkResult(result);
-        assert.ok(deltas.length > 0);
+        assert.ok(partials.length > 0);
         return `${error.code} ${JSON.stringify(error.message)}, then ${result.usage.completionTokens} tokens`;
       },
     ],
@@ -128,7 +128,7 @@ function common(connection) {
         const ask = (prompt) => streamed(connection, "complete", { prompt, maxTokens: 16 });
         const alone = [await ask("package main\n"), await ask("#include <")];
         const together = await Promise.all([ask("package main\n"), ask("#include <")]);
-        const text = ({ deltas }) => deltas.map((delta) => delta.text).join("");
+        const text = ({ partials }) => partials.map((partial) => partial.text).join("");
         assert.deepEqual(together.map(text), alone.map(text), "the streams do not affect each other");
       },
     ],

@@ -73,22 +73,22 @@ class Client:
         assert message["jsonrpc"] == "2.0"
         return message
 
-    async def call(self, method, params, on_delta=None):
-        """Returns the response and the deltas before it; awaits `on_delta` with the request's id at each delta."""
+    async def call(self, method, params, on_partial=None):
+        """Returns the response and the partial results before it; awaits `on_partial` with the request's id at each of them."""
         params = dict(params)
-        if on_delta is not None:
+        if on_partial is not None:
             params["partialResultToken"] = f"stream-{method}"
         number = await self.send(method, params)
-        deltas = []
+        partials = []
         while True:
             message = await self.receive()
             if message.get("method") == "$/progress":
                 assert message["params"]["token"] == params["partialResultToken"]
-                deltas.append(message["params"]["value"])
-                await on_delta(number)
+                partials.append(message["params"]["value"])
+                await on_partial(number)
             else:
                 assert message["id"] == number
-                return message, deltas
+                return message, partials
 
 
 async def nothing(_):
@@ -105,16 +105,16 @@ def check_result(result):
 
 
 async def completes_a_stream(client):
-    response, deltas = await client.call("infill", {**HOLE, "maxTokens": 24}, nothing)
+    response, partials = await client.call("infill", {**HOLE, "maxTokens": 24}, nothing)
     check_result(response["result"])
     assert response["result"]["text"] == "", "the text was streamed, so the response does not repeat it"
-    assert deltas[0]["seq"] == 0
-    assert all(a["seq"] < b["seq"] for a, b in zip(deltas, deltas[1:])), "seq grows"
-    text = "".join(delta["text"] for delta in deltas)
+    assert partials[0]["seq"] == 0
+    assert all(a["seq"] < b["seq"] for a, b in zip(partials, partials[1:])), "seq grows"
+    text = "".join(partial["text"] for partial in partials)
     assert text
     whole, _ = await client.call("infill", {**HOLE, "maxTokens": 24})
     assert whole["result"]["text"] == text, "the same request without a stream has the same text"
-    return f"{len(deltas)} deltas, {text.splitlines()[0]!r}"
+    return f"{len(partials)} partial results, {text.splitlines()[0]!r}"
 
 
 async def cancels_a_stream(client):
@@ -125,8 +125,8 @@ async def cancels_a_stream(client):
             cancelled.append(number)
             await client.notify("$/cancelRequest", {"id": number})
 
-    response, deltas = await client.call("complete", {"prompt": "def main():\n", "maxTokens": 1500}, cancel)
-    assert deltas, "cancelled before the first delta"
+    response, partials = await client.call("complete", {"prompt": "def main():\n", "maxTokens": 1500}, cancel)
+    assert partials, "cancelled before the first partial result"
     error = response["error"]
     assert error["code"] == REQUEST_CANCELLED, error
     assert error["data"]["kind"] == "cancelled"
@@ -140,9 +140,9 @@ async def survives_an_error(client):
     error = response["error"]
     assert error["data"]["kind"] == "unknown_model", error
     assert error["data"]["retryable"] is False
-    response, deltas = await client.call("complete", {"prompt": "fn main() {\n", "maxTokens": 8}, nothing)
+    response, partials = await client.call("complete", {"prompt": "fn main() {\n", "maxTokens": 8}, nothing)
     check_result(response["result"])
-    assert deltas
+    assert partials
     return f"{error['code']} {error['message']!r}, then {response['result']['usage']['completionTokens']} tokens"
 
 

@@ -1,8 +1,6 @@
 //! The actor of one model: its state, worker sessions and restarts. Tokens don't pass through it; the session handles them.
 
-mod queries;
-
-pub(super) use queries::{GetStatus, Load, Loading, Show, Unload};
+pub(super) mod queries;
 
 use super::{
     command::{ActiveRequests, Ask, Command, Complete, ExitReason, RequestCounter, WorkerEnded, WorkerEvent},
@@ -20,10 +18,9 @@ use tokio::{
     time::Instant,
 };
 
-/// Places in the command channel for pings, beside those for the requests, which have permits. A ping without a place is not
-/// sent.
+/// Capacity of the command channel for pings, beyond that for requests. When it is used up, no further ping is sent.
 pub(super) const PINGS: usize = 64;
-/// Deaths that `status` reports with their causes: more than the default restart limit.
+/// How many deaths `status` reports with their causes: more than the default restart limit.
 const RECENT_DEATHS: usize = 8;
 
 #[derive(Message)]

@@ -1,4 +1,4 @@
-//! Requests to a model's actor beside completions: load, unload, show, status.
+//! Messages to a ModelActor beside completions and questions: load, unload, show, status.
 
 use super::{ActiveSession, ModelActor, State};
 use crate::actors::{
@@ -20,10 +20,11 @@ const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Loads the model unless it is loaded; retries a model that has failed.
 #[derive(Message)]
-#[rtype(result = "Loading")]
+#[rtype(result = "PendingLoad")]
 pub(in crate::actors::front) struct Load;
 
-pub(in crate::actors::front) struct Loading {
+/// A load, shared by all callers that wait for it.
+pub(in crate::actors::front) struct PendingLoad {
     /// Bytes of weights: loaded and total.
     pub(in crate::actors::front) progress: watch::Receiver<(u64, u64)>,
     pub(in crate::actors::front) outcome: oneshot::Receiver<Result<ModelInfo>>,
@@ -57,7 +58,7 @@ impl Handler<Load> for ModelActor {
             }
             State::Active(_) | State::Unloading { .. } => {}
         }
-        MessageResult(Loading { progress: self.progress.subscribe(), outcome: self.load_outcome() })
+        MessageResult(PendingLoad { progress: self.progress.subscribe(), outcome: self.load_outcome() })
     }
 }
 
@@ -120,7 +121,7 @@ impl Handler<GetStatus> for ModelActor {
             State::Failed(_) => (ModelState::Failed, None),
         };
         let pong = match &self.state {
-            // The last `requests_in_flight` places of the channel are kept for requests.
+            // The last `requests_in_flight` of the channel's capacity are reserved for requests.
             State::Active(active)
                 if query.decoder
                     && active.state == ModelState::Ready

@@ -1,6 +1,6 @@
 //! A scripted worker: a task that implements the wire protocol on channels and follows commands in its prompts.
 //!
-//! Commands are words of the prompt. `die@3` ends the worker instead of computing token 3, and `die-once@3` only in the first
+//! Commands are words of the prompt. The question `Tokenize("die")` ends the worker. `die@3` ends the worker instead of computing token 3, and `die-once@3` only in the first
 //! worker of a test. `stall@3` blocks the first worker's decode loop at token 3. `slow` makes each token take a second. Token
 //! `i` has the text `i;`, and its last byte is held back until the next token, as a partial stop sequence is.
 
@@ -24,27 +24,30 @@ use tokio::{
 };
 
 /// Virtual time of one decode step.
-pub(super) const STEP: Duration = Duration::from_millis(1);
+pub(super) const STEP_TIME: Duration = Duration::from_millis(1);
 /// Virtual time of a load.
-pub(super) const LOAD: Duration = Duration::from_millis(20);
+pub(super) const LOAD_TIME: Duration = Duration::from_millis(20);
 
-/// How the next worker starts; workers without a plan load normally.
+/// How the next worker starts. Workers without a plan load normally.
 #[derive(Clone, Debug)]
-pub(super) enum Plan {
+pub(super) enum StartPlan {
     Load,
     /// Its files contain another model.
     LoadAnother,
     NotStarted,
     PanicStarting,
+    /// It has this wire version.
     Hello(u32),
     DieLoading,
     StallLoading,
-    Refuse(Error),
+    /// It reports this error instead of loading.
+    FailLoad(Error),
 }
 
+/// The fake workers of one test: their plans, and what they did.
 #[derive(Default)]
-pub(super) struct World {
-    pub(super) plans: Mutex<Vec<Plan>>,
+pub(super) struct FakeWorkers {
+    pub(super) plans: Mutex<Vec<StartPlan>>,
     /// Messages received by workers, without pings.
     pub(super) received: Mutex<Vec<String>>,
     pub(super) started: AtomicU32,
@@ -56,37 +59,42 @@ pub(super) struct World {
     pub(super) deaths: AtomicU32,
 }
 
-impl World {
+impl FakeWorkers {
     pub(super) fn launch(self: &Arc<Self>) -> Launch {
-        let world = self.clone();
+        let workers = self.clone();
         Arc::new(move |_| {
-            let mut plans = world.plans.lock().unwrap();
-            let plan = if plans.is_empty() { Plan::Load } else { plans.remove(0) };
+            let mut plans = workers.plans.lock().unwrap();
+            let plan = if plans.is_empty() { StartPlan::Load } else { plans.remove(0) };
             drop(plans);
             match plan {
-                Plan::NotStarted => {
-                    world.deaths.fetch_add(1, Ordering::SeqCst);
+                StartPlan::NotStarted => {
+                    workers.deaths.fetch_add(1, Ordering::SeqCst);
                     return Err(io::ErrorKind::NotFound.into());
                 }
-                Plan::PanicStarting => panic!("as planned"),
-                Plan::Load | Plan::LoadAnother | Plan::Hello(_) | Plan::DieLoading | Plan::StallLoading | Plan::Refuse(_) => {}
+                StartPlan::PanicStarting => panic!("as planned"),
+                StartPlan::Load
+                | StartPlan::LoadAnother
+                | StartPlan::Hello(_)
+                | StartPlan::DieLoading
+                | StartPlan::StallLoading
+                | StartPlan::FailLoad(_) => {}
             }
             // Small, so that both sides meet a full queue.
             let (to, mut inbox) = mpsc::channel(2);
             let (outbox, from) = mpsc::channel(2);
-            let number = world.started.fetch_add(1, Ordering::SeqCst) + 1;
-            world.running.fetch_add(1, Ordering::SeqCst);
-            let (world, mut killed) = (world.clone(), world.kill.subscribe());
+            let number = workers.started.fetch_add(1, Ordering::SeqCst) + 1;
+            workers.running.fetch_add(1, Ordering::SeqCst);
+            let (workers, mut killed) = (workers.clone(), workers.kill.subscribe());
             tokio::task::spawn_local(async move {
-                let mut worker = Worker { world: world.clone(), number, outbox, running: BTreeMap::new(), steps: 0 };
+                let mut worker = Worker { workers: workers.clone(), number, outbox, running: BTreeMap::new(), steps: 0 };
                 tokio::select! {
                     _ = worker.run(&mut inbox, plan) => {}
                     _ = killed.changed() => {}
                 }
                 if !inbox.is_closed() {
-                    world.deaths.fetch_add(1, Ordering::SeqCst);
+                    workers.deaths.fetch_add(1, Ordering::SeqCst);
                 }
-                world.running.fetch_sub(1, Ordering::SeqCst);
+                workers.running.fetch_sub(1, Ordering::SeqCst);
             });
             Ok(Link::channel(to, from))
         })
@@ -105,7 +113,7 @@ struct Sequence {
 }
 
 struct Worker {
-    world: Arc<World>,
+    workers: Arc<FakeWorkers>,
     /// 1 is the first worker of the test.
     number: u32,
     outbox: mpsc::Sender<FromWorker>,
@@ -115,8 +123,8 @@ struct Worker {
 
 impl Worker {
     /// `None` ends the worker, here and below.
-    async fn run(&mut self, inbox: &mut mpsc::Receiver<ToWorker>, plan: Plan) -> Option<()> {
-        let version = if let Plan::Hello(version) = plan { version } else { WIRE_VERSION };
+    async fn run(&mut self, inbox: &mut mpsc::Receiver<ToWorker>, plan: StartPlan) -> Option<()> {
+        let version = if let StartPlan::Hello(version) = plan { version } else { WIRE_VERSION };
         self.send(FromWorker::Hello { version }).await?;
         match inbox.recv().await? {
             ToWorker::Load { .. } => self.load(plan).await?,
@@ -133,22 +141,24 @@ impl Worker {
             if inbox.is_closed() {
                 return None;
             }
-            sleep(STEP).await;
+            sleep(STEP_TIME).await;
             self.step().await?;
         }
     }
 
-    async fn load(&self, plan: Plan) -> Option<()> {
+    async fn load(&self, plan: StartPlan) -> Option<()> {
         for done in 1..=2 {
-            sleep(LOAD / 2).await;
+            sleep(LOAD_TIME / 2).await;
             self.send(FromWorker::Loading { done, total: 2 }).await?;
         }
         match plan {
-            Plan::DieLoading => None,
-            Plan::StallLoading => self.stall().await,
-            Plan::Refuse(error) => self.send(FromWorker::Loaded(Err(error))).await,
-            Plan::LoadAnother => self.send(FromWorker::Loaded(Ok(ModelInfo { vocab_size: 6, ..model_info() }))).await,
-            Plan::Load | Plan::NotStarted | Plan::PanicStarting | Plan::Hello(_) => self.send(FromWorker::Loaded(Ok(model_info()))).await,
+            StartPlan::DieLoading => None,
+            StartPlan::StallLoading => self.stall().await,
+            StartPlan::FailLoad(error) => self.send(FromWorker::Loaded(Err(error))).await,
+            StartPlan::LoadAnother => self.send(FromWorker::Loaded(Ok(ModelInfo { vocab_size: 6, ..model_info() }))).await,
+            StartPlan::Load | StartPlan::NotStarted | StartPlan::PanicStarting | StartPlan::Hello(_) => {
+                self.send(FromWorker::Loaded(Ok(model_info()))).await
+            }
         }
     }
 
@@ -163,7 +173,7 @@ impl Worker {
     }
 
     fn log(&self, message: &str, id: u64) {
-        self.world.received.lock().unwrap().push(format!("{message} {id}"));
+        self.workers.received.lock().unwrap().push(format!("{message} {id}"));
     }
 
     async fn receive(&mut self, message: ToWorker) -> Option<()> {
@@ -189,7 +199,7 @@ impl Worker {
                 self.send(FromWorker::Answer { id, answer: Ok(answer) }).await?;
             }
             ToWorker::Ping { id } => {
-                self.world.pings.fetch_add(1, Ordering::SeqCst);
+                self.workers.pings.fetch_add(1, Ordering::SeqCst);
                 let status = DecoderStatus { steps: self.steps, running: self.running.len() as u32, ..DecoderStatus::default() };
                 self.send(FromWorker::Pong { id, status }).await?;
             }
@@ -206,7 +216,7 @@ impl Worker {
             let token = sequence.tokens;
             for word in prompt.split(' ') {
                 if word == "slow" {
-                    sleep(1000 * STEP).await;
+                    sleep(1000 * STEP_TIME).await;
                 }
                 match word.split_once('@').map(|(command, at)| (command, at.parse() == Ok(token))) {
                     Some(("die", true)) => return None,
@@ -217,7 +227,7 @@ impl Worker {
             }
             sequence.tokens += 1;
             let last = sequence.tokens == sequence.request.tokens_max;
-            let text = text(sequence.tokens);
+            let text = expected_text(sequence.tokens);
             let upto = if last { text.len() } else { text.len() - 1 };
             let step = Step { text: text[sequence.delivered..upto].to_owned(), tokens: vec![sampled(token)] };
             sequence.delivered = upto;
@@ -237,7 +247,7 @@ impl Worker {
 }
 
 /// The text of the first `tokens` tokens.
-pub(super) fn text(tokens: u32) -> String {
+pub(super) fn expected_text(tokens: u32) -> String {
     (0..tokens).map(|token| format!("{token};")).collect()
 }
 

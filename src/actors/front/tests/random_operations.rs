@@ -2,7 +2,7 @@
 
 use super::{
     config,
-    fake_worker::{Plan, STEP, World, text},
+    fake_worker::{FakeWorkers, STEP_TIME, StartPlan, expected_text},
     request, with_runtime,
 };
 use crate::actors::front::{Completion, Reader, Runtime};
@@ -52,9 +52,9 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-fn plan() -> impl Strategy<Value = Plan> {
-    let refused = Plan::Refuse(Error::ShuttingDown);
-    prop_oneof![6 => Just(Plan::Load), 1 => Just(Plan::NotStarted), 1 => Just(Plan::DieLoading), 1 => Just(Plan::StallLoading), 1 => Just(refused)]
+fn plan() -> impl Strategy<Value = StartPlan> {
+    let fail_load = StartPlan::FailLoad(Error::ShuttingDown);
+    prop_oneof![6 => Just(StartPlan::Load), 1 => Just(StartPlan::NotStarted), 1 => Just(StartPlan::DieLoading), 1 => Just(StartPlan::StallLoading), 1 => Just(fail_load)]
 }
 
 struct Stream {
@@ -66,7 +66,7 @@ struct Stream {
 
 /// Checks that the text is a prefix of the expected text, and that the end is one that this request may have.
 fn check_end(stream: &Stream, end: &End, kills: usize) {
-    let expected = text(stream.tokens);
+    let expected = expected_text(stream.tokens);
     assert!(expected.starts_with(&stream.text), "{:?} is not a prefix of {expected:?}", stream.text);
     match end {
         End::Done { reason: FinishReason::Length, .. } => assert_eq!(stream.text, expected),
@@ -80,7 +80,7 @@ fn check_end(stream: &Stream, end: &End, kills: usize) {
     }
 }
 
-async fn run(runtime: &Runtime, world: &World, operations: Vec<Operation>, shutdown: Option<Duration>) {
+async fn run(runtime: &Runtime, workers: &FakeWorkers, operations: Vec<Operation>, shutdown: Option<Duration>) {
     let mut streams = Vec::<Stream>::new();
     let mut clones = Vec::<Reader>::new();
     let mut completions = Vec::<Completion>::new();
@@ -121,7 +121,7 @@ async fn run(runtime: &Runtime, world: &World, operations: Vec<Operation>, shutd
             Operation::Status => assert_eq!(runtime.status().await.models.len(), 2),
             Operation::Kill => {
                 kills += 1;
-                world.kill.send_replace(());
+                workers.kill.send_replace(());
             }
             Operation::Wait(ms) => sleep(Duration::from_millis(ms)).await,
         }
@@ -156,11 +156,11 @@ fn cases() -> u32 {
 }
 
 /// Whether the runtime must count every death that these operations cause.
-fn deaths_are_exact(operations: &[Operation], plans: &[Plan]) -> bool {
+fn deaths_are_exact(operations: &[Operation], plans: &[StartPlan]) -> bool {
     let unloads = |operation: &Operation| matches!(operation, Operation::Unload);
     let stalls = |operation: &Operation| matches!(operation, Operation::Complete { prompt, .. } if prompt.starts_with("stall"));
-    // A worker may be killed while it refuses its load, and then either may be counted.
-    let ambiguous = |plan: &Plan| matches!(plan, Plan::StallLoading | Plan::Refuse(_));
+    // A worker that is killed while its load stalls or fails may be counted as a death or as a failed load.
+    let ambiguous = |plan: &StartPlan| matches!(plan, StartPlan::StallLoading | StartPlan::FailLoad(_));
     !operations.iter().any(|operation| unloads(operation) || stalls(operation)) && !plans.iter().any(ambiguous)
 }
 
@@ -185,11 +185,11 @@ proptest! {
         let keep_alive = keep_alive.then_some(Duration::from_millis(20));
         let exact = keep_alive.is_none() && shutdown.is_none() && deaths_are_exact(&operations, &plans);
         let config = config().with_restarts(restarts).unwrap().with_keep_alive(keep_alive).unwrap();
-        with_runtime(config, &plans, async |runtime, world| {
-            run(runtime, world, operations, shutdown).await;
+        with_runtime(config, &plans, async |runtime, workers| {
+            run(runtime, workers, operations, shutdown).await;
             // The last death may not have been processed yet.
-            while exact && runtime.models().await[0].restarts != world.deaths.load(Ordering::SeqCst) {
-                sleep(STEP).await;
+            while exact && runtime.models().await[0].restarts != workers.deaths.load(Ordering::SeqCst) {
+                sleep(STEP_TIME).await;
             }
         });
     }

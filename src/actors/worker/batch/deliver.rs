@@ -1,7 +1,7 @@
 //! From choices to text, ends and failures of their requests.
 
 use super::{Batch, Running, Submitted, micros};
-use crate::actors::worker::Disconnected;
+use crate::actors::worker::messages::Disconnected;
 use crate::actors::{End, Error, FinishReason, FromWorker, ModelError, Sampling, Step, Usage};
 use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, Choice};

@@ -12,7 +12,8 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-use super::{ActivityProbe, Disconnected, Outbox, Prepared, ToDecoder};
+use super::messages::{Disconnected, Outbox, Prepared, ToDecoder};
+use super::probe::ActivityProbe;
 use crate::actors::{DecoderStatus, FromWorker, Usage};
 use crate::models::Sampling;
 use crate::models::backend::{Backend, Choice, RowSampler};

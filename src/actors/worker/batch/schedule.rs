@@ -1,7 +1,7 @@
 //! Admission of requests, and the choice of the tokens that a step computes.
 
 use super::{Batch, GuardedSampler, RUNNING_MAX, Running, Submitted, micros};
-use crate::actors::worker::{Disconnected, Prepared};
+use crate::actors::worker::messages::{Disconnected, Prepared};
 use crate::actors::{End, Error, FinishReason, FromWorker, ModelError, Step, Usage};
 use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, Input, SampleRequest, Span};

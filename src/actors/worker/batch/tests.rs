@@ -1,7 +1,8 @@
 //! The scheduler over a scripted backend: without weights, processes or threads.
 
 use super::Batch;
-use crate::actors::worker::{ActivityProbe, Job, Outbox, Prepared, ToDecoder};
+use crate::actors::worker::messages::{Job, Outbox, Prepared, ToDecoder};
+use crate::actors::worker::probe::ActivityProbe;
 use crate::actors::{End, Error, FinishReason, FromWorker, ModelError, ModelSource, Prompt, Replay, Request, Sampled, Sampling, Usage};
 use crate::models::backend::script::{Logits, Script};
 use crate::models::codec::TextCodec;

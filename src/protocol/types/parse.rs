@@ -9,7 +9,7 @@ use jsonrpsee_types::Params;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-pub(crate) fn read<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, ResponseError> {
+pub(crate) fn parse_params<T: DeserializeOwned>(params: &Params<'_>) -> Result<T, ResponseError> {
     let text = params.as_str().unwrap_or("{}");
     // serde would accept an array for a struct, by position.
     if !text.starts_with('{') {
@@ -48,9 +48,9 @@ fn start(value: &RawValue, text: &str) -> usize {
 }
 
 impl<'de> Deserialize<'de> for ProgressToken {
-    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
-        let raw = Box::<RawValue>::deserialize(reader)?;
-        CallId::read(&raw).map(Self).ok_or_else(|| serde::de::Error::custom("a token is a string or an integer, of at most 256 bytes"))
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        CallId::parse(&raw).map(Self).ok_or_else(|| serde::de::Error::custom("a token is a string or an integer, of at most 256 bytes"))
     }
 }
 
@@ -60,7 +60,7 @@ mod tests {
     use crate::protocol::types::InfillParams;
 
     fn named(text: &str) -> String {
-        let error = read::<InfillParams>(&Params::new(Some(text))).unwrap_err();
+        let error = parse_params::<InfillParams>(&Params::new(Some(text))).unwrap_err();
         error.data["parameter"].as_str().unwrap().to_owned()
     }
 
