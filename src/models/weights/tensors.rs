@@ -1,38 +1,10 @@
 //! A model's tensors by name: f32, f16 and bf16, MLX's affine quantization, ggml's blocks.
 
-use super::{Files, GgmlBlock, ModelFormat, TensorType};
+use super::{Files, FloatType, GgmlBlock, ModelFormat, TensorType};
 use crate::models::{Error, Result};
-use half::{bf16, f16};
 use safetensors::SafeTensors;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Element type of unquantized tensors and of the scales and biases of MLX's quantization.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FloatType {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl FloatType {
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-
-    /// Reads element `index` of little-endian `bytes`.
-    pub fn get(self, bytes: &[u8], index: usize) -> f32 {
-        let two = || [bytes[index * 2], bytes[index * 2 + 1]];
-        match self {
-            Self::F32 => f32::from_le_bytes(bytes[index * 4..index * 4 + 4].try_into().expect("four bytes")),
-            Self::F16 => f16::from_le_bytes(two()).to_f32(),
-            Self::Bf16 => bf16::from_le_bytes(two()).to_f32(),
-        }
-    }
-}
 
 /// MLX's affine quantization (`mlx.core.quantize`): `w = q * scale + bias` with unsigned integers `q` of `bits` bits, and one
 /// scale and one bias per `group` consecutive weights of a row.

@@ -1,7 +1,6 @@
 //! Packs a file's weight rows into row panels of eight rows. Packed weights equal the file's weights to the bit, except for MLX's
 //! 8-bit weights with scales wider than f16, whose bias is rounded once more.
 
-use super::super::Scratch;
 use super::super::buffer::{Arena, Buffer};
 use super::super::isa::{Isa, K_BLOCK, LANES};
 use super::super::pool::Pool;
@@ -22,7 +21,7 @@ pub(in super::super) struct Packed {
 impl Packed {
     /// # Errors
     /// `Unsupported` if the inputs are not whole k-blocks.
-    pub(in super::super) fn new(matrix: &Matrix<'_>, arena: &mut Arena, pool: &mut Pool<Scratch>) -> Result<Self> {
+    pub(in super::super) fn new<T: Default + 'static>(matrix: &Matrix<'_>, arena: &mut Arena, pool: &mut Pool<T>) -> Result<Self> {
         let (rows, columns) = matrix.shape();
         if columns % K_BLOCK != 0 {
             return Err(Error::Unsupported(format!("{columns} inputs are not a multiple of {K_BLOCK}")));
