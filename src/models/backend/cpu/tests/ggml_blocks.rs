@@ -182,7 +182,7 @@ fn blocks(random: &mut Random, block: GgmlBlock, count: usize) -> Vec<u8> {
 }
 
 fn packed(block: GgmlBlock, rows: usize, columns: usize, data: &[u8]) -> Packed {
-    Packed::new(&Matrix::Blocks { rows, columns, block, data: data.into() }, &mut Arena::default(), &mut Pool::new(1))
+    Packed::new(&Matrix::Blocks { rows, columns, block, data: data.into() }, &mut Arena::default(), &mut Pool::<()>::new(1))
         .expect("a supported shape")
 }
 

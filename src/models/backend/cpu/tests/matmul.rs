@@ -64,7 +64,7 @@ impl Source {
                 Matrix::Quantized(Quantized { rows, columns, quantization, words, element, scales, biases })
             }
         };
-        Packed::new(&matrix, &mut Arena::default(), &mut Pool::new(1)).expect("a supported shape")
+        Packed::new(&matrix, &mut Arena::default(), &mut Pool::<()>::new(1)).expect("a supported shape")
     }
 
     fn all(random: &mut Random) -> Vec<Self> {

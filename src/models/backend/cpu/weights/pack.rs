@@ -205,6 +205,6 @@ mod tests {
     fn a_weight_whose_size_overflows_is_not_packed() {
         // Both the file's and the packed size wrap to 0, which is what `data` has.
         let matrix = Matrix::Plain { rows: 1 << 57, columns: 32, element: FloatType::F32, data: Vec::new().into() };
-        let _ = Packed::new(&matrix, &mut Arena::default(), &mut Pool::new(1));
+        let _ = Packed::new(&matrix, &mut Arena::default(), &mut Pool::<()>::new(1));
     }
 }
