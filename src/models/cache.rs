@@ -66,6 +66,7 @@ impl<C> PrefixCache<C> {
     }
 }
 
+/// Tokens of the longest common prefix.
 pub fn common_prefix_len(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

@@ -9,11 +9,11 @@ use super::weights::Files;
 use super::{Error, Prompt, Result};
 use std::collections::BTreeSet;
 
-/// Encodes prompts for one model and knows where its completions end.
+/// Encodes prompts for one model and has the token ids that end its completions.
 pub struct TextCodec {
     pub tokenizer: Tokenizer,
     pub family: &'static Family,
-    /// End a fill-in-the-middle completion: the EOS ids and the markers that may follow the middle.
+    /// The token ids that end a fill-in-the-middle completion: the EOS ids and the markers that may follow the middle.
     fim_eos_ids: BTreeSet<u32>,
     context_length: usize,
     vocab_size: usize,

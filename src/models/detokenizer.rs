@@ -16,7 +16,7 @@ pub enum TextDelta {
 pub struct Detokenizer {
     state: DetokenizerState,
     matcher: StopMatcher,
-    /// Bytes still to drop because the reader already received them from an earlier worker.
+    /// Bytes of text still to drop, because the client already received them from a worker that failed.
     skip_bytes: usize,
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// They cross the worker's pipe, so every variant is plain data.
+/// Errors are sent over the worker's pipe, so every variant is plain data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
     #[error("prompt of {needed} tokens leaves no room for a completion in the context of {limit}")]

@@ -6,7 +6,7 @@ use super::network::DecoderSpec;
 use super::weights::{Files, Tensors};
 use super::{ModelInfo, Result, Settings};
 
-/// Collects them without packing any weights.
+/// Collects the facts about a model without packing any weights.
 ///
 /// # Errors
 /// `Unsupported` if the backend does not run on this machine.

@@ -1,14 +1,16 @@
-//! Prompt formats: fill-in-the-middle markers and comment-style system prompts.
+//! Prompt formats: fill-in-the-middle (FIM, infill) prompts with markers, and chats with system prompts written as source comments.
 
-use super::family::{Family, Fim};
+use super::family::{Family, FimMarkers};
 use super::tokenizer::Tokenizer;
 use super::{Error, File, FimOrder, Message, Prompt, Result, Role};
 use std::borrow::Cow;
 
-/// One part of a prompt. Only `Control` yields a control token; a marker spelled in `Text` is encoded as ordinary text.
+/// One part of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part<'a> {
+    /// Encoded as ordinary text, even where it spells a control token.
     Text(Cow<'a, str>),
+    /// A control token by its text in the vocabulary, such as a FIM marker.
     Control(&'static str),
 }
 
@@ -19,7 +21,7 @@ pub enum Part<'a> {
 pub fn render<'a>(prompt: &'a Prompt, family: &Family) -> Result<Vec<Part<'a>>> {
     match prompt {
         Prompt::Text(text) => Ok(vec![Part::Text(text.into())]),
-        Prompt::Chat { messages, language } => Ok(vec![Part::Text(comment_style(messages, language.as_deref()).into())]),
+        Prompt::Chat { messages, language } => Ok(vec![Part::Text(chat_as_comments(messages, language.as_deref()).into())]),
         Prompt::Infill { prefix, suffix, path, repository, files, order } => {
             let fim = family
                 .fim
@@ -27,13 +29,15 @@ pub fn render<'a>(prompt: &'a Prompt, family: &Family) -> Result<Vec<Part<'a>>> 
                 .ok_or_else(|| Error::Unsupported(format!("models of the family {:?} have no fill-in-the-middle markers", family.name)))?;
             let mut parts = repository_context(fim, repository.as_deref(), files);
             if let Some(path) = path {
-                parts.extend([Part::Control(fim.file), Part::Text(format!("{path}\n").into())]);
+                parts.extend([Part::Control(fim.file_marker), Part::Text(format!("{path}\n").into())]);
             }
             let (prefix, suffix) = (Part::Text(prefix.into()), Part::Text(suffix.into()));
             parts.extend(match order.unwrap_or(fim.order) {
                 FimOrder::PrefixSuffixMiddle => {
                     [Part::Control(fim.prefix), prefix, Part::Control(fim.suffix), suffix, Part::Control(fim.middle)]
                 }
+                // The middle marker precedes the prefix, so that the middle directly continues it (the SPM variant of the paper at
+                // `FimOrder`).
                 FimOrder::SuffixPrefixMiddle => {
                     [Part::Control(fim.prefix), Part::Control(fim.suffix), suffix, Part::Control(fim.middle), prefix]
                 }
@@ -43,15 +47,15 @@ pub fn render<'a>(prompt: &'a Prompt, family: &Family) -> Result<Vec<Part<'a>>> 
     }
 }
 
-/// The repository name and other files of the project, in the repository-level format of Qwen2.5-Coder
+/// The repository's name and its other files, in the repository-level format of Qwen2.5-Coder
 /// (arXiv:2409.12186, section 3.2.2).
-fn repository_context<'a>(fim: &Fim, repository: Option<&str>, files: &'a [File]) -> Vec<Part<'a>> {
+fn repository_context<'a>(fim: &FimMarkers, repository: Option<&str>, files: &'a [File]) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     if let Some(name) = repository {
-        parts.extend([Part::Control(fim.repository), Part::Text(format!("{name}\n").into())]);
+        parts.extend([Part::Control(fim.repository_marker), Part::Text(format!("{name}\n").into())]);
     }
     for File { path, text } in files {
-        parts.extend([Part::Control(fim.file), Part::Text(format!("{path}\n{text}\n").into())]);
+        parts.extend([Part::Control(fim.file_marker), Part::Text(format!("{path}\n{text}\n").into())]);
     }
     parts
 }
@@ -75,8 +79,9 @@ pub fn encode(parts: &[Part<'_>], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     Ok(tokens)
 }
 
-/// `# System: {system}\n\n{user}` in the comment syntax of `language`, with a blank line between turns.
-fn comment_style(messages: &[Message], language: Option<&str>) -> String {
+/// The messages in order, with a blank line between them. System messages become comments in the syntax of `language`
+/// (`# System: {content}`); user and assistant messages stay plain text.
+fn chat_as_comments(messages: &[Message], language: Option<&str>) -> String {
     let (open, close) = comment_syntax(language.unwrap_or(""));
     let turn = |message: &Message| match message.role {
         Role::User | Role::Assistant => message.content.clone(),
@@ -111,7 +116,7 @@ mod tests {
 
     fn chat(language: Option<&str>, messages: &[(Role, &str)]) -> String {
         let messages: Vec<_> = messages.iter().map(|&(role, content)| Message { role, content: content.into() }).collect();
-        comment_style(&messages, language)
+        chat_as_comments(&messages, language)
     }
 
     #[test]

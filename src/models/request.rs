@@ -24,7 +24,7 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted per occurrence in the window; 0 is off.
     pub frequency_penalty: f32,
-    /// Token ids and what is added to their logits.
+    /// Token ids and the bias that is added to each one's logit.
     pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the random numbers; each depends on the seed and the token's position only.
     pub seed: u64,
@@ -47,7 +47,7 @@ impl Default for Sampling {
     }
 }
 
-/// Another file of the project, given as context.
+/// Another file of the repository, given as context.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
     pub path: String,
@@ -80,7 +80,7 @@ pub enum Prompt {
     Infill { prefix: String, suffix: String, path: Option<String>, repository: Option<String>, files: Vec<File>, order: Option<FimOrder> },
     /// Text to continue.
     Text(String),
-    /// A conversation; `language` picks the comment syntax of a comment-style prompt.
+    /// A conversation. `language` selects the syntax of the comments that system messages are written as.
     Chat { messages: Vec<Message>, language: Option<String> },
 }
 

@@ -49,7 +49,7 @@ impl Sampler {
     }
 }
 
-/// A finite number times zero is zero; infinity and NaN give NaN.
+/// Checks that no logit is infinite or NaN, by multiplying with zero: a finite number gives zero, the others give NaN.
 fn check_finite(logits: &[f32]) -> Result<()> {
     let (vectors, rest) = logits.as_chunks::<LANES>();
     let mut zeros = [0f32; LANES];
@@ -115,9 +115,9 @@ fn sample_softmax(logits: &mut [f32], sampling: &Sampling, position: usize) -> u
         *x = if weight >= sampling.min_p { weight } else { 0.0 };
     }
     let weights = logits;
-    let at = uniform(sampling.seed, position as u64);
+    let quantile = uniform(sampling.seed, position as u64);
     if sampling.top_k == 0 && sampling.top_p >= 1.0 {
-        return inverse_cdf(weights, at).unwrap_or(argmax);
+        return inverse_cdf(weights, quantile).unwrap_or(argmax);
     }
     let mut candidates: Vec<(u32, f32)> = (0..).zip(weights.iter().copied()).filter(|(_, w)| *w > 0.0).collect();
     let top_k = sampling.top_k as usize;
@@ -131,12 +131,12 @@ fn sample_softmax(logits: &mut [f32], sampling: &Sampling, position: usize) -> u
     // In the order of ids, so that the choice does not depend on how top-k and top-p sorted.
     candidates.sort_unstable_by_key(|(id, _)| *id);
     let weights: Vec<f32> = candidates.iter().map(|(_, w)| *w).collect();
-    inverse_cdf(&weights, at).map_or(argmax, |index| candidates[index].0 as usize)
+    inverse_cdf(&weights, quantile).map_or(argmax, |index| candidates[index].0 as usize)
 }
 
-/// Inverse transform sampling: the first index at which the cumulative weight exceeds `at` (in `0..1`) times the total, or
+/// Inverse transform sampling: the first index at which the cumulative weight exceeds `quantile` (in `0..1`) times the total, or
 /// `None` if no weight is positive. Weights are summed in blocks, so that only one block is searched element by element.
-fn inverse_cdf(weights: &[f32], at: f64) -> Option<usize> {
+fn inverse_cdf(weights: &[f32], quantile: f64) -> Option<usize> {
     const BLOCK: usize = 16 * LANES;
     let sum = |block: &[f32]| {
         let (vectors, rest) = block.as_chunks::<LANES>();
@@ -147,7 +147,7 @@ fn inverse_cdf(weights: &[f32], at: f64) -> Option<usize> {
         sums.iter().chain(rest).map(|&w| f64::from(w)).sum::<f64>()
     };
     let sums: Vec<f64> = weights.chunks(BLOCK).map(sum).collect();
-    let mut left = at * sums.iter().sum::<f64>();
+    let mut left = quantile * sums.iter().sum::<f64>();
     for (block, sum) in sums.iter().enumerate() {
         if left >= *sum {
             left -= sum;

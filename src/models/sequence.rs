@@ -9,27 +9,27 @@ pub struct Sequence<C> {
     /// Prompt and completion.
     pub tokens: Vec<u32>,
     pub prompt_tokens: usize,
-    /// Choices that were submitted but not read: tokens that follow `tokens`.
+    /// Tokens that follow `tokens`: the backend was asked to sample them, but their ids were not read back yet.
     pub unread: usize,
     /// Tokens whose keys and values are in the cache, unread ones included.
     pub computed: usize,
     pub cache: C,
     pub detokenizer: Detokenizer,
-    /// Limit of the completion's length.
+    /// Limit of the completion's length, in tokens.
     pub tokens_max: usize,
 }
 
 /// The result of appending one token.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// New text for the reader; may be empty.
+    /// The text that the token adds to the completion; may be empty.
     pub text: String,
     /// Why the sequence ended, if it did.
     pub end: Option<FinishReason>,
 }
 
 impl<C> Sequence<C> {
-    /// Tokens that were not computed yet: the rest of the prompt, or the one to decode.
+    /// Tokens whose keys and values are not in the cache yet: the rest of the prompt, or the token to decode.
     pub fn pending(&self) -> usize {
         self.tokens.len() + self.unread - self.computed
     }
@@ -39,10 +39,9 @@ impl<C> Sequence<C> {
         &self.tokens[..self.computed.min(self.tokens.len())]
     }
 
-    /// Whether the unread choice, if there is one, must be the last token.
+    /// Whether an unread token exists and must be the last one, by the limits of the completion and the context.
     pub fn is_full(&self, context_length: usize) -> bool {
-        let unread = self.unread > 0;
-        unread && (self.completion_tokens() + self.unread >= self.tokens_max || self.tokens.len() + self.unread >= context_length)
+        self.unread > 0 && (self.completion_tokens() + self.unread >= self.tokens_max || self.tokens.len() + self.unread >= context_length)
     }
 
     pub fn completion_tokens(&self) -> usize {

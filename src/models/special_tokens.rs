@@ -4,7 +4,7 @@ use super::weights::{Files, HfFiles, ModelFormat};
 use super::{Error, Result};
 use serde_json::{Map, Value};
 
-/// The keys of GGUF's end tokens: of a sequence, a turn and a message.
+/// GGUF's keys of end tokens: of a sequence (EOS), a turn (EOT) and a message (EOM).
 const GGUF_KEYS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
 /// `eos_token_id` of `config.json` and `generation_config.json`, or the end tokens of GGUF's metadata.
@@ -32,7 +32,7 @@ pub(super) fn eos_ids(files: &Files) -> Result<Vec<u32>> {
     }
 }
 
-/// The value is one number or a list of numbers.
+/// `eos_token_id` of a JSON file: one number or a list of numbers.
 fn json_ids(file: &str, json: &[u8]) -> Result<Vec<u32>> {
     let object: Map<String, Value> = serde_json::from_slice(json).map_err(|e| Error::file(file, "json", e))?;
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());

@@ -1,6 +1,6 @@
 //! Greedy completions compared with llama.cpp's on the same files. `make.py` generated llama.cpp's.
 
-use crate::{CODER_05, CODER_15, Model, SMOLLM2, gguf, likeliest, load, log_sum_exp, logits};
+use crate::{Model, QWEN_CODER_0_5B, QWEN_CODER_1_5B, SMOLLM2, gguf, likeliest, load, log_sum_exp, logits};
 use serde::Deserialize;
 use souffleur::models::backend::{Backend, Span};
 use souffleur::models::{Activations, Prompt};
@@ -113,13 +113,13 @@ fn smollm2_completes_as_llama_cpp_does() {
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
 fn coder_05_completes_as_llama_cpp_does() {
-    compare(CODER_05, include_str!("llama_cpp/qwen2.5-coder-0.5b-instruct-q4_k_m.json"));
+    compare(QWEN_CODER_0_5B, include_str!("llama_cpp/qwen2.5-coder-0.5b-instruct-q4_k_m.json"));
 }
 
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
 fn coder_15_completes_as_llama_cpp_does() {
-    compare(CODER_15, include_str!("llama_cpp/qwen2.5-coder-1.5b-instruct-q4_k_m.json"));
+    compare(QWEN_CODER_1_5B, include_str!("llama_cpp/qwen2.5-coder-1.5b-instruct-q4_k_m.json"));
 }
 
 /// The greedy completion, and whether it ended with EOS.
@@ -146,7 +146,7 @@ fn coder_15_fills_a_binary_search_and_stops() {
     let prefix = "def binary_search(a, x):\n    lo, hi = 0, len(a) - 1\n    while lo <= hi:\n        mid =";
     let suffix = "\n        if a[mid] == x:\n            return mid\n        elif a[mid] < x:\n            lo = mid + 1\n        \
                   else:\n            hi = mid - 1\n    return -1\n";
-    let mut model = load(&gguf(CODER_15), Activations::Int8);
+    let mut model = load(&gguf(QWEN_CODER_1_5B), Activations::Int8);
     assert_eq!(model.codec.family.name, "qwen");
     assert_eq!(complete(&mut model, &infill(prefix, suffix), 24), (" (lo + hi) // 2".to_owned(), true));
     // With the space in the prompt, this and `lo + (hi - lo) // 2` are nearly equally likely. Both are correct and end.

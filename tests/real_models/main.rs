@@ -21,8 +21,8 @@ use souffleur::models::{Activations, CpuSettings, ModelSource};
 use std::path::PathBuf;
 
 const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1";
-const CODER_05: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m";
-const CODER_15: &str = "qwen2.5-coder-1.5b-instruct-q4_k_m";
+const QWEN_CODER_0_5B: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m";
+const QWEN_CODER_1_5B: &str = "qwen2.5-coder-1.5b-instruct-q4_k_m";
 
 fn folder() -> PathBuf {
     std::env::var_os("SOUFFLEUR_MODELS").expect("SOUFFLEUR_MODELS names the folder that tests/real_models/fetch.sh filled").into()

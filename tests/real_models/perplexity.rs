@@ -1,6 +1,6 @@
 //! The perplexity with int8 activations compared with f32 activations.
 
-use crate::{CODER_05, CODER_15, Model, SMOLLM2, each_logits, gguf, load, log_sum_exp};
+use crate::{Model, QWEN_CODER_0_5B, QWEN_CODER_1_5B, SMOLLM2, each_logits, gguf, load, log_sum_exp};
 use souffleur::models::{Activations, Prompt};
 
 /// Tokens of the text; each but the first is predicted.
@@ -38,11 +38,11 @@ fn smollm2_keeps_its_perplexity_with_int8_activations() {
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
 fn coder_05_keeps_its_perplexity_with_int8_activations() {
-    compare(CODER_05);
+    compare(QWEN_CODER_0_5B);
 }
 
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
 fn coder_15_keeps_its_perplexity_with_int8_activations() {
-    compare(CODER_15);
+    compare(QWEN_CODER_1_5B);
 }

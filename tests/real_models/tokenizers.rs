@@ -1,16 +1,18 @@
-//! Tokenizers from GGUF metadata compared with Hugging Face's tokenizer.json of the same vocabulary.
+//! Checks that the tokenizer built from GGUF metadata encodes and decodes as the one built from tokenizer.json of the same
+//! vocabulary, on random texts.
 
-use crate::{CODER_15, SMOLLM2, folder, gguf};
+use crate::{QWEN_CODER_1_5B, SMOLLM2, folder, gguf};
 use souffleur::models::tokenizer::Tokenizer;
 use souffleur::models::weights::Files;
 use std::time::Instant;
 
-const TEXTS: usize = 10_000;
+const TEXT_COUNT: usize = 10_000;
 
 /// xorshift64: the same texts in every run.
 struct Random(u64);
 
 impl Random {
+    /// A number in `0..end`.
     fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -22,6 +24,7 @@ impl Random {
         from[self.below(from.len())]
     }
 
+    /// A character of the code points `first..=last`; U+FFFD for a surrogate.
     fn char_in(&mut self, first: u32, last: u32) -> char {
         char::from_u32(first + self.below((last - first + 1) as usize) as u32).unwrap_or('\u{fffd}')
     }
@@ -29,7 +32,7 @@ impl Random {
 
 /// Difficult text: contractions in all cases, all kinds of whitespace, digits of all scripts, combining characters,
 /// special tokens and near misses.
-const AWKWARD: &[&str] = &[
+const AWKWARD_TEXTS: &[&str] = &[
     "'s",
     "'S",
     "'T",
@@ -134,7 +137,7 @@ const AWKWARD: &[&str] = &[
 ];
 
 /// Ranges of code points, chosen with equal probability.
-const RANGES: &[(u32, u32)] = &[
+const CODE_POINT_RANGES: &[(u32, u32)] = &[
     (0, 0x7f),
     (0x20, 0x7e),
     (0x80, 0x24f),
@@ -153,19 +156,20 @@ const RANGES: &[(u32, u32)] = &[
     (0, 0x10ffff),
 ];
 
-fn text(random: &mut Random, code: &str) -> String {
+/// One to twelve random pieces: awkward texts, random characters, one text repeated, and parts of the source code `code`.
+fn random_text(random: &mut Random, code: &str) -> String {
     let mut text = String::new();
     for _ in 0..=random.below(12) {
         match random.below(5) {
-            0 | 1 => text += random.pick(AWKWARD),
+            0 | 1 => text += random.pick(AWKWARD_TEXTS),
             2 => {
-                let (first, last) = random.pick(RANGES);
+                let (first, last) = random.pick(CODE_POINT_RANGES);
                 (0..=random.below(10)).for_each(|_| text.push(random.char_in(first, last)));
             }
             3 => text += &random.pick(&[" ", "\n", "a", "0", "\t", "=", "'"]).repeat(random.below(70)),
             _ => {
                 let start = random.below(code.len());
-                let tail = &code[(start..).find(|&at| code.is_char_boundary(at)).expect("its end is one")..];
+                let tail = &code[(start..).find(|&at| code.is_char_boundary(at)).expect("the end is a character boundary")..];
                 text.extend(tail.chars().take(random.below(200)));
             }
         }
@@ -173,35 +177,36 @@ fn text(random: &mut Random, code: &str) -> String {
     text
 }
 
-fn compare(model: &str, theirs: &Tokenizer) {
+/// Compares the tokenizer of the GGUF file `model` with `from_json` on random texts.
+fn compare(model: &str, from_json: &Tokenizer) {
     let start = Instant::now();
-    let ours = Tokenizer::open(&Files::open(&gguf(model), None).expect("files")).expect("a tokenizer");
+    let from_gguf = Tokenizer::open(&Files::open(&gguf(model), None).expect("files")).expect("a tokenizer");
     eprintln!("{model}: tokenizer ready after {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
-    assert!(ours.control_tokens().eq(theirs.control_tokens()), "control tokens");
+    assert!(from_gguf.control_tokens().eq(from_json.control_tokens()), "control tokens");
     let code = [include_str!("main.rs"), include_str!("make.py"), include_str!("fetch.sh"), include_str!("tokenizers.rs")].join("\n");
     let random = &mut Random(0x5eed);
     let mut tokens = 0;
-    for number in 0..TEXTS {
-        let text = text(random, &code);
-        let (got, want) = (ours.encode(&text), theirs.encode(&text));
+    for number in 0..TEXT_COUNT {
+        let text = random_text(random, &code);
+        let (got, want) = (from_gguf.encode(&text), from_json.encode(&text));
         assert_eq!(got, want, "text {number}: {text:?}");
         let ids = got.unwrap_or_else(|error| panic!("text {number}: {text:?}: {error}"));
-        assert_eq!(ours.decode(&ids), theirs.decode(&ids), "text {number}: {text:?}");
+        assert_eq!(from_gguf.decode(&ids), from_json.decode(&ids), "text {number}: {text:?}");
         tokens += ids.len();
     }
-    eprintln!("{model}: {TEXTS} texts of {tokens} tokens are equal");
+    eprintln!("{model}: {TEXT_COUNT} texts of {tokens} tokens are equal");
 }
 
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
-fn qwen_tokenizes_as_hugging_face_does() {
+fn qwen_gguf_and_json_tokenizers_agree() {
     let json = std::fs::read(folder().join("qwen2.5-tokenizer/tokenizer.json")).expect("Qwen's tokenizer");
-    compare(CODER_15, &Tokenizer::parse(&json, None).expect("a tokenizer"));
+    compare(QWEN_CODER_1_5B, &Tokenizer::parse(&json, None).expect("a tokenizer"));
 }
 
 #[test]
 #[ignore = "needs models: tests/real_models/fetch.sh"]
-fn smollm2_tokenizes_as_hugging_face_does() {
+fn smollm2_gguf_and_json_tokenizers_agree() {
     let json = std::fs::read(folder().join("smollm2-mlx/tokenizer.json")).expect("SmolLM2's tokenizer");
     compare(SMOLLM2, &Tokenizer::parse(&json, None).expect("a tokenizer"));
 }

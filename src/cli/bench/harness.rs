@@ -61,11 +61,11 @@ impl Harness {
         let (embedding, head) = (spec.names.embedding, if spec.tied { spec.names.embedding } else { spec.names.lm_head });
         let mut weight_samples = WeightSamples::default();
         for parameter in spec.parameters() {
-            let Parameter::Matrix { base, rows, columns } = parameter else { continue };
-            let matrix = tensors.matrix(&base, rows, columns, spec.quantization(&base))?;
-            if base == head {
+            let Parameter::Matrix { name, rows, columns } = parameter else { continue };
+            let matrix = tensors.matrix(&name, rows, columns, spec.quantization(&name))?;
+            if name == head {
                 size.head_macs = (rows * columns) as u64;
-            } else if base == embedding {
+            } else if name == embedding {
                 // A step looks up a few rows of it.
                 size.step_bytes -= Native::weight_bytes(&matrix) as u64;
             } else {

@@ -1,4 +1,4 @@
-//! Model families: prompt markers and EOS tokens that a model's files do not declare.
+//! Model families: the fill-in-the-middle (FIM) markers of a model, which its files do not declare, and additional EOS tokens.
 
 mod code;
 mod generic;
@@ -11,42 +11,45 @@ use super::tokenizer::Tokenizer;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Family {
     pub name: &'static str,
-    /// EOS tokens of every completion. Tokens that a vocabulary lacks are skipped.
+    /// Tokens that end any completion. Those that a vocabulary lacks are skipped.
     pub eos: &'static [&'static str],
-    /// Additional EOS tokens of a fill-in-the-middle completion.
+    /// Additional tokens that end a fill-in-the-middle completion.
     pub fim_eos: &'static [&'static str],
-    pub fim: Option<Fim>,
+    pub fim: Option<FimMarkers>,
 }
 
-/// Markers of a fill-in-the-middle prompt, by their text in the vocabulary.
+/// The control tokens that mark the parts of a fill-in-the-middle prompt, as they appear in the vocabulary.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Fim {
-    /// The default order: the one with which the model completes better.
+pub struct FimMarkers {
+    /// The order with which the model completes better. A request may override it.
     pub order: FimOrder,
     pub prefix: &'static str,
     pub suffix: &'static str,
     pub middle: &'static str,
-    pub repository: &'static str,
-    pub file: &'static str,
+    /// Precedes the name of the repository.
+    pub repository_marker: &'static str,
+    /// Precedes the path of a file.
+    pub file_marker: &'static str,
 }
 
-/// The markers of Qwen2.5-Coder, which other code models have adopted.
-const fn common_fim(order: FimOrder) -> Fim {
-    Fim {
+/// The markers of Qwen2.5-Coder, also used by other code models.
+const fn qwen_coder_markers(order: FimOrder) -> FimMarkers {
+    FimMarkers {
         order,
         prefix: "<|fim_prefix|>",
         suffix: "<|fim_suffix|>",
         middle: "<|fim_middle|>",
-        repository: "<|repo_name|>",
-        file: "<|file_sep|>",
+        repository_marker: "<|repo_name|>",
+        file_marker: "<|file_sep|>",
     }
 }
 
-/// Chooses the family by the model's name or architecture and by the markers in its vocabulary; the first match wins.
+/// Chooses the family; the first match wins. `souffleur` matches by the model's name, `qwen` by name or architecture and FIM
+/// markers in the vocabulary, `code` by the markers alone.
 pub fn detect(name: &str, architecture: &str, tokenizer: &Tokenizer) -> &'static Family {
     let name = name.to_lowercase();
-    let has = |fim: &Fim| [fim.prefix, fim.suffix, fim.middle].iter().all(|marker| tokenizer.control(marker).is_some());
-    let has_markers = |family: &Family| family.fim.as_ref().is_some_and(has);
+    let in_vocabulary = |fim: &FimMarkers| [fim.prefix, fim.suffix, fim.middle].iter().all(|marker| tokenizer.control(marker).is_some());
+    let has_markers = |family: &Family| family.fim.as_ref().is_some_and(in_vocabulary);
     if name.contains("souffleur") {
         &souffleur::FAMILY
     } else if (name.contains("qwen") || architecture == "qwen2") && has_markers(&qwen::FAMILY) {

@@ -16,7 +16,7 @@ impl Config {
     }
 
     pub(super) fn text(&self, key: &str) -> Result<&str> {
-        self.0.get(key).and_then(Value::as_str).ok_or_else(|| self.error(key, "missing or not a text"))
+        self.0.get(key).and_then(Value::as_str).ok_or_else(|| self.error(key, "missing or not a string"))
     }
 
     /// A size within `1..=max`.
@@ -35,21 +35,21 @@ impl Config {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(default),
             Some(value) => {
-                // As the network has it: a number may be positive only until it is narrowed.
+                // Checked as f32: a small positive f64 may become zero.
                 let number = value.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && *x > 0.0);
                 number.ok_or_else(|| self.error(key, format!("{value} is not a positive number")))
             }
         }
     }
 
-    /// Beside the sizes, or as transformers 5 writes it, in an object of its own.
+    /// `rope_theta`, at the top level, or in the object `rope_parameters` as transformers 5 writes it.
     pub(super) fn rope_theta(&self) -> Result<f32> {
         self.must_be("rope_scaling", Value::Null)?;
-        let beside = self.number_or("rope_theta", 10_000.0)?;
-        let Some(Value::Object(own)) = self.0.get("rope_parameters") else { return Ok(beside) };
-        let own = Self(own.clone());
-        own.must_be("rope_type", "default".into())?;
-        own.number_or("rope_theta", beside)
+        let theta = self.number_or("rope_theta", 10_000.0)?;
+        let Some(Value::Object(parameters)) = self.0.get("rope_parameters") else { return Ok(theta) };
+        let parameters = Self(parameters.clone());
+        parameters.must_be("rope_type", "default".into())?;
+        parameters.number_or("rope_theta", theta)
     }
 
     pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
@@ -63,7 +63,7 @@ impl Config {
         self.0.get(key).is_some_and(|value| !value.is_null())
     }
 
-    /// A key that would change the arithmetic in a way this network does not know.
+    /// Checks a key that would change the arithmetic in a way that is not implemented.
     pub(super) fn must_be(&self, key: &str, expected: Value) -> Result<()> {
         match self.0.get(key) {
             None | Some(Value::Null) => Ok(()),
@@ -107,17 +107,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_base_of_the_rotation_is_read_where_either_transformers_writes_it() {
-        let base = |json: &str| Config::parse(json.as_bytes()).unwrap().rope_theta();
-        assert_eq!(base("{}"), Ok(1e4));
-        assert_eq!(base(r#"{"rope_theta": 500000}"#), Ok(5e5));
-        assert_eq!(base(r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}"#), Ok(1e6));
-        assert!(base(r#"{"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0}}"#).is_err());
-        assert!(base(r#"{"rope_scaling": {"type": "linear"}}"#).is_err());
+    fn rope_theta_is_read_where_transformers_4_and_5_write_it() {
+        let theta = |json: &str| Config::parse(json.as_bytes()).unwrap().rope_theta();
+        assert_eq!(theta("{}"), Ok(1e4));
+        assert_eq!(theta(r#"{"rope_theta": 500000}"#), Ok(5e5));
+        assert_eq!(theta(r#"{"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}"#), Ok(1e6));
+        assert!(theta(r#"{"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0}}"#).is_err());
+        assert!(theta(r#"{"rope_scaling": {"type": "linear"}}"#).is_err());
     }
 
     #[test]
-    fn a_number_is_positive_and_finite_as_the_network_has_it() {
+    fn a_number_must_be_positive_and_finite_as_f32() {
         let number = |json: &str| Config::parse(json.as_bytes()).unwrap().number_or("x", 1.0);
         assert_eq!(number(r#"{"x": 1e-6}"#), Ok(1e-6));
         for wrong in ["1e-300", "1e39", "0", "-1", "true"] {

@@ -1,9 +1,9 @@
 //! The one decoder that runs every `DecoderSpec`.
 
-use super::spec::DecoderSpec;
-use super::block::{LinearSpec, NormWeight, PartSpec, Visitor, Weights};
+use super::block::{LinearSpec, MatrixSpec, NormWeightSpec, Visitor, Weights};
 #[cfg(test)]
 use super::parameters::ParameterList;
+use super::spec::DecoderSpec;
 use crate::failpoints::{self, Point};
 use crate::models::backend::{Backend, LinearPart, Span};
 use crate::models::weights::{Parameter, Tensors};
@@ -23,8 +23,8 @@ impl<B: Backend> Decoder<B> {
         tensors.expect(&parameters)?;
         let bytes = |parameter: &Parameter| match parameter {
             Parameter::Vector { length, .. } => Ok(length * size_of::<f32>()),
-            Parameter::Matrix { base, rows, columns } => {
-                Ok(B::weight_bytes(&tensors.matrix(base, *rows, *columns, spec.quantization(base))?))
+            Parameter::Matrix { name, rows, columns } => {
+                Ok(B::weight_bytes(&tensors.matrix(name, *rows, *columns, spec.quantization(name))?))
             }
         };
         parameters.iter().map(|parameter| bytes(parameter).map(|bytes| bytes as u64)).sum()
@@ -73,7 +73,7 @@ impl<B: Backend> Decoder<B> {
             x = backend.add(x, y);
         }
         let selected = backend.select(x, rows);
-        let normed = backend.norm(&selected, &weights.norm);
+        let normed = backend.norm(&selected, &weights.final_norm);
         let [logits] = backend.project(&normed, weights.lm_head.as_ref().unwrap_or(&weights.embedding));
         logits
     }
@@ -105,31 +105,31 @@ impl<B: Backend> Visitor for Loader<'_, B> {
     type Linear = B::Linear;
     type Norm = B::Norm;
 
-    fn linear(&mut self, LinearSpec { columns, parts }: LinearSpec) -> Result<B::Linear> {
-        let mut loaded = Vec::with_capacity(parts.len());
-        for PartSpec { base, rows, bias, deinterleave } in &parts {
-            failpoints::check(Point::LoadPack, None).map_err(|fault| self.tensors.error(base, fault))?;
-            let weight = self.tensors.matrix(base, *rows, columns, self.spec.quantization(base))?;
-            let weight = match deinterleave {
+    fn linear(&mut self, LinearSpec { columns, matrices }: LinearSpec) -> Result<B::Linear> {
+        let mut loaded = Vec::with_capacity(matrices.len());
+        for MatrixSpec { name, rows, bias_name, interleaved_head_dim } in &matrices {
+            failpoints::check(Point::LoadPack, None).map_err(|fault| self.tensors.error(name, fault))?;
+            let weight = self.tensors.matrix(name, *rows, columns, self.spec.quantization(name))?;
+            let weight = match interleaved_head_dim {
                 Some(head_dim) => weight.deinterleave_rope_rows(*head_dim),
                 None => weight,
             };
-            let bias = bias.as_ref().map(|name| self.vector(name, *rows)).transpose()?;
+            let bias = bias_name.as_ref().map(|name| self.vector(name, *rows)).transpose()?;
             loaded.push(LinearPart { weight, bias });
         }
         let linear = self.backend.linear(loaded).map_err(|error| match error {
-            // Named after the first part: what can be unsupported is the number of inputs, which all parts share.
-            Error::Unsupported(reason) => self.tensors.error(&format!("{}.weight", parts[0].base), reason),
+            // The error names the first matrix: only the number of inputs can be unsupported, and all matrices have the same.
+            Error::Unsupported(reason) => self.tensors.error(&format!("{}.weight", matrices[0].name), reason),
             other => other,
         })?;
-        for PartSpec { base, rows, .. } in &parts {
-            self.tensors.release_pages(base);
+        for MatrixSpec { name, rows, .. } in &matrices {
+            self.tensors.release_pages(name);
             self.report((rows * columns) as u64);
         }
         Ok(linear)
     }
 
-    fn norm(&mut self, NormWeight { name, length }: NormWeight) -> Result<B::Norm> {
+    fn norm(&mut self, NormWeightSpec { name, length }: NormWeightSpec) -> Result<B::Norm> {
         let weight = self.vector(&name, length)?;
         self.backend.norm_weight(weight, self.spec.norm)
     }

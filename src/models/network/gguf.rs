@@ -1,6 +1,8 @@
 //! Reads a network from GGUF metadata, by the keys that all architectures share.
 
-use super::limits::{CONTEXT_LENGTH_MAX, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX, attention};
+use super::limits::{
+    CONTEXT_LENGTH_MAX, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX, attention,
+};
 use super::spec::{Activation, DecoderSpec, MlpSpec, NormSpec, WeightNames};
 use crate::models::Result;
 use crate::models::weights::{Gguf, Value};
@@ -20,7 +22,7 @@ pub(super) const NAMES: WeightNames = WeightNames {
     lm_head: "output",
 };
 
-/// Keys that change the arithmetic in a way this network does not know, unless they have this value.
+/// Keys that change the arithmetic in a way that is not implemented, unless they have this value.
 const UNSUPPORTED: &[(&str, f64)] = &[
     ("expert_count", 0.0),
     ("attention.scale", 0.0),
@@ -36,12 +38,12 @@ const UNSUPPORTED: &[(&str, f64)] = &[
     ("rope.scale_linear", 1.0),
 ];
 
-/// The whole spec but for what an architecture has of its own.
+/// The spec, without the settings that are specific to an architecture.
 pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     let architecture = gguf.string("general.architecture")?;
     let key = |name: &str| format!("{architecture}.{name}");
     let size = |name: &str, max| gguf.size(&key(name), max);
-    // Files that were merged from several say 0.
+    // Files that were merged from several have 0.
     if let Some(Value::Int(2..)) = gguf.get("split.count") {
         return Err(gguf.error("split.count", "this model is split over several files; supported is one"));
     }
@@ -79,7 +81,7 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
         architecture: architecture.into(),
         layers: size("block_count", LAYERS_MAX)?,
         hidden_size,
-        vocab_size: vocabulary(gguf)?,
+        vocab_size: vocab_size(gguf)?,
         context_length: size("context_length", CONTEXT_LENGTH_MAX)?,
         norm: NormSpec { epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)? },
         attention,
@@ -92,8 +94,8 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     })
 }
 
-/// The embedding's rows: the metadata often leave their number out. Each is of one token of the file's list.
-fn vocabulary(gguf: &Gguf<'_>) -> Result<usize> {
+/// The rows of the embedding, because the metadata often lack this number. Each row is one token of the file's list.
+fn vocab_size(gguf: &Gguf<'_>) -> Result<usize> {
     let name = "token_embd.weight";
     let embedding = gguf.tensors.iter().find(|tensor| tensor.name == name).ok_or_else(|| gguf.error(name, "missing"))?;
     let rows = match *embedding.shape {

@@ -3,7 +3,9 @@
 
 use super::config::Config;
 use super::gguf;
-use super::limits::{CONTEXT_LENGTH_MAX, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX, attention};
+use super::limits::{
+    CONTEXT_LENGTH_MAX, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, LAYERS_MAX, VOCAB_SIZE_MAX, attention,
+};
 use super::spec::{Activation, DecoderSpec, MlpSpec, NormSpec, WeightNames};
 use crate::models::Result;
 use crate::models::weights::Gguf;

@@ -1,6 +1,6 @@
 //! A byte-level BPE tokenizer from GGUF's metadata: vocabulary, merges and token types.
 
-use super::{Tokenizer, check_added, pre_tokenizer};
+use super::{Tokenizer, check_added_tokens, pre_tokenizer};
 use crate::models::Result;
 use crate::models::weights::Gguf;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,9 +95,9 @@ fn added_tokens<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<Str
         return Err(gguf.error(TOKEN_TYPES, format!("{} token types for {} tokens", token_types.len(), tokens.len())));
     }
     let (mut control, mut ordinary) = (BTreeMap::new(), Vec::new());
-    for ((id, token), kind) in (0..).zip(tokens).zip(token_types.ints()) {
+    for ((id, token), token_type) in (0..).zip(tokens).zip(token_types.ints()) {
         let is_marker = token.starts_with('<') && token.ends_with('>');
-        match kind {
+        match token_type {
             Some(CONTROL) => _ = control.insert((*token).to_owned(), id),
             Some(USER_DEFINED) if is_marker => _ = control.insert((*token).to_owned(), id),
             Some(USER_DEFINED) => ordinary.push((id, *token)),
@@ -106,6 +106,6 @@ fn added_tokens<'a>(gguf: &Gguf<'_>, tokens: &[&'a str]) -> Result<(BTreeMap<Str
         }
     }
     let sizes = control.iter().map(|(text, id)| (*id, text.len())).chain(ordinary.iter().map(|(id, text)| (*id, text.len())));
-    check_added(sizes).map_err(|reason| gguf.error(TOKEN_TYPES, reason))?;
+    check_added_tokens(sizes).map_err(|reason| gguf.error(TOKEN_TYPES, reason))?;
     Ok((control, ordinary))
 }

@@ -1,4 +1,4 @@
-//! Tokenization. Text is never encoded into a control token; those come only from a prompt's structure.
+//! Tokenization. Text is never encoded as a control token: only the structure of a prompt adds control tokens.
 
 mod gguf;
 mod pre_tokenizer;
@@ -15,10 +15,10 @@ use tokenizers::{AddedToken, PostProcessorWrapper, step_decode_stream};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
 /// Limit of added tokens: the largest known vocabularies have some six thousand.
-const ADDED_MAX: usize = 1 << 14;
+const ADDED_TOKENS_MAX: usize = 1 << 14;
 /// Limit of an added token's bytes: the longest known have some forty. The automaton that matches them takes many times their
 /// length in memory.
-const ADDED_BYTES_MAX: usize = 256;
+const ADDED_TOKEN_BYTES_MAX: usize = 256;
 
 /// A byte-level BPE tokenizer and its special tokens.
 pub struct Tokenizer {
@@ -58,16 +58,16 @@ impl Tokenizer {
     pub fn parse(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self> {
         let fail = |reason: String| Error::file(TOKENIZER_JSON, "json", reason);
         let AddedTokens { added_tokens } = serde_json::from_slice(tokenizer).map_err(|e| fail(e.to_string()))?;
-        check_added(added_tokens.iter().map(|token| (token.id, token.content.len())))
+        check_added_tokens(added_tokens.iter().map(|token| (token.id, token.content.len())))
             .map_err(|reason| Error::file(TOKENIZER_JSON, "added_tokens", reason))?;
         // The crate panics on some invalid files.
         let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(tokenizer)).map_err(|panic| fail(super::panic_message(&*panic)))?;
         let mut inner = parsed.map_err(|e| fail(e.to_string()))?;
-        // Both would silently change a prompt.
+        // Truncation and padding would silently change a prompt.
         inner.with_truncation(None).map_err(|e| fail(e.to_string()))?;
         inner.with_padding(None);
 
-        // Some files declare their markers as non-special added tokens, which would match in any text.
+        // Some files declare their markers as added tokens that are not special; these would match in any text.
         let added = inner.get_added_tokens_decoder();
         let is_marker = |token: &AddedToken| token.special || (token.content.starts_with('<') && token.content.ends_with('>'));
         let control: BTreeMap<_, _> =
@@ -169,7 +169,7 @@ impl Tokenizer {
         self.inner.decode(ids, false).map_err(|e| self.error("decode", e))
     }
 
-    /// The vocabulary's entry of an id; `None` if it has none.
+    /// The text of a token in the vocabulary; `None` for an unknown id.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
@@ -194,24 +194,24 @@ impl Tokenizer {
 #[derive(Deserialize)]
 struct AddedTokens<'a> {
     #[serde(borrow, default)]
-    added_tokens: Vec<AddedTokenHead<'a>>,
+    added_tokens: Vec<AddedTokenEntry<'a>>,
 }
 
 #[derive(Deserialize)]
-struct AddedTokenHead<'a> {
+struct AddedTokenEntry<'a> {
     id: u32,
     #[serde(borrow)]
     content: Cow<'a, str>,
 }
 
 /// Checks the number of added tokens and the length of each, given as `(id, bytes)`.
-fn check_added(tokens: impl Iterator<Item = (u32, usize)>) -> std::result::Result<(), String> {
+fn check_added_tokens(tokens: impl Iterator<Item = (u32, usize)>) -> std::result::Result<(), String> {
     let mut count = 0;
     for (id, bytes) in tokens {
         count += 1;
-        if bytes > ADDED_BYTES_MAX {
-            return Err(format!("token {id} has {bytes} bytes, more than the supported {ADDED_BYTES_MAX} of an added token"));
+        if bytes > ADDED_TOKEN_BYTES_MAX {
+            return Err(format!("token {id} has {bytes} bytes, more than the supported {ADDED_TOKEN_BYTES_MAX} of an added token"));
         }
     }
-    if count > ADDED_MAX { Err(format!("{count} added tokens, more than the supported {ADDED_MAX}")) } else { Ok(()) }
+    if count > ADDED_TOKENS_MAX { Err(format!("{count} added tokens, more than the supported {ADDED_TOKENS_MAX}")) } else { Ok(()) }
 }

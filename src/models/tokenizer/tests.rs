@@ -1,6 +1,6 @@
 //! Tests of tokenizer.json and tokenizer_config.json.
 
-use super::{ADDED_BYTES_MAX, ADDED_MAX, Tokenizer};
+use super::{ADDED_TOKEN_BYTES_MAX, ADDED_TOKENS_MAX, Tokenizer};
 use crate::models::{Error, Result};
 use serde_json::{Value, json};
 
@@ -38,12 +38,12 @@ fn length_and_number_of_added_tokens_are_limited() {
         other => panic!("not a ModelFile error: {other:?}"),
     };
     let long = |bytes| added(7, &"x".repeat(bytes));
-    assert_eq!(with(vec![long(ADDED_BYTES_MAX)]), Ok(1));
+    assert_eq!(with(vec![long(ADDED_TOKEN_BYTES_MAX)]), Ok(1));
     assert_eq!(
-        refusal(vec![long(ADDED_BYTES_MAX + 1)]),
+        refusal(vec![long(ADDED_TOKEN_BYTES_MAX + 1)]),
         "tokenizer.json: added_tokens: token 7 has 257 bytes, more than the supported 256 of an added token"
     );
-    let many = (0..=ADDED_MAX as u32).map(|id| added(id, &format!("<{id}>"))).collect();
+    let many = (0..=ADDED_TOKENS_MAX as u32).map(|id| added(id, &format!("<{id}>"))).collect();
     assert_eq!(refusal(many), "tokenizer.json: added_tokens: 16385 added tokens, more than the supported 16384");
 }
 

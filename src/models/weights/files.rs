@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Limit of a JSON file. A config has kilobytes, a tokenizer.json some megabytes.
 const JSON_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of a GGUF file that are read first: the whole header, with a vocabulary of 150,000 tokens and its merges.
+/// Bytes of a GGUF file that are read first: enough for the whole header with a vocabulary of 150,000 tokens and its merges.
 const GGUF_HEADER_BYTES: usize = 8 << 20;
 /// Headers with the largest known vocabularies have some 30 MB.
 const GGUF_HEADER_BYTES_MAX: usize = 256 << 20;
@@ -27,7 +27,7 @@ pub struct Files {
 
 /// The format of a model's files.
 pub enum ModelFormat {
-    /// JSON files beside safetensors weights.
+    /// JSON files and safetensors weights in one folder.
     HuggingFace(HfFiles),
     /// One file with metadata and weights.
     Gguf,
@@ -113,7 +113,7 @@ impl Files {
             let start = part.as_ptr().addr().wrapping_sub(map.as_ptr().addr());
             if start < map.len() {
                 // SAFETY: the mapping is of a file and only read, so the kernel reads a released page again when it is accessed.
-                // What was written to the file in between shows, as `map` says. An error means that the memory stays in use.
+                // It may then have other bytes, if the file was written to in between (see `map`). After an error the memory stays in use.
                 let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, part.len()) };
             }
         }
@@ -147,7 +147,7 @@ fn open_file(path: &Path) -> Result<Files> {
     Ok(Files { format: ModelFormat::Gguf, name, weights: vec![(file, Data::Mapped(map))], gguf_header })
 }
 
-/// Reads as much of a GGUF file as its header takes.
+/// Copies the header of a GGUF file, whose length is not known before it is parsed.
 fn copy_header(mut handle: File, file: &str, map: &[u8]) -> Result<Vec<u8>> {
     let mut header = Vec::new();
     let mut wanted = GGUF_HEADER_BYTES;
@@ -207,11 +207,11 @@ fn map_weights(folder: &Path) -> Result<Vec<(String, Data)>> {
 
 /// Opens a file and returns its size. Only regular files are opened: opening a pipe may block, and a device may have no end.
 fn open(path: &Path) -> std::io::Result<(File, u64)> {
-    let found = std::fs::metadata(path)?;
-    if !found.is_file() {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
         return Err(std::io::Error::other("not a regular file"));
     }
-    Ok((File::open(path)?, found.len()))
+    Ok((File::open(path)?, metadata.len()))
 }
 
 fn map(file: &File) -> std::io::Result<Mmap> {
@@ -223,7 +223,7 @@ fn map(file: &File) -> std::io::Result<Mmap> {
     //   A safetensors header is parsed once, by its crate, into values of its own that are then checked. Not guarded is a
     //   write in the midst of that parse, which could change text between its UTF-8 check and its use.
     // - truncated: the next access beyond its end raises SIGBUS, which ends this process. That is why model files are opened
-    //   in a worker process, which the front restarts, and why `Isolation::Thread` is for trusted files only.
+    //   in a worker process, which its parent process restarts, and why `Isolation::Thread` is for trusted files only.
     // The compiler may in theory assume that the bytes stay the same; nothing here compares two reads of one byte.
     unsafe { Mmap::map(file) }
 }
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_beginning_of_a_gguf_file_asks_for_what_is_missing_of_its_header() {
+    fn a_prefix_of_a_gguf_file_reports_the_header_length_that_it_needs() {
         let file = include_bytes!("../../../fuzz/seeds/llama.gguf");
         let HeaderLen::Complete(length) = Gguf::header_len("a.gguf", file, file) else { panic!("the whole file was given") };
         assert!(length < file.len());

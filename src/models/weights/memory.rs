@@ -5,7 +5,7 @@ use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 
 /// # Errors
-/// `Memory` if `needed` bytes are more than `free`. If that is not known, it is not checked.
+/// `Memory` if `needed` bytes are more than `free`. Nothing is checked if `free` is unknown.
 pub fn check_memory(needed: u64, free: Option<u64>) -> Result<()> {
     match free {
         Some(free) if needed > free => Err(Error::Memory { needed, free }),
@@ -18,25 +18,25 @@ pub fn check_memory(needed: u64, free: Option<u64>) -> Result<()> {
 pub fn free_memory() -> Option<u64> {
     let available = number_after(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? << 10;
     let groups = read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Some(folders(&groups).iter().filter_map(|group| group.allowed()).fold(available, u64::min))
+    Some(memory_cgroups(&groups).iter().filter_map(|group| group.bytes_left()).fold(available, u64::min))
 }
 
 /// The folder of a cgroup and the names of its files for limit, usage and statistics.
 #[derive(Debug, PartialEq, Eq)]
-struct Group {
+struct Cgroup {
     folder: PathBuf,
     files: [&'static str; 3],
 }
 
-impl Group {
-    fn allowed(&self) -> Option<u64> {
+impl Cgroup {
+    fn bytes_left(&self) -> Option<u64> {
         let [max, current, stat] = self.files.map(|file| read_to_string(self.folder.join(file)).ok());
-        allowed(&max?, &current?, &stat?)
+        bytes_left(&max?, &current?, &stat?)
     }
 }
 
 /// The memory cgroups of `/proc/self/cgroup`, versions 1 and 2, with all their ancestors.
-fn folders(groups: &str) -> Vec<Group> {
+fn memory_cgroups(groups: &str) -> Vec<Cgroup> {
     let mut all = Vec::new();
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -49,14 +49,14 @@ fn folders(groups: &str) -> Vec<Group> {
             _ => continue,
         };
         let inside = |group: &Path| Path::new(root).join(group.strip_prefix("/").unwrap_or(group));
-        all.extend(Path::new(path).ancestors().map(|group| Group { folder: inside(group), files }));
+        all.extend(Path::new(path).ancestors().map(|group| Cgroup { folder: inside(group), files }));
     }
     all
 }
 
-/// Bytes that a cgroup still allows; `None` if it has no limit.
-fn allowed(max: &str, current: &str, stat: &str) -> Option<u64> {
-    // Without a limit, the file has the word `max`, which does not parse.
+/// Bytes that a cgroup still allows, from the contents of its files; `None` if it has no limit.
+fn bytes_left(max: &str, current: &str, stat: &str) -> Option<u64> {
+    // Without a limit, the file contains the word `max`, which does not parse.
     let max: u64 = max.trim().parse().ok()?;
     let current: u64 = current.trim().parse().ok()?;
     // The page cache of files counts as usage but is reclaimed on demand.
@@ -83,17 +83,17 @@ mod tests {
 
     #[test]
     fn ancestors_of_a_cgroup_are_included() {
-        let folders = |text| folders(text).into_iter().map(|group| group.folder).collect::<Vec<_>>();
+        let memory_cgroups = |text| memory_cgroups(text).into_iter().map(|group| group.folder).collect::<Vec<_>>();
         let new = ["/sys/fs/cgroup/user.slice/a", "/sys/fs/cgroup/user.slice", "/sys/fs/cgroup/"].map(PathBuf::from);
-        assert_eq!(folders("0::/user.slice/a\n"), new);
+        assert_eq!(memory_cgroups("0::/user.slice/a\n"), new);
         let old = ["/sys/fs/cgroup/memory/box", "/sys/fs/cgroup/memory/"].map(PathBuf::from);
-        assert_eq!(folders("9:cpu,cpuacct:/box\n5:memory:/box\n"), old);
+        assert_eq!(memory_cgroups("9:cpu,cpuacct:/box\n5:memory:/box\n"), old);
     }
 
     #[test]
     fn inactive_page_cache_does_not_count_as_usage() {
-        assert_eq!(allowed("1000\n", "900\n", "anon 300\ninactive_file 500\n"), Some(600));
-        assert_eq!(allowed("1000\n", "1900\n", ""), Some(0));
-        assert_eq!(allowed("max\n", "900\n", "inactive_file 500\n"), None);
+        assert_eq!(bytes_left("1000\n", "900\n", "anon 300\ninactive_file 500\n"), Some(600));
+        assert_eq!(bytes_left("1000\n", "1900\n", ""), Some(0));
+        assert_eq!(bytes_left("max\n", "900\n", "inactive_file 500\n"), None);
     }
 }

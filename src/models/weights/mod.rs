@@ -11,5 +11,5 @@ pub use files::{Files, HfFiles, ModelFormat};
 pub use ggml_block::{Affine, GgmlBlock};
 pub use gguf::{Array, Gguf, HeaderLen, TensorInfo, Value};
 pub use memory::{check_memory, free_memory};
-pub use tensor_type::TensorType;
-pub use tensors::{FloatType, Matrix, Parameter, Quantization, Quantized, Tensors};
+pub use tensor_type::{FloatType, TensorType};
+pub use tensors::{Matrix, Parameter, Quantization, Quantized, Tensors};

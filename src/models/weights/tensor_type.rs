@@ -1,8 +1,36 @@
 //! Element types of tensors, by ggml's type number and safetensors' dtype.
 
-use super::{FloatType, GgmlBlock};
+use super::GgmlBlock;
+use half::{bf16, f16};
 use safetensors::Dtype;
 use std::fmt;
+
+/// Element type of unquantized tensors and of the scales and biases of MLX's quantization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FloatType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl FloatType {
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Reads element `index` of little-endian `bytes`.
+    pub fn get(self, bytes: &[u8], index: usize) -> f32 {
+        let two = || [bytes[index * 2], bytes[index * 2 + 1]];
+        match self {
+            Self::F32 => f32::from_le_bytes(bytes[index * 4..index * 4 + 4].try_into().expect("four bytes")),
+            Self::F16 => f16::from_le_bytes(two()).to_f32(),
+            Self::Bf16 => bf16::from_le_bytes(two()).to_f32(),
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorType {

@@ -1,38 +1,10 @@
 //! A model's tensors by name: f32, f16 and bf16, MLX's affine quantization, ggml's blocks.
 
-use super::{Files, GgmlBlock, ModelFormat, TensorType};
+use super::{Files, FloatType, GgmlBlock, ModelFormat, TensorType};
 use crate::models::{Error, Result};
-use half::{bf16, f16};
 use safetensors::SafeTensors;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Element type of unquantized tensors and of the scales and biases of MLX's quantization.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FloatType {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl FloatType {
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-
-    /// Reads element `index` of little-endian `bytes`.
-    pub fn get(self, bytes: &[u8], index: usize) -> f32 {
-        let two = || [bytes[index * 2], bytes[index * 2 + 1]];
-        match self {
-            Self::F32 => f32::from_le_bytes(bytes[index * 4..index * 4 + 4].try_into().expect("four bytes")),
-            Self::F16 => f16::from_le_bytes(two()).to_f32(),
-            Self::Bf16 => bf16::from_le_bytes(two()).to_f32(),
-        }
-    }
-}
 
 /// MLX's affine quantization (`mlx.core.quantize`): `w = q * scale + bias` with unsigned integers `q` of `bits` bits, and one
 /// scale and one bias per `group` consecutive weights of a row.
@@ -111,11 +83,11 @@ struct Tensor<'a> {
     file: String,
 }
 
-/// Name and shape of a parameter that a model's files must have. `base` is a matrix's name without `.weight`.
+/// Name and shape of a parameter that a model's files must have. A matrix's name is without `.weight`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parameter {
     Vector { name: String, length: usize },
-    Matrix { base: String, rows: usize, columns: usize },
+    Matrix { name: String, rows: usize, columns: usize },
 }
 
 impl Parameter {
@@ -172,11 +144,11 @@ impl<'a> Tensors<'a> {
         for parameter in parameters {
             match parameter {
                 Parameter::Vector { name, .. } => expected.insert(name.clone()),
-                Parameter::Matrix { base, .. } => {
-                    if self.contains(&format!("{base}.scales")) {
-                        expected.extend([format!("{base}.scales"), format!("{base}.biases")]);
+                Parameter::Matrix { name, .. } => {
+                    if self.contains(&format!("{name}.scales")) {
+                        expected.extend([format!("{name}.scales"), format!("{name}.biases")]);
                     }
-                    expected.insert(format!("{base}.weight"))
+                    expected.insert(format!("{name}.weight"))
                 }
             };
         }
@@ -186,9 +158,9 @@ impl<'a> Tensors<'a> {
     }
 
     /// Releases the physical memory of a matrix that was packed, so that loading never holds two copies of all weights.
-    pub fn release_pages(&self, base: &str) {
-        for part in ["weight", "scales", "biases"] {
-            if let Some(tensor) = self.tensors.get(&format!("{base}.{part}")) {
+    pub fn release_pages(&self, name: &str) {
+        for suffix in ["weight", "scales", "biases"] {
+            if let Some(tensor) = self.tensors.get(&format!("{name}.{suffix}")) {
                 self.files.release_pages(tensor.data);
             }
         }
@@ -214,14 +186,14 @@ impl<'a> Tensors<'a> {
         Ok((0..length).map(|i| element.get(data, i)).collect())
     }
 
-    /// The weight `{base}.weight`, `[rows, columns]`. If `{base}.scales` exists, the weight is MLX-quantized as `quantization`
+    /// The weight `{name}.weight`, `[rows, columns]`. If `{name}.scales` exists, the weight is MLX-quantized as `quantization`
     /// says.
     ///
     /// # Errors
     /// `Weights` if a tensor is missing; `ModelFile` for another shape or element type, or without a `quantization`.
-    pub fn matrix(&self, base: &str, rows: usize, columns: usize, quantization: Option<Quantization>) -> Result<Matrix<'a>> {
-        let weight = format!("{base}.weight");
-        let scales = format!("{base}.scales");
+    pub fn matrix(&self, name: &str, rows: usize, columns: usize, quantization: Option<Quantization>) -> Result<Matrix<'a>> {
+        let weight = format!("{name}.weight");
+        let scales = format!("{name}.scales");
         if !self.contains(&scales) {
             let (tensor_type, data) = self.get(&weight, &[rows, columns])?;
             let data = Cow::Borrowed(data);
@@ -241,9 +213,9 @@ impl<'a> Tensors<'a> {
             return Err(self.error(&weight, "not of element type U32, which quantized weights have"));
         };
         let (element, scales) = self.plain(&scales, &[rows, columns / group])?;
-        let biases = format!("{base}.biases");
-        let (other, bias_data) = self.plain(&biases, &[rows, columns / group])?;
-        if other != element {
+        let biases = format!("{name}.biases");
+        let (bias_element, bias_data) = self.plain(&biases, &[rows, columns / group])?;
+        if bias_element != element {
             return Err(self.error(&biases, "not of its scales' element type"));
         }
         Ok(Matrix::Quantized(Quantized { rows, columns, quantization, words, element, scales, biases: bias_data }))

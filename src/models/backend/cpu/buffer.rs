@@ -1,4 +1,4 @@
-//! Zeroed memory for weights, keys and values, in huge pages where the kernel grants them: a step reads all weights
+//! Zeroed memory for weights, keys and values, in huge pages where the operating system has them. A decode step reads all weights
 //! once, and with pages of 4 KiB the processor spends a quarter of that time on address translation.
 //!
 //! Threads write to disjoint parts of a buffer through raw pointers. These come from the mapping itself (`MmapRaw`), never
@@ -11,56 +11,57 @@ use std::sync::Arc;
 const ALIGNMENT: usize = 64;
 /// A huge page of x86-64, and of aarch64 with pages of 4 KiB.
 const HUGE_PAGE: usize = 2 << 20;
-/// Bytes that an arena maps at a time. Pages take memory only once they are written to.
-const REGION: usize = 512 << 20;
+/// Bytes that an arena maps at a time, at least. Pages take physical memory when they are first written to.
+const REGION_BYTES_MIN: usize = 512 << 20;
 
-/// `start..start + bytes` of a mapping, which no other buffer has a byte of.
+/// Bytes of a mapping that belong to this buffer alone.
 pub(super) struct Buffer {
-    memory: Arc<Memory>,
-    start: usize,
+    mapping: Arc<Mapping>,
+    /// From the first huge page of the mapping.
+    offset: usize,
     bytes: usize,
 }
 
-/// Anonymous pages.
-struct Memory {
+/// A mapping of anonymous pages, long enough that huge pages can be used from `first_huge_page` on.
+struct Mapping {
     map: MmapRaw,
-    /// Offset of the first huge page.
-    start: usize,
+    /// Offset of the first address that is aligned to `HUGE_PAGE`.
+    first_huge_page: usize,
 }
 
-impl Memory {
-    /// At least `bytes` from `start` on.
+impl Mapping {
+    /// Maps at least `bytes` from `first_huge_page` on.
     fn new(bytes: usize) -> Self {
-        // A sum that wrapped would map less than the caller relies on; more than `isize::MAX` is an error.
+        // Saturates, because a wrapped sum would map less than the caller relies on. More than `isize::MAX` is an error.
         let map = MmapOptions::new().len(bytes.saturating_add(HUGE_PAGE)).map_anon();
-        // The process can't go on without memory. A worker ends here, and the front reports this message.
+        // The process cannot continue without memory. A worker process exits, and its parent process reports this message.
         let map = MmapRaw::from(map.unwrap_or_else(|error| panic!("no memory for {bytes} bytes: {error}")));
-        let start = map.as_ptr().align_offset(HUGE_PAGE);
-        // Whole huge pages only: the rest of a small buffer would take one. A kernel without huge pages reports an error
-        // and keeps small ones.
+        let first_huge_page = map.as_ptr().align_offset(HUGE_PAGE);
+        // Only whole huge pages are requested, because a small rest would occupy a whole huge page too. A kernel without huge pages
+        // returns an error, and the mapping keeps normal pages.
         #[cfg(target_os = "linux")]
         if bytes >= HUGE_PAGE {
-            let _ = map.advise_range(memmap2::Advice::HugePage, start, bytes / HUGE_PAGE * HUGE_PAGE);
+            let _ = map.advise_range(memmap2::Advice::HugePage, first_huge_page, bytes / HUGE_PAGE * HUGE_PAGE);
         }
-        Self { start, map }
+        Self { first_huge_page, map }
     }
 }
 
 impl Buffer {
     pub(super) fn zeroed(bytes: usize) -> Self {
-        Self { memory: Arc::new(Memory::new(bytes)), start: 0, bytes }
+        Self { mapping: Arc::new(Mapping::new(bytes)), offset: 0, bytes }
     }
 
     /// The first byte. Valid for reads and writes of the buffer's bytes while the buffer lives; callers must not race.
     pub(super) fn as_ptr(&self) -> *mut u8 {
         // SAFETY: the mapping is `HUGE_PAGE` longer than what its buffers take, so this is inside or at its end.
-        unsafe { self.memory.map.as_mut_ptr().add(self.memory.start + self.start) }
+        unsafe { self.mapping.map.as_mut_ptr().add(self.mapping.first_huge_page + self.offset) }
     }
 
-    /// The bytes, of which nobody may write any while the slice lives.
+    /// The bytes. Nothing may write to them while the slice lives.
     fn as_slice(&self) -> &[u8] {
-        // SAFETY: mapped and zeroed at first, for as long as `memory` is held. Writers are threads of the pool during an
-        // operation, for which the owner of the buffer waits, and `as_mut_slice`, which borrows it.
+        // SAFETY: the bytes are mapped, and zeroed at first, while `mapping` is held. The pool's threads write to them only during an
+        // operation, and the owner of the buffer waits for it. `as_mut_slice` borrows the buffer exclusively.
         unsafe { std::slice::from_raw_parts(self.as_ptr(), self.bytes) }
     }
 
@@ -81,21 +82,21 @@ impl Clone for Buffer {
 /// Allocates buffers one after the other, so that small ones share huge pages.
 #[derive(Default)]
 pub(super) struct Arena {
-    memory: Option<Arc<Memory>>,
+    mapping: Option<Arc<Mapping>>,
     used: usize,
     size: usize,
 }
 
 impl Arena {
-    pub(super) fn zeroed(&mut self, bytes: usize) -> Buffer {
-        let memory = match &self.memory {
-            Some(memory) if bytes <= self.size - self.used => memory,
+    pub(super) fn allocate_zeroed(&mut self, bytes: usize) -> Buffer {
+        let mapping = match &self.mapping {
+            Some(mapping) if bytes <= self.size - self.used => mapping,
             _ => {
-                (self.used, self.size) = (0, bytes.max(REGION));
-                self.memory.insert(Arc::new(Memory::new(self.size)))
+                (self.used, self.size) = (0, bytes.max(REGION_BYTES_MIN));
+                self.mapping.insert(Arc::new(Mapping::new(self.size)))
             }
         };
-        let buffer = Buffer { memory: memory.clone(), start: self.used, bytes };
+        let buffer = Buffer { mapping: mapping.clone(), offset: self.used, bytes };
         self.used = (self.used + bytes).next_multiple_of(ALIGNMENT).min(self.size);
         buffer
     }
@@ -108,7 +109,8 @@ mod tests {
     #[test]
     fn buffers_of_an_arena_are_zeroed_aligned_and_disjoint() {
         let mut arena = Arena::default();
-        let mut buffers: Vec<Buffer> = [1, 64, 100, REGION, 7, REGION + 5, 3].map(|bytes| arena.zeroed(bytes)).into();
+        let mut buffers: Vec<Buffer> =
+            [1, 64, 100, REGION_BYTES_MIN, 7, REGION_BYTES_MIN + 5, 3].map(|bytes| arena.allocate_zeroed(bytes)).into();
         for (index, buffer) in buffers.iter_mut().enumerate() {
             assert!(buffer.as_ptr().is_aligned() && buffer.as_slice().iter().all(|&byte| byte == 0));
             assert_eq!(buffer.as_ptr().addr() % ALIGNMENT, 0);
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "no memory for")]
     fn a_size_that_overflows_panics_in_an_arena() {
-        Arena::default().zeroed(usize::MAX);
+        Arena::default().allocate_zeroed(usize::MAX);
     }
 
     #[test]

@@ -106,8 +106,8 @@ impl Cpu {
 fn supported(attention: &AttentionSpec) -> std::result::Result<(), String> {
     let AttentionSpec { heads, kv_heads, head_dim, window, softcap, .. } = attention;
     let group = heads / kv_heads;
-    if !head_dim.is_multiple_of(16) || *head_dim > attention::HEAD_DIM_MAX || group > attention::GROUP_MAX {
-        let (head_max, group_max) = (attention::HEAD_DIM_MAX, attention::GROUP_MAX);
+    if !head_dim.is_multiple_of(16) || *head_dim > attention::HEAD_DIM_MAX || group > attention::GROUP_SIZE_MAX {
+        let (head_max, group_max) = (attention::HEAD_DIM_MAX, attention::GROUP_SIZE_MAX);
         return Err(format!(
             "heads of {head_dim} dimensions in groups of {group}; supported are multiples of 16 up to {head_max}, in groups up to {group_max}"
         ));

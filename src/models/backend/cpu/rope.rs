@@ -1,4 +1,4 @@
-//! Rotary positions (Su et al. 2021): the angles by which a head's pairs are rotated.
+//! Rotary position embedding (Su et al. 2021): the angles by which the pairs of a head's dimensions are rotated.
 
 use super::kv_cache::PAGE_TOKENS;
 use crate::models::network::RopeSpec;
@@ -23,8 +23,8 @@ impl Rope {
 
     /// Computes the angles of the first `positions` positions.
     pub(super) fn extend_to(&mut self, positions: usize) {
-        let have = self.cos.len() / self.half;
-        for position in have..positions.next_multiple_of(PAGE_TOKENS).max(have) {
+        let computed = self.cos.len() / self.half;
+        for position in computed..positions.next_multiple_of(PAGE_TOKENS).max(computed) {
             for i in 0..self.half {
                 let frequency = self.spec.map_or(0.0, |rope| f64::from(rope.theta).powf(-(i as f64) / self.half as f64));
                 let (sin, cos) = (position as f64 * frequency).sin_cos();

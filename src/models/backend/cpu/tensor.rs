@@ -1,18 +1,21 @@
 //! Activations that pass from one operation to the next.
+//!
+//! A straggler is a thread that still runs a task that another thread has already finished as a backup task (see `pool`). It may
+//! read the input of an operation that has returned.
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Buffers kept for reuse: as many as there are live tensors in a step, and a few more.
-const FREE_MAX: usize = 16;
+/// The most buffers kept for reuse. It exceeds the number of tensors that are live at one time in a step.
+const FREE_BUFFERS_MAX: usize = 16;
 
-/// `[rows, width]` of f32, row by row.
+/// A matrix of f32 activations, `[rows, width]`, row-major.
 pub struct Tensor {
     pub(super) rows: usize,
     pub(super) width: usize,
-    /// Shared with the operations that read it. A straggler of an operation that is over may still hold it.
+    /// Shared with the operations that read it, and their stragglers.
     pub(super) data: Arc<Vec<f32>>,
-    free: FreeList,
+    free_list: FreeList,
 }
 
 impl Tensor {
@@ -23,35 +26,35 @@ impl Tensor {
     /// Write access for several threads at a time. Copies the data if a straggler still reads it.
     pub(super) fn writer(&mut self) -> TensorWriter<'_> {
         let data = Arc::make_mut(&mut self.data);
-        TensorWriter { start: data.as_mut_ptr(), length: data.len(), tensor: PhantomData }
+        TensorWriter { base: data.as_mut_ptr(), length: data.len(), borrow: PhantomData }
     }
 }
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        let mut free = self.free.lock();
-        if free.len() == FREE_MAX {
-            let smallest = (0..FREE_MAX).min_by_key(|&i| free[i].capacity()).expect("FREE_MAX is not zero");
+        let mut free = self.free_list.lock();
+        if free.len() == FREE_BUFFERS_MAX {
+            let smallest = (0..FREE_BUFFERS_MAX).min_by_key(|&i| free[i].capacity()).expect("FREE_BUFFERS_MAX is not zero");
             free.swap_remove(smallest);
         }
         free.push(self.data.clone());
     }
 }
 
-/// Makes tensors from the memory of dropped ones: a step needs the same few sizes in every layer, and new memory
-/// would be mapped and cleared each time.
+/// Allocates tensors from the memory of dropped ones. Every layer needs the same few sizes, and new memory would be mapped and
+/// cleared each time.
 #[derive(Default)]
 pub(super) struct TensorAllocator {
-    free: FreeList,
+    free_list: FreeList,
 }
 
 impl TensorAllocator {
-    /// The elements are unspecified values, not zeros: the caller writes all that it reads.
+    /// The elements are unspecified values, not zeros: the caller must write an element before reading it.
     pub(super) fn alloc(&self, rows: usize, width: usize) -> Tensor {
         let length = rows.checked_mul(width).expect("a tensor's size fits in usize");
-        let mut data = self.free.take(length).unwrap_or_default();
+        let mut data = self.free_list.take(length).unwrap_or_default();
         Arc::make_mut(&mut data).resize(length, 0.0);
-        Tensor { rows, width, data, free: self.free.clone() }
+        Tensor { rows, width, data, free_list: self.free_list.clone() }
     }
 }
 
@@ -60,7 +63,7 @@ struct FreeList(Arc<Mutex<Vec<Arc<Vec<f32>>>>>);
 
 impl FreeList {
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Vec<f32>>>> {
-        // The list is valid after every statement that holds the lock.
+        // A panic cannot leave the list half-changed, so poisoning is ignored.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -72,26 +75,26 @@ impl FreeList {
     }
 }
 
-/// A tensor borrowed for writing by several threads, each its own part.
+/// A tensor that several threads write to, each to its own part.
 #[derive(Clone, Copy)]
 pub(super) struct TensorWriter<'t> {
-    start: *mut f32,
+    base: *mut f32,
     length: usize,
-    tensor: PhantomData<&'t mut [f32]>,
+    borrow: PhantomData<&'t mut [f32]>,
 }
 
-// SAFETY: the only way to memory through a shared writer is `slice`, whose caller promises that the parts of different
-// threads are disjoint, or a raw pointer.
+// SAFETY: memory is reached through `slice`, whose caller promises that the parts of different threads are disjoint, or through
+// the raw pointer of `pointer`, whose dereference is unsafe.
 unsafe impl Send for TensorWriter<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for TensorWriter<'_> {}
 
 impl<'t> TensorWriter<'t> {
-    /// The tensor's element `index`, or its end. Writing through it is subject to the contract of `slice`.
+    /// A pointer to element `index`, or one past the last element. The contract of `slice` applies to writes through it.
     pub(super) fn pointer(self, index: usize) -> *mut f32 {
         assert!(index <= self.length, "element {index} of a tensor of {}", self.length);
         // SAFETY: within the allocation or at its end, as just checked.
-        unsafe { self.start.add(index) }
+        unsafe { self.base.add(index) }
     }
 
     /// Elements `start..start + length`.
@@ -100,9 +103,9 @@ impl<'t> TensorWriter<'t> {
     /// While the slice lives, nothing else accesses these elements.
     pub(super) unsafe fn slice(self, start: usize, length: usize) -> &'t mut [f32] {
         assert!(start <= self.length && length <= self.length - start, "{length} elements from {start} of a tensor of {}", self.length);
-        // SAFETY: within the tensor, as just checked, which is borrowed mutably for 't and initialized; exclusive by the
-        // caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), length) }
+        // SAFETY: the range is within the tensor, as just checked. The tensor is initialized and borrowed mutably for 't. The caller
+        // promises exclusive access.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(start), length) }
     }
 }
 
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_reused_once_no_straggler_reads_it() {
+    fn memory_is_reused_when_no_straggler_reads_it_any_more() {
         let tensors = TensorAllocator::default();
         let tensor = tensors.alloc(4, 8);
         let (straggler, address) = (tensor.data.clone(), tensor.data.as_ptr());
@@ -142,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_copies_what_a_straggler_still_reads() {
+    fn writing_copies_data_that_a_straggler_still_reads() {
         let mut tensor = TensorAllocator::default().alloc(1, 1);
         let straggler = tensor.data.clone();
         // SAFETY: the only slice.

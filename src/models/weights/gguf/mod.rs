@@ -45,11 +45,11 @@ pub struct TensorInfo<'a> {
     pub data: &'a [u8],
 }
 
-/// What `Gguf::header_len` finds in the beginning of a file.
+/// The result of `Gguf::header_len` for a prefix of a file.
 pub enum HeaderLen {
-    /// The header's length, or where its first error is behind.
+    /// The prefix has the whole header, of this length, or enough of it to find its first error.
     Complete(usize),
-    /// The header goes on: at least this many bytes of the file have to be read.
+    /// The header is longer: a prefix of at least this many bytes has to be read.
     Needs(usize),
 }
 
@@ -72,15 +72,15 @@ impl<'a> Gguf<'a> {
     pub fn header_len(file: &'a str, header: &'a [u8], bytes: &'a [u8]) -> HeaderLen {
         let mut reader = Reader::new(file, header, bytes.len());
         match Self::read(&mut reader, bytes) {
-            Ok(_) => HeaderLen::Complete(reader.at()),
-            Err(_) if reader.needed() > 0 => HeaderLen::Needs(reader.needed()),
+            Ok(_) => HeaderLen::Complete(reader.offset()),
+            Err(_) if reader.prefix_needed() > 0 => HeaderLen::Needs(reader.prefix_needed()),
             // `parse_header` finds the same error.
             Err(_) => HeaderLen::Complete(header.len()),
         }
     }
 
     fn read(reader: &mut Reader<'a>, bytes: &'a [u8]) -> Result<Self> {
-        let file = reader.file;
+        let file = reader.file_name;
         if reader.take(4, "magic")? != b"GGUF" {
             return Err(Error::file_at(file, "magic", 0, "this is not a GGUF file"));
         }
@@ -96,7 +96,7 @@ impl<'a> Gguf<'a> {
         let mut values = BTreeMap::new();
         for index in 0..keys {
             let (at, key) = name(reader, || format!("key {index}"), KEY_BYTES_MAX)?;
-            let start = reader.at();
+            let start = reader.offset();
             if values.insert(key, (start, value::value(reader, key)?)).is_some() {
                 return Err(Error::file_at(file, key, at, "duplicate key"));
             }
@@ -113,7 +113,7 @@ impl<'a> Gguf<'a> {
             let (at, name) = name(reader, || format!("name of tensor {index}"), NAME_BYTES_MAX)?;
             raw.push(raw_tensor_info(reader, at, name)?);
         }
-        let start = (reader.at() as u64).next_multiple_of(alignment);
+        let start = (reader.offset() as u64).next_multiple_of(alignment);
         let infos = raw.iter().map(|info| info.resolve(self.file, bytes, start, alignment)).collect::<Result<Vec<_>>>()?;
         self.check_overlap(&raw, &infos)?;
         Ok(infos)
@@ -125,7 +125,8 @@ impl<'a> Gguf<'a> {
         if alignment.is_power_of_two() { Ok(alignment) } else { Err(self.error(key, format!("{alignment} is not a power of two"))) }
     }
 
-    /// Overlapping tensors would let a small file expand to any amount of packed weights.
+    /// Checks that no two tensors overlap or have one name. Overlapping tensors would let a small file expand to any amount of packed
+    /// weights.
     fn check_overlap(&self, raw: &[RawTensorInfo<'a>], infos: &[TensorInfo<'a>]) -> Result<()> {
         let mut order: Vec<usize> = (0..raw.len()).collect();
         order.sort_unstable_by_key(|&i| (raw[i].offset, infos[i].data.len(), i));
@@ -146,14 +147,18 @@ impl<'a> Gguf<'a> {
 
 /// Reads a count and checks its limit.
 fn limited(reader: &mut Reader<'_>, field: &str, max: u64) -> Result<u64> {
-    let at = reader.at();
+    let at = reader.offset();
     let count = reader.u64(field)?;
-    if count <= max { Ok(count) } else { Err(Error::file_at(reader.file, field, at, format!("{count} is more than the supported {max}"))) }
+    if count <= max {
+        Ok(count)
+    } else {
+        Err(Error::file_at(reader.file_name, field, at, format!("{count} is more than the supported {max}")))
+    }
 }
 
 /// Reads a short string; returns its offset and the string.
 fn name<'a>(reader: &mut Reader<'a>, field: impl Fn() -> String, max: u64) -> Result<(usize, &'a str)> {
-    let at = reader.at();
+    let at = reader.offset();
     let mut ahead = reader.clone();
     // The length is checked first, so that no error quotes a name of megabytes.
     match ahead.u64("") {
@@ -165,7 +170,7 @@ fn name<'a>(reader: &mut Reader<'a>, field: impl Fn() -> String, max: u64) -> Re
     reader.string(&field()).map(|name| (at, name))
 }
 
-/// A tensor info as stored in the file.
+/// A tensor info as stored in the file. `at` is its own offset, `offset` that of its data from the start of the data section.
 struct RawTensorInfo<'a> {
     at: usize,
     name: &'a str,
@@ -177,7 +182,7 @@ struct RawTensorInfo<'a> {
 fn raw_tensor_info<'a>(reader: &mut Reader<'a>, at: usize, name: &'a str) -> Result<RawTensorInfo<'a>> {
     let count = reader.u32(name)?;
     if count == 0 || count > DIMENSIONS_MAX {
-        return Err(Error::file_at(reader.file, name, at, format!("{count} dimensions; supported are 1 to {DIMENSIONS_MAX}")));
+        return Err(Error::file_at(reader.file_name, name, at, format!("{count} dimensions; supported are 1 to {DIMENSIONS_MAX}")));
     }
     let dimensions = (0..count).map(|_| reader.u64(name)).collect::<Result<Vec<_>>>()?;
     Ok(RawTensorInfo { at, name, dimensions, kind: reader.u32(name)?, offset: reader.u64(name)? })

@@ -1,49 +1,53 @@
-//! A cursor over untrusted bytes: every read is checked against the rest of the file.
+//! A cursor over untrusted bytes: the length of every read is checked against the rest of the file.
 
 use crate::models::{Error, Result};
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// Errors have the field's name and its offset in the file.
+/// Reads little-endian values in order. Each read takes the name of the field; errors have it and the offset in the file.
 #[derive(Clone)]
 pub(super) struct Reader<'a> {
-    pub(super) file: &'a str,
+    pub(super) file_name: &'a str,
     bytes: &'a [u8],
-    /// Bytes of the whole file, of which `bytes` may be only the beginning.
+    /// Length of the whole file, of which `bytes` may be only a prefix.
     file_len: usize,
-    at: usize,
-    /// Shared with clones: bytes that it takes to read on, if the file goes on but `bytes` don't; otherwise 0.
-    needed: Rc<Cell<usize>>,
+    offset: usize,
+    /// Length of the prefix of the file that a read needed but `bytes` did not have; 0 if no read failed for that reason. Shared
+    /// with clones.
+    prefix_needed: Rc<Cell<usize>>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(file: &'a str, bytes: &'a [u8], file_len: usize) -> Self {
-        Self { file, bytes, file_len, at: 0, needed: Rc::default() }
+    pub(super) fn new(file_name: &'a str, bytes: &'a [u8], file_len: usize) -> Self {
+        Self { file_name, bytes, file_len, offset: 0, prefix_needed: Rc::default() }
     }
 
-    pub(super) fn needed(&self) -> usize {
-        self.needed.get()
+    pub(super) fn prefix_needed(&self) -> usize {
+        self.prefix_needed.get()
     }
 
-    pub(super) fn at(&self) -> usize {
-        self.at
+    pub(super) fn offset(&self) -> usize {
+        self.offset
     }
 
-    pub(super) fn left(&self) -> usize {
-        self.file_len - self.at
+    pub(super) fn left_in_file(&self) -> usize {
+        self.file_len - self.offset
     }
 
-    /// `count` comes from the file and may have any value.
+    /// Reads the next `count` bytes. `count` comes from the file and may have any value.
+    ///
+    /// # Errors
+    /// `ModelFile` if the file, or the prefix of it in `bytes`, has fewer bytes.
     pub(super) fn take(&mut self, count: u64, field: &str) -> Result<&'a [u8]> {
-        if count > self.left() as u64 {
-            return Err(self.error(field, format!("{count} bytes, but the file ends after {} more", self.left())));
+        if count > self.left_in_file() as u64 {
+            return Err(self.error(field, format!("needs {count} bytes, but only {} are left in the file", self.left_in_file())));
         }
-        let end = self.at + count as usize;
-        let Some(bytes) = self.bytes.get(self.at..end) else {
-            self.needed.set(end);
-            return Err(self.error(field, "the header goes on after what was read of it"));
+        let end = self.offset + count as usize;
+        let Some(bytes) = self.bytes.get(self.offset..end) else {
+            self.prefix_needed.set(end);
+            return Err(self.error(field, "the header is longer than the part of it that was read"));
         };
-        self.at = end;
+        self.offset = end;
         Ok(bytes)
     }
 
@@ -66,12 +70,12 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn string(&mut self, field: &str) -> Result<&'a str> {
-        let at = self.at;
+        let start = self.offset;
         let bytes = self.string_bytes(field)?;
-        std::str::from_utf8(bytes).map_err(|e| Error::file_at(self.file, field, at, e))
+        std::str::from_utf8(bytes).map_err(|e| Error::file_at(self.file_name, field, start, e))
     }
 
     pub(super) fn error(&self, field: &str, reason: impl ToString) -> Error {
-        Error::file_at(self.file, field, self.at, reason)
+        Error::file_at(self.file_name, field, self.offset, reason)
     }
 }

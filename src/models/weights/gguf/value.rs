@@ -70,7 +70,9 @@ pub(super) fn value<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Value<'a>>
 fn array<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Array<'a>> {
     let kind = reader.u32(key)?;
     let count = reader.u64(key)?;
-    let too_many = |reader: &Reader<'_>| reader.error(key, format!("an array of {count}, but the file ends after {} bytes", reader.left()));
+    let too_many = |reader: &Reader<'_>| {
+        reader.error(key, format!("an array of {count} values, but only {} bytes are left in the file", reader.left_in_file()))
+    };
     if let Some(size) = size(kind) {
         let bytes = count.checked_mul(size).ok_or_else(|| too_many(reader))?;
         let bytes = reader.take(bytes, key)?;
@@ -80,14 +82,14 @@ fn array<'a>(reader: &mut Reader<'a>, key: &str) -> Result<Array<'a>> {
         return Err(reader.error(key, format!("an array of value type {kind}; supported are numbers, bools and strings")));
     }
     // A string takes at least eight bytes, so a count that is too large is found before the strings are scanned.
-    if count > reader.left() as u64 / 8 {
+    if count > reader.left_in_file() as u64 / 8 {
         return Err(too_many(reader));
     }
-    let mut walk = reader.clone();
+    let mut scan = reader.clone();
     for _ in 0..count {
-        walk.string_bytes(key)?;
+        scan.string_bytes(key)?;
     }
-    let bytes = reader.take((walk.at() - reader.at()) as u64, key)?;
+    let bytes = reader.take((scan.offset() - reader.offset()) as u64, key)?;
     Ok(Array { kind, count: count as usize, bytes })
 }
 

@@ -1,10 +1,10 @@
 //! AVX2 with FMA and F16C: x86-64 processors since 2013 (Intel Haswell) and 2015 (AMD Excavator). With VNNI (Zen 4 and Ice Lake;
 //! Alder Lake in its AVX-VNNI encoding), one instruction computes a dot product instead of three.
 
-use super::{Isa, K_BLOCK};
+use super::{Isa, K_BLOCK, SIGNED_WEIGHTS};
 use std::arch::x86_64::*;
 
-/// `DOT`: the instructions that multiply bytes, one of the three constants below.
+/// `DOT` selects the instructions that multiply bytes: one of the three constants below.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx2<const DOT: u8>;
 
@@ -12,13 +12,13 @@ pub(in super::super) const MADDUBS: u8 = 0;
 pub(in super::super) const AVX512_VNNI: u8 = 1;
 pub(in super::super) const AVX_VNNI: u8 = 2;
 
-// SAFETY of every block: the trait's contract: the processor has AVX2, FMA, F16C and the instructions that
+// SAFETY of every block: the caller upholds `Isa`'s contract: the processor has AVX2, FMA, F16C and the instructions that
 // `DOT` names; pointers are valid for what is read or written.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
 impl<const DOT: u8> Isa for Avx2<DOT> {
-    type F = __m256;
-    type I = __m256i;
-    type B = __m256i;
+    type F32x8 = __m256;
+    type I32x8 = __m256i;
+    type U8x32 = __m256i;
 
     #[inline(always)]
     unsafe fn zero() -> __m256 {
@@ -45,11 +45,11 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
     }
     #[inline(always)]
-    unsafe fn load_u8(p: *const u8) -> __m256i {
+    unsafe fn load_u8_as_i32(p: *const u8) -> __m256i {
         unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
     }
     #[inline(always)]
-    unsafe fn load_i8(p: *const u8) -> __m256i {
+    unsafe fn load_i8_as_i32(p: *const u8) -> __m256i {
         unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())) }
     }
     #[inline(always)]
@@ -93,7 +93,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
     }
     #[inline(always)]
-    unsafe fn exp2_int(x: __m256) -> __m256 {
+    unsafe fn exp2_of_integral(x: __m256) -> __m256 {
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127)))) }
     }
     #[inline(always)]
@@ -121,33 +121,33 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn byte_to_f32<const SIGNED: bool>(x: __m256i, byte: usize) -> __m256 {
+    unsafe fn nth_byte_to_f32<const SIGNED: bool>(x: __m256i, n: usize) -> __m256 {
         unsafe {
             let number = if SIGNED {
-                _mm256_srai_epi32::<24>(_mm256_sll_epi32(x, _mm_cvtsi32_si128(24 - 8 * byte as i32)))
+                _mm256_srai_epi32::<24>(_mm256_sll_epi32(x, _mm_cvtsi32_si128(24 - 8 * n as i32)))
             } else {
-                _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(8 * byte as i32)), _mm256_set1_epi32(255))
+                _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(8 * n as i32)), _mm256_set1_epi32(255))
             };
             _mm256_cvtepi32_ps(number)
         }
     }
     #[inline(always)]
-    unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: __m256i, planes: __m256i) -> __m256i {
-        // There is no shift of bytes, so 16-bit words are shifted. The mask removes the bits that cross into the other byte.
+    unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: __m256i, bits: __m256i) -> __m256i {
+        // AVX2 cannot shift bytes, so 16-bit words are shifted. The mask removes the bits that cross into the other byte.
         unsafe {
             let shifted = if SHIFT < 0 {
-                _mm256_srl_epi16(planes, _mm_cvtsi32_si128(-SHIFT))
+                _mm256_srl_epi16(bits, _mm_cvtsi32_si128(-SHIFT))
             } else {
-                _mm256_sll_epi16(planes, _mm_cvtsi32_si128(SHIFT))
+                _mm256_sll_epi16(bits, _mm_cvtsi32_si128(SHIFT))
             };
             _mm256_or_si256(x, _mm256_and_si256(shifted, _mm256_set1_epi8(MASK)))
         }
     }
     #[inline(always)]
-    unsafe fn dots<const MADDUBS_PAIRS: usize, const M: usize>(w: &[__m256i], x: *const i8) -> [__m256i; M] {
+    unsafe fn dots<const MADDUBS_SUMS_MAX: usize, const M: usize>(w: &[__m256i], x: *const i8) -> [__m256i; M] {
         unsafe {
             let (ones, mut sums) = (_mm256_set1_epi16(1), [_mm256_setzero_si256(); M]);
-            if MADDUBS_PAIRS == 0 {
+            if MADDUBS_SUMS_MAX == SIGNED_WEIGHTS {
                 // One k-group at a time: eight of them with their absolute values do not fit in the registers.
                 for (k_group, w) in w.iter().enumerate() {
                     let absolute = _mm256_abs_epi8(*w);
@@ -160,7 +160,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = x.add(r * K_BLOCK);
                 if DOT == MADDUBS {
-                    *sums = maddubs_dots::<MADDUBS_PAIRS>(*sums, w, x, ones);
+                    *sums = maddubs_dots::<MADDUBS_SUMS_MAX>(*sums, w, x, ones);
                 } else {
                     for (k_group, w) in w.iter().enumerate() {
                         *sums = dot_u8_i8::<DOT>(*sums, *w, broadcast_k_group(x, k_group));
@@ -171,7 +171,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn add_scaled_dots<const MADDUBS_PAIRS: usize, const M: usize>(
+    unsafe fn add_scaled_dots<const MADDUBS_SUMS_MAX: usize, const M: usize>(
         mut sums: [__m256i; M],
         w: &[__m256i],
         x: *const i8,
@@ -179,13 +179,13 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
     ) -> [__m256i; M] {
         unsafe {
             if DOT == MADDUBS {
-                // Adding up the pairs takes a multiplication by one anyway: the factor takes its place.
+                // Adding up the pairs takes a multiplication by 1 anyway (`pmaddwd`), so it multiplies by the factor instead.
                 let factor = interleave_i16(factor, factor);
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = maddubs_dots::<MADDUBS_PAIRS>(*sums, w, x.add(r * K_BLOCK), factor);
+                    *sums = maddubs_dots::<MADDUBS_SUMS_MAX>(*sums, w, x.add(r * K_BLOCK), factor);
                 }
             } else {
-                for (sums, new) in sums.iter_mut().zip(Self::dots::<MADDUBS_PAIRS, M>(w, x)) {
+                for (sums, new) in sums.iter_mut().zip(Self::dots::<MADDUBS_SUMS_MAX, M>(w, x)) {
                     *sums = _mm256_add_epi32(*sums, _mm256_mullo_epi32(new, factor));
                 }
             }
@@ -204,7 +204,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn store_i8(p: *mut i8, x: __m256) -> __m256i {
+    unsafe fn round_and_store_i8(p: *mut i8, x: __m256) -> __m256i {
         unsafe {
             let words = _mm256_cvtps_epi32(x);
             let halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
@@ -213,7 +213,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn add_lanes_i32(x: __m256i) -> i32 {
+    unsafe fn reduce_sum_i32(x: __m256i) -> i32 {
         unsafe {
             let fours = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
             let twos = _mm_add_epi32(fours, _mm_shuffle_epi32::<0b01_00_11_10>(fours));
@@ -221,7 +221,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn max_lane(x: __m256) -> f32 {
+    unsafe fn reduce_max(x: __m256) -> f32 {
         unsafe {
             let fours = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
             let twos = _mm_max_ps(fours, _mm_movehl_ps(fours, fours));
@@ -244,15 +244,15 @@ unsafe fn dot_u8_i8<const DOT: u8>(sums: __m256i, w: __m256i, x: __m256i) -> __m
     }
 }
 
-/// Adds to `sums` the dot products with one row of activations, times a factor of 16 bits (given twice per lane).
+/// Adds to `sums` the dot products with one row of activations, times `factors`: each lane has its factor twice, as two i16.
 #[inline(always)]
-unsafe fn maddubs_dots<const MADDUBS_PAIRS: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, factors: __m256i) -> __m256i {
+unsafe fn maddubs_dots<const MADDUBS_SUMS_MAX: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, factors: __m256i) -> __m256i {
     // SAFETY: the caller's: four activations per k-group, and the processor has AVX2.
     unsafe {
-        for (chunk, w) in w.chunks(MADDUBS_PAIRS).enumerate() {
-            let mut pairs = _mm256_maddubs_epi16(w[0], broadcast_k_group(x, chunk * MADDUBS_PAIRS));
+        for (chunk, w) in w.chunks(MADDUBS_SUMS_MAX).enumerate() {
+            let mut pairs = _mm256_maddubs_epi16(w[0], broadcast_k_group(x, chunk * MADDUBS_SUMS_MAX));
             for (k_group, w) in w.iter().enumerate().skip(1) {
-                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, broadcast_k_group(x, chunk * MADDUBS_PAIRS + k_group)));
+                pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*w, broadcast_k_group(x, chunk * MADDUBS_SUMS_MAX + k_group)));
             }
             sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, factors));
         }
@@ -260,7 +260,7 @@ unsafe fn maddubs_dots<const MADDUBS_PAIRS: usize>(mut sums: __m256i, w: &[__m25
     }
 }
 
-/// The four activations of a k-group, in every lane.
+/// The four activations of a k-group, repeated in every lane.
 #[inline(always)]
 unsafe fn broadcast_k_group(x: *const i8, k_group: usize) -> __m256i {
     // SAFETY: the caller's: `x` reaches that far, and the processor has AVX2.

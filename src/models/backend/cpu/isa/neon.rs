@@ -10,7 +10,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
 
-/// `DOT`: the instructions that multiply bytes, one of the three constants below. Each includes those before it.
+/// `DOT` selects the instructions that multiply bytes: one of the three constants below. Each includes those before it.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Neon<const DOT: u8>;
 
@@ -18,130 +18,130 @@ pub(in super::super) const NEON: u8 = 0;
 pub(in super::super) const DOTPROD: u8 = 1;
 pub(in super::super) const I8MM: u8 = 2;
 
-type F = [float32x4_t; 2];
-type I = [int32x4_t; 2];
-type B = [uint8x16_t; 2];
+type F32x8 = [float32x4_t; 2];
+type I32x8 = [int32x4_t; 2];
+type U8x32 = [uint8x16_t; 2];
 
-// SAFETY of every block: the trait's contract: the processor has the instructions that `DOT` names; pointers are
+// SAFETY of every block: the caller upholds `Isa`'s contract: the processor has the instructions that `DOT` names; pointers are
 // valid for what is read or written.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
 impl<const DOT: u8> Isa for Neon<DOT> {
-    type F = F;
-    type I = I;
-    type B = B;
+    type F32x8 = F32x8;
+    type I32x8 = I32x8;
+    type U8x32 = U8x32;
 
     #[inline(always)]
-    unsafe fn zero() -> F {
+    unsafe fn zero() -> F32x8 {
         unsafe { [vdupq_n_f32(0.0); 2] }
     }
     #[inline(always)]
-    unsafe fn splat(x: f32) -> F {
+    unsafe fn splat(x: f32) -> F32x8 {
         unsafe { [vdupq_n_f32(x); 2] }
     }
     #[inline(always)]
-    unsafe fn load(p: *const f32) -> F {
+    unsafe fn load(p: *const f32) -> F32x8 {
         unsafe { [vld1q_f32(p), vld1q_f32(p.add(4))] }
     }
     #[inline(always)]
-    unsafe fn store(p: *mut f32, [a, b]: F) {
+    unsafe fn store(p: *mut f32, [a, b]: F32x8) {
         unsafe {
             vst1q_f32(p, a);
             vst1q_f32(p.add(4), b);
         }
     }
     #[inline(always)]
-    unsafe fn load_f16(p: *const u16) -> F {
+    unsafe fn load_f16(p: *const u16) -> F32x8 {
         unsafe { [f16_to_f32(vld1_u16(p)), f16_to_f32(vld1_u16(p.add(4)))] }
     }
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> F {
+    unsafe fn load_bf16(p: *const u16) -> F32x8 {
         unsafe { widen(vld1q_u16(p)).map(|x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(x))) }
     }
     #[inline(always)]
-    unsafe fn load_u8(p: *const u8) -> I {
+    unsafe fn load_u8_as_i32(p: *const u8) -> I32x8 {
         unsafe { widen(vmovl_u8(vld1_u8(p))).map(|x| vreinterpretq_s32_u32(x)) }
     }
     #[inline(always)]
-    unsafe fn load_i8(p: *const u8) -> I {
+    unsafe fn load_i8_as_i32(p: *const u8) -> I32x8 {
         unsafe {
             let x = vmovl_s8(vld1_s8(p.cast()));
             [vmovl_s16(vget_low_s16(x)), vmovl_high_s16(x)]
         }
     }
     #[inline(always)]
-    unsafe fn store_f16(p: *mut u16, [a, b]: F) {
+    unsafe fn store_f16(p: *mut u16, [a, b]: F32x8) {
         unsafe {
             vst1_u16(p, f32_to_f16(a));
             vst1_u16(p.add(4), f32_to_f16(b));
         }
     }
     #[inline(always)]
-    unsafe fn add(x: F, y: F) -> F {
+    unsafe fn add(x: F32x8, y: F32x8) -> F32x8 {
         unsafe { from_fn(|i| vaddq_f32(x[i], y[i])) }
     }
     #[inline(always)]
-    unsafe fn sub(x: F, y: F) -> F {
+    unsafe fn sub(x: F32x8, y: F32x8) -> F32x8 {
         unsafe { from_fn(|i| vsubq_f32(x[i], y[i])) }
     }
     #[inline(always)]
-    unsafe fn mul(x: F, y: F) -> F {
+    unsafe fn mul(x: F32x8, y: F32x8) -> F32x8 {
         unsafe { from_fn(|i| vmulq_f32(x[i], y[i])) }
     }
     #[inline(always)]
-    unsafe fn div(x: F, y: F) -> F {
+    unsafe fn div(x: F32x8, y: F32x8) -> F32x8 {
         unsafe { from_fn(|i| vdivq_f32(x[i], y[i])) }
     }
     #[inline(always)]
-    unsafe fn max(x: F, y: F) -> F {
+    unsafe fn max(x: F32x8, y: F32x8) -> F32x8 {
         // Not fmax: as the reference, this gives the second operand unless the first is larger, also for zeros and NaN.
         unsafe { from_fn(|i| vbslq_f32(vcgtq_f32(x[i], y[i]), x[i], y[i])) }
     }
     #[inline(always)]
-    unsafe fn abs(x: F) -> F {
+    unsafe fn abs(x: F32x8) -> F32x8 {
         unsafe { x.map(|x| vabsq_f32(x)) }
     }
     #[inline(always)]
-    unsafe fn fma(x: F, y: F, z: F) -> F {
+    unsafe fn fma(x: F32x8, y: F32x8, z: F32x8) -> F32x8 {
         unsafe { from_fn(|i| vfmaq_f32(z[i], x[i], y[i])) }
     }
     #[inline(always)]
-    unsafe fn select_less(x: F, y: F, a: F, b: F) -> F {
+    unsafe fn select_less(x: F32x8, y: F32x8, a: F32x8, b: F32x8) -> F32x8 {
         unsafe { from_fn(|i| vbslq_f32(vcltq_f32(x[i], y[i]), a[i], b[i])) }
     }
     #[inline(always)]
-    unsafe fn round(x: F) -> F {
+    unsafe fn round(x: F32x8) -> F32x8 {
         unsafe { x.map(|x| vrndnq_f32(x)) }
     }
     #[inline(always)]
-    unsafe fn exp2_int(x: F) -> F {
+    unsafe fn exp2_of_integral(x: F32x8) -> F32x8 {
         unsafe { x.map(|x| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(x), vdupq_n_s32(127))))) }
     }
     #[inline(always)]
-    unsafe fn to_f32(x: I) -> F {
+    unsafe fn to_f32(x: I32x8) -> F32x8 {
         unsafe { x.map(|x| vcvtq_f32_s32(x)) }
     }
 
     #[inline(always)]
-    unsafe fn add_i32(x: I, y: I) -> I {
+    unsafe fn add_i32(x: I32x8, y: I32x8) -> I32x8 {
         unsafe { from_fn(|i| vaddq_s32(x[i], y[i])) }
     }
     #[inline(always)]
-    unsafe fn zero_i32() -> I {
+    unsafe fn zero_i32() -> I32x8 {
         unsafe { [vdupq_n_s32(0); 2] }
     }
     #[inline(always)]
-    unsafe fn load_bytes(p: *const u8) -> B {
+    unsafe fn load_bytes(p: *const u8) -> U8x32 {
         unsafe { [vld1q_u8(p), vld1q_u8(p.add(16))] }
     }
     #[inline(always)]
-    unsafe fn nibbles(x: B) -> (B, B) {
+    unsafe fn nibbles(x: U8x32) -> (U8x32, U8x32) {
         unsafe { (x.map(|x| vandq_u8(x, vdupq_n_u8(15))), x.map(|x| vshrq_n_u8::<4>(x))) }
     }
     #[inline(always)]
-    unsafe fn byte_to_f32<const SIGNED: bool>(x: B, byte: usize) -> F {
+    unsafe fn nth_byte_to_f32<const SIGNED: bool>(x: U8x32, n: usize) -> F32x8 {
         unsafe {
             // Shifts the byte to the top of its lane and down again, with or without sign extension.
-            let left = vdupq_n_s32(24 - 8 * byte as i32);
+            let left = vdupq_n_s32(24 - 8 * n as i32);
             x.map(|x| {
                 if SIGNED {
                     vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_s32(vreinterpretq_s32_u8(x), left)))
@@ -152,12 +152,12 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: B, planes: B) -> B {
+    unsafe fn or_shifted_bits<const SHIFT: i32, const MASK: i8>(x: U8x32, bits: U8x32) -> U8x32 {
         // `vshlq_u8` shifts right by negative counts.
-        unsafe { from_fn(|i| vorrq_u8(x[i], vandq_u8(vshlq_u8(planes[i], vdupq_n_s8(SHIFT as i8)), vdupq_n_u8(MASK as u8)))) }
+        unsafe { from_fn(|i| vorrq_u8(x[i], vandq_u8(vshlq_u8(bits[i], vdupq_n_s8(SHIFT as i8)), vdupq_n_u8(MASK as u8)))) }
     }
     #[inline(always)]
-    unsafe fn dots<const MADDUBS_PAIRS: usize, const M: usize>(w: &[B], x: *const i8) -> [I; M] {
+    unsafe fn dots<const MADDUBS_SUMS_MAX: usize, const M: usize>(w: &[U8x32], x: *const i8) -> [I32x8; M] {
         unsafe {
             let mut dots = [Self::zero_i32(); M];
             if DOT == I8MM && M.is_multiple_of(2) {
@@ -173,14 +173,19 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn add_scaled_dots<const MADDUBS_PAIRS: usize, const M: usize>(sums: [I; M], w: &[B], x: *const i8, factor: I) -> [I; M] {
+    unsafe fn add_scaled_dots<const MADDUBS_SUMS_MAX: usize, const M: usize>(
+        sums: [I32x8; M],
+        w: &[U8x32],
+        x: *const i8,
+        factor: I32x8,
+    ) -> [I32x8; M] {
         unsafe {
-            let dots = Self::dots::<MADDUBS_PAIRS, M>(w, x);
+            let dots = Self::dots::<MADDUBS_SUMS_MAX, M>(w, x);
             from_fn(|r| from_fn(|i| vmlaq_s32(sums[r][i], dots[r][i], factor[i])))
         }
     }
     #[inline(always)]
-    unsafe fn madd2_i16(sums: I, x: *const i16, a: I, b: I) -> I {
+    unsafe fn madd2_i16(sums: I32x8, x: *const i16, a: I32x8, b: I32x8) -> I32x8 {
         unsafe {
             let (first, second) = (i32::from(x.read_unaligned()), i32::from(x.add(1).read_unaligned()));
             from_fn(|i| vmlaq_n_s32(vmlaq_n_s32(sums[i], a[i], first), b[i], second))
@@ -191,7 +196,7 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         unsafe { asm!("prfm pldl1keep, [{}]", in(reg) p, options(nomem, nostack, preserves_flags)) }
     }
     #[inline(always)]
-    unsafe fn store_i8(p: *mut i8, x: F) -> I {
+    unsafe fn round_and_store_i8(p: *mut i8, x: F32x8) -> I32x8 {
         unsafe {
             let [a, b] = x.map(|x| vcvtnq_s32_f32(x));
             vst1_s8(p, vqmovn_s16(vcombine_s16(vqmovn_s32(a), vqmovn_s32(b))));
@@ -199,11 +204,11 @@ impl<const DOT: u8> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn add_lanes_i32([a, b]: I) -> i32 {
+    unsafe fn reduce_sum_i32([a, b]: I32x8) -> i32 {
         unsafe { vaddvq_s32(vaddq_s32(a, b)) }
     }
     #[inline(always)]
-    unsafe fn max_lane([a, b]: F) -> f32 {
+    unsafe fn reduce_max([a, b]: F32x8) -> f32 {
         unsafe { vmaxnmvq_f32(vmaxnmq_f32(a, b)) }
     }
 }
@@ -213,7 +218,7 @@ impl<const DOT: u8> Isa for Neon<DOT> {
 /// # Safety
 /// The processor has the instructions that `DOT` names; `x` has four activations per k-group.
 #[inline(always)]
-unsafe fn dot_one_row<const DOT: u8>(w: &[B], x: *const i8) -> I {
+unsafe fn dot_one_row<const DOT: u8>(w: &[U8x32], x: *const i8) -> I32x8 {
     let (fours, rest) = w.as_chunks::<4>();
     debug_assert!(rest.is_empty(), "four or eight k-groups");
     // SAFETY: the caller's.
@@ -237,7 +242,7 @@ unsafe fn dot_one_row<const DOT: u8>(w: &[B], x: *const i8) -> I {
 /// # Safety
 /// The processor has i8mm; `x` has four activations per k-group, and as many `K_BLOCK` bytes further.
 #[inline(always)]
-unsafe fn dot_two_rows(w: &[B], x: *const i8) -> [I; 2] {
+unsafe fn dot_two_rows(w: &[U8x32], x: *const i8) -> [I32x8; 2] {
     // SAFETY: the caller's.
     unsafe {
         // `sums[half][pair]`: two rows of weights with both rows of activations.

@@ -70,7 +70,7 @@ unsafe fn results<S: Isa>() -> Results {
     // SAFETY: the caller's; every pointer is valid for a whole vector.
     unsafe {
         let load = |x: [f32; LANES]| S::load(x.as_ptr());
-        let mut floats = |name, x: S::F| {
+        let mut floats = |name, x: S::F32x8| {
             let mut lanes = [0f32; LANES];
             S::store(lanes.as_mut_ptr(), x);
             results.push((name, lanes.map(f32::to_bits)));
@@ -99,7 +99,7 @@ unsafe fn results<S: Isa>() -> Results {
             floats("exp", exp::<S>(S::splat(-0.05 * i as f32)));
         }
         for i in -126..=127 {
-            floats("exp2_int", S::exp2_int(S::splat(i as f32)));
+            floats("exp2_of_integral", S::exp2_of_integral(S::splat(i as f32)));
         }
         let halves: Vec<u16> = (0..=u16::MAX).filter(|x| x & 0x7c00 != 0x7c00 || x & 0x3ff == 0).collect();
         for halves in halves.as_chunks::<LANES>().0 {
@@ -107,13 +107,13 @@ unsafe fn results<S: Isa>() -> Results {
             floats("load_bf16", S::load_bf16(halves.as_ptr()));
         }
         for bytes in bytes.as_chunks::<LANES>().0 {
-            floats("load_u8", S::to_f32(S::load_u8(bytes.as_ptr())));
-            floats("load_i8", S::to_f32(S::load_i8(bytes.as_ptr())));
+            floats("load_u8_as_i32", S::to_f32(S::load_u8_as_i32(bytes.as_ptr())));
+            floats("load_i8_as_i32", S::to_f32(S::load_i8_as_i32(bytes.as_ptr())));
         }
-        let mut all_bytes = |name, x: S::B| {
+        let mut all_bytes = |name, x: S::U8x32| {
             for which in 0..4 {
-                floats(name, S::byte_to_f32::<false>(x, which));
-                floats(name, S::byte_to_f32::<true>(x, which));
+                floats(name, S::nth_byte_to_f32::<false>(x, which));
+                floats(name, S::nth_byte_to_f32::<true>(x, which));
             }
         };
         for i in (0..bytes.len() - 64).step_by(32) {
@@ -135,9 +135,9 @@ unsafe fn results<S: Isa>() -> Results {
             let at = |j: usize, most: u8| -> [u8; K_BLOCK] {
                 std::array::from_fn(|k| if i < 8 { most } else { bytes[32 * (i + j) + k] & most })
             };
-            let w = |most: u8| -> [S::B; 8] { std::array::from_fn(|j| S::load_bytes(at(j, most).as_ptr())) };
-            let (a, b) = (S::load_i8(bytes.as_ptr().add(i)), S::load_i8(bytes.as_ptr().add(i + 8)));
-            let small = S::load_u8(at(9, 63).as_ptr());
+            let w = |most: u8| -> [S::U8x32; 8] { std::array::from_fn(|j| S::load_bytes(at(j, most).as_ptr())) };
+            let (a, b) = (S::load_i8_as_i32(bytes.as_ptr().add(i)), S::load_i8_as_i32(bytes.as_ptr().add(i + 8)));
+            let small = S::load_u8_as_i32(at(9, 63).as_ptr());
             macro_rules! rows {
                 ($($m:literal)*) => {$(
                     for dots in [
@@ -145,13 +145,13 @@ unsafe fn results<S: Isa>() -> Results {
                         S::dots::<4, $m>(&w(31), x.as_ptr()),
                         S::dots::<2, $m>(&w(63), x.as_ptr()),
                         S::dots::<2, $m>(&w(63)[4..], x.as_ptr().add(16)),
-                        S::dots::<0, $m>(&w(0x7f), x.as_ptr()),
-                        S::dots::<0, $m>(&w(0x80), x.as_ptr()),
-                        S::dots::<0, $m>(&w(0xff), x.as_ptr()),
+                        S::dots::<SIGNED_WEIGHTS, $m>(&w(0x7f), x.as_ptr()),
+                        S::dots::<SIGNED_WEIGHTS, $m>(&w(0x80), x.as_ptr()),
+                        S::dots::<SIGNED_WEIGHTS, $m>(&w(0xff), x.as_ptr()),
                     ] {
                         dots.into_iter().for_each(|dot| floats("dots", S::to_f32(dot)));
                     }
-                    let sums: [S::I; $m] = std::array::from_fn(|r| if r % 2 == 0 { a } else { b });
+                    let sums: [S::I32x8; $m] = std::array::from_fn(|r| if r % 2 == 0 { a } else { b });
                     for factor in [a, small] {
                         for dots in [
                             S::add_scaled_dots::<8, $m>(sums, &w(15), x.as_ptr(), factor),
@@ -174,10 +174,13 @@ unsafe fn results<S: Isa>() -> Results {
             S::store_f16(half.as_mut_ptr(), load(x));
             results.push(("store_f16", half.map(u32::from)));
             let mut whole = [0i8; LANES];
-            let words = S::store_i8(whole.as_mut_ptr(), load(std::array::from_fn(|lane| (i * LANES + lane) as f32 / 2.0 % 254.0 - 127.0)));
-            results.push(("store_i8", whole.map(|x| x as u32)));
-            results.push(("add_lanes_i32", [S::add_lanes_i32(S::add_i32(words, S::add_i32(words, S::zero_i32()))) as u32; LANES]));
-            results.push(("max_lane", [S::max_lane(load(x)).to_bits() & 0x7fff_ffff; LANES]));
+            let words = S::round_and_store_i8(
+                whole.as_mut_ptr(),
+                load(std::array::from_fn(|lane| (i * LANES + lane) as f32 / 2.0 % 254.0 - 127.0)),
+            );
+            results.push(("round_and_store_i8", whole.map(|x| x as u32)));
+            results.push(("reduce_sum_i32", [S::reduce_sum_i32(S::add_i32(words, S::add_i32(words, S::zero_i32()))) as u32; LANES]));
+            results.push(("reduce_max", [S::reduce_max(load(x)).to_bits() & 0x7fff_ffff; LANES]));
         }
     }
     results

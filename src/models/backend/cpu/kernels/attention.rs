@@ -1,6 +1,6 @@
 //! Attention of a tile of queries to all KV pages of their sequence, with an online softmax over the pages.
 //!
-//! A query's result depends only on its own length: scores and values are summed by absolute position, the context is
+//! A query's result depends only on its own sequence: scores and values are summed by absolute position, the context is
 //! divided at page boundaries (not by threads or tiles), and the pages' partial results are combined in page order.
 
 use super::super::isa::{Isa, LANES, exp};
@@ -8,14 +8,14 @@ use super::super::kv_cache::PAGE_TOKENS;
 use super::page_attention::page_partials;
 pub(in super::super) use super::page_attention::{QueryTile, partial_len};
 
-/// Rows of one span that share a pass over the keys and values.
+/// Rows of one span (the new tokens of one sequence) that share a pass over the keys and values.
 pub(in super::super) const TILE_ROWS: usize = 4;
 /// Query heads per KV head: the largest group in use is 8 (Llama 3), 16 leaves room.
-pub(in super::super) const GROUP_MAX: usize = 16;
-const QUERIES_MAX: usize = TILE_ROWS * GROUP_MAX;
+pub(in super::super) const GROUP_SIZE_MAX: usize = 16;
+const QUERIES_MAX: usize = TILE_ROWS * GROUP_SIZE_MAX;
 pub(in super::super) const HEAD_DIM_MAX: usize = 256;
 
-/// AttentionScratch memory of one thread.
+/// The temporary memory of one thread for attention.
 pub(in super::super) struct AttentionScratch {
     /// `[query][PAGE_TOKENS]`.
     scores: Vec<f32>,
@@ -30,7 +30,7 @@ impl Default for AttentionScratch {
 }
 
 impl QueryTile<'_> {
-    /// Panics unless an `AttentionScratch` has room for the tile, and the tile's slices have all that the kernels read of them.
+    /// Panics unless an `AttentionScratch` has room for the tile, and the tile's slices are as long as the kernels read.
     fn check_for_scratch(&self) {
         self.check();
         assert!(self.queries() <= QUERIES_MAX && self.shape.head_dim <= HEAD_DIM_MAX, "the tile is too large");
@@ -49,7 +49,7 @@ pub(super) unsafe fn attend<S: Isa>(tile: &QueryTile<'_>, scratch: &mut Attentio
     let mut softmax = [OnlineSoftmax::default(); QUERIES_MAX];
     // SAFETY: the caller's, and the check above.
     unsafe {
-        let out_of = |query: usize| out.add(query / tile.group * stride + query % tile.group * head_dim);
+        let out_of = |query: usize| out.add(query / tile.group_size * stride + query % tile.group_size * head_dim);
         for page in 0..tile.kv_pages() {
             let partials = scratch.partials.as_mut_ptr();
             page_partials::<S>(tile, page, scratch.scores.as_mut_ptr(), partials);
@@ -114,13 +114,13 @@ impl OnlineSoftmax {
         // SAFETY: the caller's: a partial result and a result of `head_dim`.
         unsafe {
             let (maximum, total, values) = (*partial, *partial.add(1), partial.add(LANES));
-            // Nothing was added yet: `out` has unspecified values.
-            let fresh = self.maximum == f32::NEG_INFINITY;
+            // Nothing was added yet, so `out` has unspecified values.
+            let is_first = self.maximum == f32::NEG_INFINITY;
             let new = if maximum > self.maximum { maximum } else { self.maximum };
             let (before, now) = (exp_one::<S>(self.maximum - new), exp_one::<S>(maximum - new));
             *self = Self { maximum: new, sum: self.sum * before + total * now };
             for d in (0..head_dim).step_by(LANES) {
-                let old = if fresh { S::zero() } else { S::load(out.add(d)) };
+                let old = if is_first { S::zero() } else { S::load(out.add(d)) };
                 S::store(out.add(d), S::fma(S::load(values.add(d)), S::splat(now), S::mul(old, S::splat(before))));
             }
         }
@@ -139,6 +139,7 @@ impl OnlineSoftmax {
     }
 }
 
+/// `e^x` of one number, as `exp` computes it.
 #[inline(always)]
 unsafe fn exp_one<S: Isa>(x: f32) -> f32 {
     let mut lanes = [0f32; LANES];

@@ -1,6 +1,6 @@
-//! Elementwise kernels, on one row of activations: norm, gated activation, addition, rotation.
+//! Elementwise kernels, on one row of activations: norm, gated activation, addition, rotary embedding.
 
-use super::super::isa::{Isa, LANES, add_lanes, exp};
+use super::super::isa::{Isa, LANES, exp, reduce_sum};
 
 /// RMS norm: `out = x / sqrt(mean(x^2) + epsilon) * weight`.
 ///
@@ -15,7 +15,7 @@ pub(super) unsafe fn norm<S: Isa>(x: &[f32], weight: &[f32], epsilon: f32, out: 
             let v = S::load(x.as_ptr().add(i));
             squares = S::fma(v, v, squares);
         }
-        let scale = S::splat(1.0 / (add_lanes::<S>(squares) / x.len() as f32 + epsilon).sqrt());
+        let scale = S::splat(1.0 / (reduce_sum::<S>(squares) / x.len() as f32 + epsilon).sqrt());
         for i in (0..x.len()).step_by(LANES) {
             let scaled = S::mul(S::load(x.as_ptr().add(i)), scale);
             S::store(out.as_mut_ptr().add(i), S::mul(scaled, S::load(weight.as_ptr().add(i))));

@@ -1,14 +1,14 @@
-//! How the keys and values of one head lie in a KV page: reading, writing and prefetching them.
+//! The keys and values of one head in a KV page: reading, writing and prefetching them. `kv_cache.rs` has the layout of a page.
 
 use super::super::isa::{Isa, LANES};
 use super::super::kv_cache::{KvShape, PAGE_TOKENS};
 
-/// Eight elements from `index` on.
+/// Loads eight elements from `index` on.
 ///
 /// # Safety
 /// The processor has the instruction set; `p` has `index + 8` elements, f16 if `HALF`, else f32.
 #[inline(always)]
-pub(super) unsafe fn load<S: Isa, const HALF: bool>(p: *const u8, index: usize) -> S::F {
+pub(super) unsafe fn load<S: Isa, const HALF: bool>(p: *const u8, index: usize) -> S::F32x8 {
     // SAFETY: the caller's.
     unsafe { if HALF { S::load_f16(p.cast::<u16>().add(index)) } else { S::load(p.cast::<f32>().add(index)) } }
 }
@@ -48,40 +48,40 @@ pub(super) unsafe fn append<S: Isa>(page: *mut u8, shape: KvShape, layer: usize,
 
 /// Prefetches one region of memory while a kernel passes several times over another of the same size.
 ///
-/// The region consists of blocks of sixteen positions. Each pass prefetches the same share of every block: `length / of`
-/// of it, from `start / of` on.
+/// The region consists of blocks of sixteen positions. A pass prefetches the same part of every block: `length` of `shares` equal
+/// shares, from share `start` on.
 #[derive(Clone, Copy)]
 pub(super) struct PrefetchPlan {
     from: *const u8,
     block_bytes: usize,
     start: usize,
     length: usize,
-    of: usize,
+    shares: usize,
 }
 
 impl PrefetchPlan {
-    /// The share of pass `pass` among `passes`.
+    /// A plan for pass `pass` of `passes`, which prefetches one share of each block.
     pub(super) fn pass(from: *const u8, block_bytes: usize, pass: usize, passes: usize) -> Self {
-        Self { from, block_bytes, start: pass, length: 1, of: passes }
+        Self { from, block_bytes, start: pass, length: 1, shares: passes }
     }
 
     pub(super) fn none() -> Self {
-        Self { from: std::ptr::null(), block_bytes: 0, start: 0, length: 0, of: 1 }
+        Self { from: std::ptr::null(), block_bytes: 0, start: 0, length: 0, shares: 1 }
     }
 
-    /// `length / of` of this share, from `start / of` on.
-    pub(super) fn part(self, start: usize, length: usize, of: usize) -> Self {
-        Self { start: self.start * of + start, length: self.length * length, of: self.of * of, ..self }
+    /// A part of this plan: `length` of `shares` equal shares of it, from share `start` on.
+    pub(super) fn part(self, start: usize, length: usize, shares: usize) -> Self {
+        Self { start: self.start * shares + start, length: self.length * length, shares: self.shares * shares, ..self }
     }
 
-    /// Prefetches the share of the block that contains `position`.
+    /// Prefetches the plan's part of the block that contains `position`.
     ///
     /// # Safety
     /// The processor has the instruction set.
     #[inline(always)]
     pub(super) unsafe fn fetch<S: Isa>(self, position: usize) {
         let (lines, at) = (self.block_bytes / 64, position / (2 * LANES) * self.block_bytes);
-        for line in lines * self.start / self.of..lines * (self.start + self.length) / self.of {
+        for line in lines * self.start / self.shares..lines * (self.start + self.length) / self.shares {
             // SAFETY: a prefetch accepts any address.
             unsafe { S::prefetch(self.from.wrapping_add(at + line * 64)) };
         }

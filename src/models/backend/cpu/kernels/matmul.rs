@@ -1,10 +1,10 @@
-//! One row panel of a weight times activations, for one row of activations and for hundreds.
+//! One row panel (eight weight rows, see `weights/layout.rs`) times activations, for one row of activations and for hundreds.
 //!
-//! Every output is summed over its inputs in the same order, whatever the number of rows: integers inside a block (exact, so
-//! in any order) or one fused multiply-add per input, then the blocks from first to last.
+//! The order in which an output is summed over its inputs does not depend on the number of rows. Inside a block, integers are
+//! summed exactly, or floats by one fused multiply-add per input. Blocks are added from first to last.
 
-use super::super::isa::{Isa, K_BLOCK, LANES};
-use super::super::weights::ints::PackedInts;
+use super::super::isa::{Isa, K_BLOCK, LANES, SIGNED_WEIGHTS};
+use super::super::weights::ints::IntEncoding;
 use super::super::weights::layout::{BLOCK_INPUTS_MAX, Layout, QuantizedLayout};
 use super::super::weights::scales::BlockScales;
 use super::quantize::QuantizedActivations;
@@ -12,8 +12,8 @@ use std::mem::MaybeUninit;
 
 /// Rows of activations that are multiplied with one k-block of weights while it is in registers.
 const ROW_TILE: usize = 128;
-/// How far ahead of the weights to prefetch, when more than four rows leave time for it. One row is limited by memory
-/// bandwidth, and prefetching only slows it.
+/// Distance of prefetches ahead of the weights. Only products with more than four rows prefetch: a product with one row is
+/// limited by memory bandwidth, and prefetching slows it.
 const PREFETCH_BYTES: usize = 1024;
 
 /// One row panel times all rows of `x`; `out` is `[row][8]`.
@@ -45,7 +45,13 @@ pub(super) unsafe fn panel_int8<S: Isa, L: QuantizedLayout>(w: *const u8, blocks
 
 /// `sums + dots * (weight scale * activation scale) + weight bias * activation sum`.
 #[inline(always)]
-unsafe fn accumulate_block<S: Isa>(sums: S::F, dots: S::I, (w_scale, w_bias): (S::F, S::F), x_scale: f32, x_sum: f32) -> S::F {
+unsafe fn accumulate_block<S: Isa>(
+    sums: S::F32x8,
+    dots: S::I32x8,
+    (w_scale, w_bias): (S::F32x8, S::F32x8),
+    x_scale: f32,
+    x_sum: f32,
+) -> S::F32x8 {
     // SAFETY: registers only.
     unsafe {
         let sums = S::fma(S::to_f32(dots), S::mul(w_scale, S::splat(x_scale)), sums);
@@ -106,11 +112,11 @@ unsafe fn few_rows<S: Isa, L: QuantizedLayout, const M: usize>(mut w: *const u8,
 
 /// Dot products of one k-block with M rows of activations.
 #[inline(always)]
-unsafe fn dot_k_block<S: Isa, L: QuantizedLayout, const M: usize>(w: &[S::B; 8], x: *const i8) -> [S::I; M] {
+unsafe fn dot_k_block<S: Isa, L: QuantizedLayout, const M: usize>(w: &[S::U8x32; 8], x: *const i8) -> [S::I32x8; M] {
     // SAFETY: the caller's: a k-block of activations per row. The branch is decided at compile time.
     unsafe {
-        match L::Ints::MADDUBS_PAIRS {
-            0 => S::dots::<0, M>(w, x),
+        match L::Encoding::MADDUBS_SUMS_MAX {
+            SIGNED_WEIGHTS => S::dots::<SIGNED_WEIGHTS, M>(w, x),
             2 => S::dots::<2, M>(w, x),
             4 => S::dots::<4, M>(w, x),
             _ => S::dots::<8, M>(w, x),
@@ -121,12 +127,12 @@ unsafe fn dot_k_block<S: Isa, L: QuantizedLayout, const M: usize>(w: &[S::B; 8],
 /// K-quants: adds to `dots` the dot products of one k-block with M rows of activations, times the sub-block scales.
 #[inline(always)]
 unsafe fn add_scaled_k_block<S: Isa, L: QuantizedLayout, const M: usize>(
-    dots: [S::I; M],
+    dots: [S::I32x8; M],
     w: *const u8,
     k_block: usize,
-    ints: &[S::B; 8],
+    ints: &[S::U8x32; 8],
     x: *const i8,
-) -> [S::I; M] {
+) -> [S::I32x8; M] {
     // SAFETY: the caller's: a k-block of activations per row.
     unsafe {
         if L::Scales::GROUP < K_BLOCK {
@@ -141,11 +147,16 @@ unsafe fn add_scaled_k_block<S: Isa, L: QuantizedLayout, const M: usize>(
 }
 
 #[inline(always)]
-unsafe fn add_scaled_dots<S: Isa, L: QuantizedLayout, const M: usize>(dots: [S::I; M], w: &[S::B], x: *const i8, scale: S::I) -> [S::I; M] {
+unsafe fn add_scaled_dots<S: Isa, L: QuantizedLayout, const M: usize>(
+    dots: [S::I32x8; M],
+    w: &[S::U8x32],
+    x: *const i8,
+    scale: S::I32x8,
+) -> [S::I32x8; M] {
     // SAFETY: the caller's.
     unsafe {
-        match L::Ints::MADDUBS_PAIRS {
-            0 => unreachable!("no K-quant has signed integers"),
+        match L::Encoding::MADDUBS_SUMS_MAX {
+            SIGNED_WEIGHTS => unreachable!("no K-quant has signed integers"),
             2 => S::add_scaled_dots::<2, M>(dots, w, x, scale),
             4 => S::add_scaled_dots::<4, M>(dots, w, x, scale),
             _ => S::add_scaled_dots::<8, M>(dots, w, x, scale),
@@ -155,7 +166,13 @@ unsafe fn add_scaled_dots<S: Isa, L: QuantizedLayout, const M: usize>(dots: [S::
 
 /// K-quants: `sums + dots * (d * activation scale) + mins * (-dmin * activation scale)`.
 #[inline(always)]
-unsafe fn accumulate_super_block<S: Isa>(sums: S::F, dots: S::I, mins: S::I, (d, minus_dmin): (S::F, S::F), x_scale: f32) -> S::F {
+unsafe fn accumulate_super_block<S: Isa>(
+    sums: S::F32x8,
+    dots: S::I32x8,
+    mins: S::I32x8,
+    (d, minus_dmin): (S::F32x8, S::F32x8),
+    x_scale: f32,
+) -> S::F32x8 {
     // SAFETY: registers only.
     unsafe {
         let x_scale = S::splat(x_scale);
@@ -164,12 +181,11 @@ unsafe fn accumulate_super_block<S: Isa>(sums: S::F, dots: S::I, mins: S::I, (d,
     }
 }
 
-/// Runs `$body` for all rows in groups: `$M` rows from `$r` on. Groups have two rows, for signed integers four, and the rest
-/// one by one.
+/// Runs `$body` for groups of `$M` rows, from row `$r` on: groups of four rows (signed integers only), then two, then one.
 macro_rules! for_row_groups {
     ($layout:ty, $rows:expr, |$r:ident, $M:ident| $body:block) => {
         let mut next = 0;
-        if <$layout as QuantizedLayout>::Ints::MADDUBS_PAIRS == 0 {
+        if <$layout as QuantizedLayout>::Encoding::MADDUBS_SUMS_MAX == SIGNED_WEIGHTS {
             for_row_groups!(@by 4, next, $rows, |$r, $M| $body);
         }
         for_row_groups!(@by 2, next, $rows, |$r, $M| $body);
@@ -198,7 +214,7 @@ unsafe fn many_rows<S: Isa, L: QuantizedLayout>(mut w: *const u8, blocks: usize,
         for r in 0..rows {
             S::store(out.add(r * LANES), S::zero());
         }
-        // After the last block these point beyond the buffers; nothing is read there.
+        // After the last block, these pointers are beyond the buffers and are not read.
         let (mut q, mut scale, mut sum) = (x.q.as_ptr().add(first * K_BLOCK), x.scales.as_ptr().add(first), x.sums.as_ptr().add(first));
         for _ in 0..blocks {
             prefetch_block::<S, L>(w);
@@ -246,7 +262,7 @@ unsafe fn many_rows_k_quant<S: Isa, L: QuantizedLayout>(
         for r in 0..rows {
             S::store(out.add(r * LANES), S::zero());
         }
-        // After the last block these point beyond the buffers; nothing is read there.
+        // After the last block, these pointers are beyond the buffers and are not read.
         let (mut q, mut scale) = (x.q.as_ptr().add(first * K_BLOCK), x.scales.as_ptr().add(first));
         let mut integer_sum = x.integer_sums.as_ptr().add(first * 2);
         for _ in 0..blocks {
@@ -254,7 +270,7 @@ unsafe fn many_rows_k_quant<S: Isa, L: QuantizedLayout>(
             for k_block in 0..k_blocks {
                 let ints = L::unpack::<S>(w, k_block);
                 for_row_groups!(L, rows, |r, M| {
-                    let slots = partial_dots.as_mut_ptr().add(r).cast::<[S::I; M]>();
+                    let slots = partial_dots.as_mut_ptr().add(r).cast::<[S::I32x8; M]>();
                     let dots = if k_block == 0 { [S::zero_i32(); M] } else { slots.read() };
                     slots.write(add_scaled_k_block::<S, L, M>(dots, w, k_block, &ints, q.add(r * K_BLOCK)));
                 });

@@ -1,7 +1,7 @@
 //! The kernels of one instruction set, as a table of functions.
 //!
 //! Every entry is a generic kernel compiled inside a function that enables the instruction set, so that its intrinsics are
-//! inlined. The table is chosen once, when the backend is opened.
+//! inlined. The backend chooses its table when it is opened. A row panel is eight rows of a weight (see `weights/layout.rs`).
 
 pub(super) mod attention;
 mod elementwise;
@@ -52,7 +52,7 @@ pub(super) struct Kernels {
     pub(super) combine: unsafe fn(&[f32], &mut [f32]),
 }
 
-/// The environment variable that names a table to use instead of the fastest one.
+/// The environment variable with the name of the kernels to use instead of the fastest ones.
 const ISA: &str = "SOUFFLEUR_ISA";
 
 impl Kernels {

@@ -1,7 +1,7 @@
 //! Attention of a tile of queries to one KV page: the partial results that split-KV attention combines.
 
 use super::super::buffer::Buffer;
-use super::super::isa::{Isa, LANES, add_lanes, exp};
+use super::super::isa::{Isa, LANES, exp, reduce_sum};
 use super::super::kv_cache::{KvShape, PAGE_TOKENS};
 use super::kv_page::{PrefetchPlan, load};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(in super::super) fn partial_len(head_dim: usize) -> usize {
 
 /// `rows` consecutive rows of one sequence, with all query heads that share one KV head.
 ///
-/// Its queries are numbered row by row: query `i` is head `i % group` of row `i / group`.
+/// Its queries are numbered row by row: query `i` is head `i % group_size` of row `i / group_size`.
 pub(in super::super) struct QueryTile<'a> {
     /// The KV pages of the sequence.
     pub(in super::super) pages: &'a [Arc<Buffer>],
@@ -22,7 +22,7 @@ pub(in super::super) struct QueryTile<'a> {
     pub(in super::super) layer: usize,
     pub(in super::super) kv_head: usize,
     /// Query heads per KV head (grouped-query attention).
-    pub(in super::super) group: usize,
+    pub(in super::super) group_size: usize,
     /// Position of the first row.
     pub(in super::super) position: usize,
     pub(in super::super) rows: usize,
@@ -34,17 +34,17 @@ pub(in super::super) struct QueryTile<'a> {
 
 impl QueryTile<'_> {
     pub(in super::super) fn queries(&self) -> usize {
-        self.rows * self.group
+        self.rows * self.group_size
     }
 
     /// Positions of page `page` that a query attends to.
     pub(super) fn kv_len(&self, query: usize, page: usize) -> usize {
-        (self.position + query / self.group + 1).saturating_sub(page * PAGE_TOKENS).min(PAGE_TOKENS)
+        (self.position + query / self.group_size + 1).saturating_sub(page * PAGE_TOKENS).min(PAGE_TOKENS)
     }
 
     /// The first query that attends to a position of page `page`. The causal mask hides the page from all queries before it.
     pub(in super::super) fn first_visible(&self, page: usize) -> usize {
-        (page * PAGE_TOKENS).saturating_sub(self.position) * self.group
+        (page * PAGE_TOKENS).saturating_sub(self.position) * self.group_size
     }
 
     /// Pages that the last row attends to.
@@ -52,12 +52,12 @@ impl QueryTile<'_> {
         (self.position + self.rows).div_ceil(PAGE_TOKENS)
     }
 
-    /// Panics unless the slices have all that the kernels read of them.
+    /// Panics unless the slices are as long as the kernels read.
     pub(super) fn check(&self) {
-        let Self { shape, group, rows, .. } = *self;
+        let Self { shape, group_size, rows, .. } = *self;
         assert!(self.layer < shape.layers && self.kv_head < shape.kv_heads, "the head is not in the cache");
-        assert!(rows > 0 && group > 0 && self.kv_pages() <= self.pages.len(), "the cache does not hold the tile's positions");
-        assert!(self.q.len() >= (rows - 1) * self.q_stride + group * shape.head_dim, "q does not hold the tile's queries");
+        assert!(rows > 0 && group_size > 0 && self.kv_pages() <= self.pages.len(), "the cache does not hold the tile's positions");
+        assert!(self.q.len() >= (rows - 1) * self.q_stride + group_size * shape.head_dim, "q does not hold the tile's queries");
     }
 }
 
@@ -80,7 +80,7 @@ pub(super) unsafe fn page_partials<S: Isa>(tile: &QueryTile<'_>, page: usize, sc
 
 #[inline(always)]
 unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usize, scores: *mut f32, partials: *mut f32) {
-    let (head_dim, group, count, first) = (tile.shape.head_dim, tile.group, tile.queries(), tile.first_visible(page));
+    let (head_dim, group_size, count, first) = (tile.shape.head_dim, tile.group_size, tile.queries(), tile.first_visible(page));
     let (key_offset, value_offset) = tile.shape.offsets(tile.layer, tile.kv_head);
     let block_bytes = 2 * LANES * head_dim * tile.shape.element_bytes();
     // SAFETY: the caller's; queries and dimensions stay within rows, positions within the page.
@@ -93,10 +93,10 @@ unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usiz
             let n = (count - query).min(4);
             let mut q = [tile.q.as_ptr(); 4];
             for (i, q) in q.iter_mut().enumerate().take(n) {
-                *q = tile.q.as_ptr().add((query + i) / group * tile.q_stride + (query + i) % group * head_dim);
+                *q = tile.q.as_ptr().add((query + i) / group_size * tile.q_stride + (query + i) % group_size * head_dim);
             }
             let (kv_len, to) = (tile.kv_len(query + n - 1, page), scores.add(query * PAGE_TOKENS));
-            // The values are read next.
+            // The values are read after the scores.
             let prefetch = PrefetchPlan::pass(values, block_bytes, pass, passes);
             match n {
                 1 => score::<S, HALF, 1>(keys, head_dim, &q, kv_len, prefetch, to),
@@ -106,19 +106,19 @@ unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usiz
             }
         }
         // Up to four heads of one row share a pass over the values.
-        let heads = group.div_ceil(group.div_ceil(4));
+        let heads = group_size.div_ceil(group_size.div_ceil(4));
         let next = tile.pages[..tile.kv_pages()].get(page + 1);
-        let (passes, mut pass) = ((count - first) / group * group.div_ceil(heads), 0);
+        let (passes, mut pass) = ((count - first) / group_size * group_size.div_ceil(heads), 0);
         let mut query = first;
         while query < count {
-            let n = heads.min(group - query % group);
+            let n = heads.min(group_size - query % group_size);
             let (kv_len, weights) = (tile.kv_len(query, page), scores.add(query * PAGE_TOKENS));
             let partial = partials.add(query * partial_len(head_dim));
             for i in 0..n {
                 let partial = partial.add(i * partial_len(head_dim));
                 (*partial, *partial.add(1)) = softmax::<S>(weights.add(i * PAGE_TOKENS), kv_len);
             }
-            // The keys of the next page are read next.
+            // The keys of the next page are read after these values.
             let prefetch = next.map_or(PrefetchPlan::none(), |next| PrefetchPlan::pass(at(next, key_offset), block_bytes, pass, passes));
             let to = partial.add(LANES);
             match n {
@@ -133,7 +133,7 @@ unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usiz
     }
 }
 
-/// Scores of N queries against the first `kv_len` positions, in blocks of sixteen: `out` is `[N][PAGE_TOKENS]`.
+/// Computes the scores (q·k) of N queries for the first `kv_len` positions, in blocks of sixteen: `out` is `[N][PAGE_TOKENS]`.
 #[inline(always)]
 unsafe fn score<S: Isa, const HALF: bool, const N: usize>(
     keys: *const u8,
@@ -178,14 +178,14 @@ unsafe fn softmax<S: Isa>(p: *mut f32, length: usize) -> (f32, f32) {
         for i in (0..length).step_by(LANES) {
             maximum = S::max(S::load(p.add(i)), maximum);
         }
-        let maximum = S::max_lane(maximum);
+        let maximum = S::reduce_max(maximum);
         let mut total = S::zero();
         for i in (0..length).step_by(LANES) {
             let e = exp::<S>(S::sub(S::load(p.add(i)), S::splat(maximum)));
             S::store(p.add(i), e);
             total = S::add(total, e);
         }
-        (maximum, add_lanes::<S>(total))
+        (maximum, reduce_sum::<S>(total))
     }
 }
 
@@ -217,7 +217,7 @@ unsafe fn weighted_values<S: Isa, const HALF: bool, const N: usize>(
     }
 }
 
-/// As `weighted_values`, for V vectors of dimensions from `d` on. Returns the number of dimensions.
+/// As `weighted_values`, for V vectors (8 V dimensions) from dimension `d` on. Returns the number of dimensions.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "a part of `weighted_values`, inlined into it")]
 unsafe fn weighted_dimensions<S: Isa, const HALF: bool, const N: usize, const V: usize>(
@@ -235,7 +235,7 @@ unsafe fn weighted_dimensions<S: Isa, const HALF: bool, const N: usize, const V:
         for block in (0..kv_len).step_by(2 * LANES) {
             prefetch.fetch::<S>(block);
             for t in block..kv_len.min(block + 2 * LANES) {
-                let weights: [S::F; N] = std::array::from_fn(|i| S::splat(*weights.add(i * PAGE_TOKENS + t)));
+                let weights: [S::F32x8; N] = std::array::from_fn(|i| S::splat(*weights.add(i * PAGE_TOKENS + t)));
                 for (j, at) in (0..V).zip((t * head_dim + d..).step_by(LANES)) {
                     let v = load::<S, HALF>(values, at);
                     for (sums, weight) in sums.iter_mut().zip(weights) {

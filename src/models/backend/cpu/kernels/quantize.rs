@@ -5,7 +5,7 @@ use super::super::weights::layout::ActivationQuant;
 
 /// Rows of activations as signed bytes in -127..=127, symmetric: `x = q * scale`.
 ///
-/// The row index is the second one everywhere, so that a kernel reads one k-block of all rows in sequence.
+/// The row is the second index of every array, so that a kernel reads one k-block (32 columns) of all rows in sequence.
 #[derive(Default)]
 pub(in super::super) struct QuantizedActivations {
     pub(in super::super) rows: usize,
@@ -13,7 +13,7 @@ pub(in super::super) struct QuantizedActivations {
     pub(in super::super) q: Vec<i8>,
     /// `[scale group][row]`.
     pub(in super::super) scales: Vec<f32>,
-    /// `[sum group][row]`: the sum of the group's dequantized activations, by which a weight's bias is multiplied. Empty if
+    /// `[sum group][row]`: the sum of the group's dequantized activations, which is multiplied by a weight's bias. Empty if
     /// sums are integers.
     pub(in super::super) sums: Vec<f32>,
     /// `[pair of sum groups][row][2]`: the sum of the group's integers. Empty unless sums are integers.
@@ -40,7 +40,7 @@ impl QuantizedActivations {
     }
 }
 
-/// The memory of `QuantizedActivations` by pointer, because several threads fill rows of it.
+/// Pointers to the memory of `QuantizedActivations`, because several threads write its rows at a time.
 #[derive(Clone, Copy)]
 pub(in super::super) struct ActivationWriter {
     rows: usize,
@@ -70,7 +70,7 @@ pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, quant: ActivationQu
             for i in (0..scale_group).step_by(LANES) {
                 max_abs = S::max(S::abs(S::load(x.as_ptr().add(i))), max_abs);
             }
-            let max_abs = S::max_lane(max_abs);
+            let max_abs = S::reduce_max(max_abs);
             // A group of zeros or denormals has scale 0, so that nothing is divided by 0.
             let (inverse, scale) = if max_abs > 1e-30 { (127.0 / max_abs, max_abs / 127.0) } else { (0.0, 0.0) };
             *out.scales.add(index * rows + row) = scale;
@@ -80,11 +80,11 @@ pub(super) unsafe fn quantize<S: Isa>(x: &[f32], row: usize, quant: ActivationQu
                 let at = index * scale_group + i;
                 let q = out.q.add((at / K_BLOCK * rows + row) * K_BLOCK + at % K_BLOCK);
                 let scaled = S::max(S::mul(inverse, S::load(x.as_ptr().add(i))), S::splat(-127.0));
-                total = S::add_i32(total, S::store_i8(q, scaled));
+                total = S::add_i32(total, S::round_and_store_i8(q, scaled));
                 if !(at + LANES).is_multiple_of(sum_group) {
                     continue;
                 }
-                let (group, sum) = (at / sum_group, S::add_lanes_i32(total));
+                let (group, sum) = (at / sum_group, S::reduce_sum_i32(total));
                 total = S::zero_i32();
                 if integer_sums {
                     *out.integer_sums.add((group / 2 * rows + row) * 2 + group % 2) = sum as i16;

@@ -1,4 +1,4 @@
-//! Weights times the rows of a step, divided among threads.
+//! Weights times the rows of a step, divided among threads by row panels (eight rows of a weight, see `weights/layout.rs`).
 
 use super::super::buffer::Arena;
 use super::super::isa::LANES;
@@ -14,15 +14,15 @@ use crate::models::{Activations, Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of weights in one task. The minimum takes a few microseconds to read. The maximum keeps a task of one row shorter than
-/// the pool waits before it starts a backup task.
+/// Bytes of weights in one task. The minimum takes a few microseconds to read. The maximum keeps a task of one row shorter than the
+/// time after which the pool runs a task a second time, as a backup task.
 const TASK_BYTES_MIN: usize = 32 << 10;
 const TASK_BYTES_MAX: usize = 256 << 10;
 /// Tasks of one weight, within these bounds: enough to balance the load.
 const TASKS_PER_WEIGHT: usize = 64;
-/// Rows up to which tasks are idempotent, which costs a copy of their results. An operation on more rows takes so long that a
-/// straggler delays it little.
-pub(in super::super) const IDEMPOTENT_ROWS_MAX: usize = 16;
+/// Steps of at most this many rows (decode steps) use idempotent tasks, which costs a copy of their results. A step of more rows
+/// takes so long that a straggler, a thread that the scheduler preempts, delays it little.
+pub(in super::super) const FEW_ROWS_MAX: usize = 16;
 
 /// Row panels of one of the weights.
 struct PanelTask {
@@ -33,7 +33,7 @@ struct PanelTask {
 /// The input of one projection, shared with the threads.
 struct Projection {
     weights: Vec<Arc<Packed>>,
-    /// For each weight its quantized input. `None`: the f32 activations are used.
+    /// The quantized input of each weight; `None` if the f32 activations are used.
     quantized: Vec<Option<Arc<QuantizedActivations>>>,
     x: Arc<Vec<f32>>,
     rows: usize,
@@ -46,7 +46,7 @@ impl Projection {
     fn multiply_panel(&self, weight: usize, panel: usize, out: &mut [[f32; LANES]]) {
         assert!(out.len() >= self.rows);
         let (packed, out) = (&self.weights[weight], out.as_mut_ptr().cast());
-        // SAFETY: the kernels run on this processor; `project_all` made the activations for this weight; `out` has eight floats
+        // SAFETY: this CPU has the kernels' instruction set; `project_all` made the activations for this weight; `out` has eight floats
         // per row.
         unsafe {
             match &self.quantized[weight] {
@@ -59,7 +59,7 @@ impl Projection {
     /// Copies a panel's results to its columns of every row.
     ///
     /// # Safety
-    /// `to` is the weight's tensor, and nothing else accesses these columns of it.
+    /// `to` is the output tensor of the weight, and nothing else accesses these columns of it.
     unsafe fn store_panel(&self, weight: usize, panel: usize, from: &[[f32; LANES]], to: TensorWriter<'_>) {
         let outputs = self.weights[weight].rows;
         let width = LANES.min(outputs - panel * LANES);
@@ -78,7 +78,7 @@ impl Projection {
 pub struct Linear {
     columns: usize,
     weights: Vec<Arc<Packed>>,
-    /// For each weight.
+    /// One for each weight.
     biases: Vec<Option<Vec<f32>>>,
 }
 
@@ -119,17 +119,17 @@ impl Linear {
 
 impl Cpu {
     /// `x * weight^T + bias` for each weight: `[rows, outputs]` each.
-    pub(in super::super) fn project_all(&mut self, x: &Tensor, by: &Linear) -> Vec<Tensor> {
-        assert_eq!(x.width, by.columns, "the input is as wide as the weights have columns");
-        let Linear { weights: by, biases, .. } = by;
-        let mut ys: Vec<Tensor> = by.iter().map(|weight| self.tensors.alloc(x.rows, weight.rows)).collect();
+    pub(in super::super) fn project_all(&mut self, x: &Tensor, linear: &Linear) -> Vec<Tensor> {
+        assert_eq!(x.width, linear.columns, "the input has as many columns as the weights");
+        let Linear { weights, biases, .. } = linear;
+        let mut ys: Vec<Tensor> = weights.iter().map(|weight| self.tensors.alloc(x.rows, weight.rows)).collect();
         if x.rows == 0 {
             return ys;
         }
         // The input is quantized once for each `ActivationQuant` among the weights: nearly always once.
         let activations = self.activations;
         let quant_of = |weight: &Packed| weight.kind.activation_quant().filter(|_| activations == Activations::Int8);
-        let mut quants: Vec<ActivationQuant> = by.iter().filter_map(|weight| quant_of(weight)).collect();
+        let mut quants: Vec<ActivationQuant> = weights.iter().filter_map(|weight| quant_of(weight)).collect();
         quants.sort_unstable();
         quants.dedup();
         let quantized: Vec<(ActivationQuant, Arc<QuantizedActivations>)> =
@@ -139,18 +139,18 @@ impl Cpu {
             quantized.iter().find(|(other, _)| quant == *other).map(|(_, input)| input.clone())
         };
         let projection = Arc::new(Projection {
-            weights: by.clone(),
-            quantized: by.iter().map(input_of).collect(),
+            weights: weights.clone(),
+            quantized: weights.iter().map(input_of).collect(),
             x: x.data.clone(),
             rows: x.rows,
-            tasks: panel_tasks(by),
+            tasks: panel_tasks(weights),
             kernels: self.kernels,
         });
         self.quantized.extend(quantized.into_iter().map(|(_, input)| input));
 
         let outs: Vec<TensorWriter<'_>> = ys.iter_mut().map(Tensor::writer).collect();
         let (rows, count) = (x.rows, projection.tasks.len());
-        if rows <= IDEMPOTENT_ROWS_MAX {
+        if rows <= FEW_ROWS_MAX {
             let shared = projection.clone();
             let compute = move |task: usize, scratch: &mut Scratch| {
                 let PanelTask { weight, panels } = &shared.tasks[task];
@@ -161,7 +161,7 @@ impl Cpu {
             self.pool.run_idempotent(count, Box::new(compute), &|task, scratch| {
                 let PanelTask { weight, panels } = &projection.tasks[task];
                 for (panel, from) in panels.clone().zip(scratch.out.as_chunks::<LANES>().0.chunks_exact(rows)) {
-                    // SAFETY: these columns are this task's, which is committed once.
+                    // SAFETY: only this task writes these columns, and the pool commits a task once.
                     unsafe { projection.store_panel(*weight, panel, from, outs[*weight]) };
                 }
             });
@@ -172,7 +172,7 @@ impl Cpu {
                 for panel in panels.clone() {
                     let sums = scratch.out.as_chunks_mut::<LANES>().0;
                     projection.multiply_panel(*weight, panel, sums);
-                    // SAFETY: these columns are this task's.
+                    // SAFETY: only this task writes these columns.
                     unsafe { projection.store_panel(*weight, panel, sums, outs[*weight]) };
                 }
             });
@@ -195,7 +195,7 @@ impl Cpu {
     }
 
     fn quantize(&mut self, x: &Tensor, quant: ActivationQuant) -> Arc<QuantizedActivations> {
-        // A buffer that no straggler still reads.
+        // A buffer that no straggler still reads (see `tensor.rs`).
         let free = self.quantized.iter().position(|buffer| Arc::strong_count(buffer) == 1);
         let mut quantized = free.map(|index| self.quantized.swap_remove(index)).unwrap_or_default();
         let buffer = Arc::get_mut(&mut quantized).expect("nothing else holds it");

@@ -7,7 +7,7 @@
 //! On a busy machine the scheduler often preempts a thread in the middle of a task, for milliseconds, which is as long
 //! as a whole token takes. Tasks are therefore idempotent where that is cheap: they read what the operation owns and
 //! write to their thread's scratch. When a task takes too long (its thread is a straggler), the caller runs it again as
-//! a backup task, and the first of the two to finish commits its result. The straggler may go on reading after the
+//! a backup task, and the first of the two to finish commits its result. The straggler may continue to read after the
 //! operation has returned: it holds a reference to the operation, which owns all that `compute` reads. Its result is
 //! dropped.
 //!
@@ -32,7 +32,7 @@ pub(super) type Compute<T> = Box<dyn Fn(usize, &mut T) + Send + Sync>;
 /// Copies a task's result from the scratch of the thread that computed it.
 pub(super) type Commit<'a, T> = dyn Fn(usize, &T) + Sync + 'a;
 
-/// `T` is each thread's scratch.
+/// `T` is the scratch memory of a thread: a task writes its result there before it is committed.
 pub(super) struct Pool<T> {
     state: Arc<State<T>>,
     threads: Vec<thread::JoinHandle<()>>,
@@ -44,7 +44,7 @@ struct State<T> {
     operation: Mutex<Option<Arc<Operation<T>>>>,
     /// The number of operations published so far: threads poll it.
     epoch: AtomicU64,
-    /// Which threads are parked, or about to.
+    /// For each thread whether it is parked or about to park.
     parked: Vec<AtomicBool>,
     quit: AtomicBool,
 }
@@ -82,8 +82,8 @@ impl<T: Default + 'static> Pool<T> {
         self.execute(Operation::new(Work::Exclusive(work), tasks, self.threads()));
     }
 
-    /// Runs `compute` for each task, for some more than once, and `commit` once for each, with the scratch of the
-    /// thread that computed it. Returns when all are committed. A panic in a task is a panic here.
+    /// Runs `compute` at least once for each task, and then `commit` once, with the scratch of the thread that computed the task
+    /// first. Returns when all tasks are committed. A panic in a task is a panic here.
     pub(super) fn run_idempotent(&mut self, tasks: usize, compute: Compute<T>, commit: &Commit<'_, T>) {
         if tasks <= 1 || self.threads.is_empty() {
             for task in 0..tasks {

@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-/// How long the caller waits for a task that another thread has claimed before it runs a backup task: a few times what
-/// a task takes.
+/// How long the caller waits for a task that another thread has claimed before it runs the task itself, as a backup task: a few
+/// times the usual duration of a task. The late thread is a straggler.
 const STRAGGLER_AFTER: Duration = Duration::from_micros(50);
 /// Polls between two looks at the clock.
 const POLLS: u32 = if cfg!(loom) { 1 } else { 64 };
@@ -69,15 +69,15 @@ impl<T> Operation<T> {
                 let count = range.len();
                 range.for_each(|task| self.run_task(task, scratch));
                 if let Work::Exclusive(_) = self.work {
-                    // Releases what the tasks wrote to the lender.
+                    // Release: the lender sees the tasks' writes.
                     self.done.fetch_add(count, AcqRel);
                 }
             }
         }
     }
 
-    /// The next task of the thread's own range, or the back half of another's. That half is run forwards: tasks taken
-    /// one by one from the back would walk memory backwards.
+    /// Claims the next task of the thread's own range, or the back half of another thread's range. That half is run from front to
+    /// back, because the tasks read memory in order.
     fn claim(&self, owner: usize, own: bool) -> Option<Range<usize>> {
         let range = &self.ranges[owner].0;
         let mut current = range.load(Acquire);
@@ -119,7 +119,7 @@ impl<T> Operation<T> {
                 // SAFETY: only this thread changed the state to COMMITTING, and the lender waits for DONE.
                 let commit = || unsafe { (**commit)(task, scratch) };
                 self.record(result.and_then(|()| catch_unwind(AssertUnwindSafe(commit))));
-                // Releases what was committed, and `panicked`, to the lender.
+                // Release: the lender sees the committed result and `panicked`.
                 state.store(DONE, Release);
             }
         }
@@ -132,7 +132,7 @@ impl<T> Operation<T> {
         discard(result);
     }
 
-    /// The lender waits here: returns when every task is done, and runs backup tasks for those of stragglers.
+    /// Called by the lender: returns when every task is done, and runs backup tasks for the tasks of stragglers.
     pub(super) fn wait(&self, scratch: &mut T) {
         let Work::Idempotent { states, .. } = &self.work else {
             while self.done.load(Acquire) < self.tasks {
@@ -155,8 +155,8 @@ impl<T> Operation<T> {
     }
 }
 
-/// Leaks a panic's payload. Its destructor could panic in turn, and the lender must not unwind while other threads use
-/// what it lent.
+/// Leaks a panic's payload. Its destructor could panic too, and the lender must not unwind while other threads use the borrowed
+/// closures.
 fn discard(result: std::thread::Result<()>) {
     if let Err(payload) = result {
         std::mem::forget(payload);

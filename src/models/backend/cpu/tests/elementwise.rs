@@ -33,7 +33,7 @@ fn norm_and_gate_match_their_definitions() {
     let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 96.0;
     for kernels in Kernels::all() {
         let mut y = vec![0.0; 96];
-        // SAFETY: the kernels run on this processor; all slices have one length.
+        // SAFETY: this CPU has the kernels' instruction set; all slices have one length.
         unsafe { (kernels.norm)(&x, &weight, 1e-5, &mut y) };
         let mut gate: Vec<f32> = x.iter().map(|x| x * 100.0).collect();
         // SAFETY: as above.
@@ -53,7 +53,7 @@ fn elementwise_kernels_are_the_same_on_every_instruction_set() {
     let (x, y) = (random.floats(96).iter().map(|x| x * 30.0).collect::<Vec<_>>(), random.floats(96));
     let all = Kernels::all().into_iter().map(|kernels| {
         let (mut norm, mut gate, mut sum, mut head) = (vec![0.0; 96], x.clone(), x.clone(), x.clone());
-        // SAFETY: the kernels run on this processor; all slices have one length, angles half of it.
+        // SAFETY: this CPU has the kernels' instruction set; all slices have one length, angles half of it.
         unsafe {
             (kernels.norm)(&x, &y, 1e-5, &mut norm);
             (kernels.gate_silu)(&mut gate, &y);

@@ -160,7 +160,7 @@ fn blocks(random: &mut Random, block: GgmlBlock, count: usize) -> Vec<u8> {
     for index in 0..count {
         let fill = [0, 0xff, 0x80, 0x7f].get(index).copied();
         let mut b: Vec<u8> = (0..block.bytes()).map(|_| fill.unwrap_or(random.next() as u8)).collect();
-        // Any finite f16: also the max_lane, the smallest denormal, zeros of both signs.
+        // Any finite f16: also the reduce_max, the smallest denormal, zeros of both signs.
         for &at in halves(block) {
             let bits = match index % 16 {
                 0 => 0x7bff,
@@ -195,7 +195,7 @@ fn a_packed_block_matches_ggml_to_the_bit() {
         let packed = packed(block, rows, columns, &data);
         let mut row = vec![0f32; columns];
         for (r, data) in data.chunks_exact(data.len() / rows).enumerate() {
-            // SAFETY: the kernels run on this processor.
+            // SAFETY: this CPU has the kernels' instruction set.
             unsafe { (Kernels::all()[0].row)(&packed, r, &mut row) };
             let want = data.chunks_exact(block.bytes()).flat_map(|b| definition(block, b));
             for (i, (got, want)) in row.iter().zip(want).enumerate() {

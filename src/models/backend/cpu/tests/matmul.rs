@@ -88,7 +88,7 @@ fn a_packed_weight_equals_the_file() {
         let packed = source.packed();
         let mut row = vec![0.0; source.columns];
         for r in 0..source.rows {
-            // SAFETY: the kernels run on this processor.
+            // SAFETY: this CPU has the kernels' instruction set.
             unsafe { (Kernels::all()[0].row)(&packed, r, &mut row) };
             for (got, want) in row.iter().zip(&source.values[r * source.columns..]) {
                 assert!(

@@ -37,7 +37,7 @@ fn quantize(kernels: &Kernels, x: &[f32], rows: usize, quant: ActivationQuant) -
     quantized.resize(rows, columns, quant);
     let out = quantized.writer();
     for row in 0..rows {
-        // SAFETY: the kernels run on this processor; `resize` made room for every row.
+        // SAFETY: this CPU has the kernels' instruction set; `resize` made room for every row.
         unsafe { (kernels.quantize)(&x[row * columns..(row + 1) * columns], row, quant, out) };
     }
     quantized
@@ -55,7 +55,7 @@ fn product(kernels: &Kernels, weight: &Packed, input: Operand<'_>, rows: usize) 
     let mut y = vec![0.0; rows * weight.rows];
     let mut sums = vec![0.0; rows * LANES];
     for panel in 0..weight.panels() {
-        // SAFETY: the kernels run on this processor; there are eight sums per row.
+        // SAFETY: this CPU has the kernels' instruction set; there are eight sums per row.
         unsafe {
             match input {
                 Operand::F32(x) => (kernels.panel_f32)(weight, panel, x, rows, sums.as_mut_ptr()),

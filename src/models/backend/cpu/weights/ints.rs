@@ -1,54 +1,58 @@
-//! How the integers of a k-block are encoded: 32 inputs of eight rows, as eight k-groups of four inputs.
+//! How the quantized weights of a k-block are encoded.
+//!
+//! A k-block is a tile of 8 rows x 32 columns of weights (k is the dimension that a matrix product sums over). A k-group is four
+//! of its columns, so a k-block has k-groups 0 to 7.
 //!
 //! ```text
-//! U4:  4 vectors, k-group 2j in the low and k-group 2j+1 in the high four bits of vector j
-//! U5:  1 vector of fifth bits, of k-group g in bit g, then the low four bits as U4
-//! U6:  2 vectors of bits five and six, of k-group g in bits 2 (g % 4) of vector g / 4, then the low four bits as U4
-//! I8:  8 vectors
+//! U4:  4 vectors; vector j (0 to 3) has k-group 2j in the low four bits of its bytes and k-group 2j+1 in the high four bits
+//! U5:  1 vector, whose bit g is bit 4 of k-group g; then bits 0 to 3 as U4
+//! U6:  2 vectors; bits 2i and 2i+1 of vector j are bits 4 and 5 of k-group 4j+i; then bits 0 to 3 as U4
+//! I8:  8 vectors, one for each k-group
 //! ```
 //!
-//! A vector has 32 bytes: four of each row.
+//! Bits count from 0, the lowest. A vector has 32 bytes: for each of the eight rows four bytes, one for each column of a k-group.
 
-use super::super::isa::{Isa, LANES};
+use super::super::isa::{Isa, LANES, SIGNED_WEIGHTS};
 
-/// An encoding of the integers of one k-block of eight rows.
-pub(in super::super) trait PackedInts {
-    /// Bytes of one k-block.
+/// An encoding of the integers of one k-block.
+pub(in super::super) trait IntEncoding {
+    /// Bytes of an encoded k-block.
     const BYTES: usize;
-    /// How many results of AVX2's `maddubs` (each the sum of two products with activations in -127..=127) can be added in
-    /// sixteen bits without overflow. 0: the integers are signed, so `maddubs` does not apply to them directly.
-    const MADDUBS_PAIRS: usize;
+    /// How many results of AVX2's `maddubs` (each the sum of two products with activations in -127..=127) fit in an i16 sum.
+    /// `SIGNED_WEIGHTS` for signed integers, which `maddubs` does not take.
+    const MADDUBS_SUMS_MAX: usize;
 
-    /// Writes a k-block from words of four inputs of one row each, `[k-group][row]`.
+    /// Encodes a k-block. `k_groups[g][row]` has the four weights of k-group `g` in that row, one per byte, the first in the
+    /// lowest byte.
     fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]);
-    /// The integers of one k-block, one vector per k-group.
+    /// The integers of a k-block, one vector per k-group.
     ///
     /// # Safety
-    /// The processor has the instruction set. `p` points to a k-block.
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8];
+    /// The processor has the instruction set of `S`. `p` points to an encoded k-block.
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::U8x32; 8];
 }
 
-/// Unsigned integers of four bits.
+/// The encoding of unsigned 4-bit integers.
 pub(in super::super) struct U4;
-/// Unsigned integers of five bits.
+/// The encoding of unsigned 5-bit integers.
 pub(in super::super) struct U5;
-/// Unsigned integers of six bits.
+/// The encoding of unsigned 6-bit integers.
 pub(in super::super) struct U6;
-/// Signed integers of eight bits.
+/// The encoding of signed 8-bit integers.
 pub(in super::super) struct I8;
 
-impl PackedInts for U4 {
+impl IntEncoding for U4 {
     const BYTES: usize = 128;
-    const MADDUBS_PAIRS: usize = 8; // 8 * 2 * 15 * 127 = 30480
+    const MADDUBS_SUMS_MAX: usize = 8; // 8 * 2 * 15 * 127 = 30480
 
     #[inline(always)]
     fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
         for (pair, out) in k_groups.as_chunks::<2>().0.iter().zip(out.as_chunks_mut().0) {
-            put(out, |row| pair[0][row] & 0x0f0f_0f0f | (pair[1][row] & 0x0f0f_0f0f) << 4);
+            write_vector(out, |row| pair[0][row] & 0x0f0f_0f0f | (pair[1][row] & 0x0f0f_0f0f) << 4);
         }
     }
     #[inline(always)]
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::U8x32; 8] {
         // SAFETY: a k-block is four vectors.
         unsafe {
             let (a, b) = S::nibbles(S::load_bytes(p));
@@ -60,19 +64,19 @@ impl PackedInts for U4 {
     }
 }
 
-impl PackedInts for U5 {
+impl IntEncoding for U5 {
     const BYTES: usize = 32 + U4::BYTES;
-    const MADDUBS_PAIRS: usize = 4; // 4 * 2 * 31 * 127 = 31496
+    const MADDUBS_SUMS_MAX: usize = 4; // 4 * 2 * 31 * 127 = 31496
 
     #[inline(always)]
     fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
-        let (plane, nibbles) = out.split_first_chunk_mut().expect("a k-block begins with the bit plane");
-        put(plane, |row| (0..8).fold(0, |plane, k_group| plane | (k_groups[k_group][row] >> 4 & 0x0101_0101) << k_group));
+        let (high_bits, nibbles) = out.split_first_chunk_mut().expect("a k-block begins with the vector of high bits");
+        write_vector(high_bits, |row| (0..8).fold(0, |word, k_group| word | (k_groups[k_group][row] >> 4 & 0x0101_0101) << k_group));
         U4::pack(k_groups, nibbles);
     }
     #[inline(always)]
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
-        // SAFETY: a k-block is the bit plane, then the low four bits.
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::U8x32; 8] {
+        // SAFETY: a k-block is one vector of high bits, then the low four bits.
         unsafe {
             let high = S::load_bytes(p);
             let [a, b, c, d, e, f, g, h] = U4::unpack::<S>(p.add(32));
@@ -90,21 +94,21 @@ impl PackedInts for U5 {
     }
 }
 
-impl PackedInts for U6 {
+impl IntEncoding for U6 {
     const BYTES: usize = 64 + U4::BYTES;
-    const MADDUBS_PAIRS: usize = 2; // 2 * 2 * 63 * 127 = 32004
+    const MADDUBS_SUMS_MAX: usize = 2; // 2 * 2 * 63 * 127 = 32004
 
     #[inline(always)]
     fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
-        let (planes, nibbles) = out.split_at_mut(64);
-        for (four, out) in k_groups.as_chunks::<4>().0.iter().zip(planes.as_chunks_mut().0) {
-            put(out, |row| (0..4).fold(0, |plane, k_group| plane | (four[k_group][row] >> 4 & 0x0303_0303) << (2 * k_group)));
+        let (high_bits, nibbles) = out.split_at_mut(64);
+        for (quad, out) in k_groups.as_chunks::<4>().0.iter().zip(high_bits.as_chunks_mut().0) {
+            write_vector(out, |row| (0..4).fold(0, |word, k_group| word | (quad[k_group][row] >> 4 & 0x0303_0303) << (2 * k_group)));
         }
         U4::pack(k_groups, nibbles);
     }
     #[inline(always)]
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
-        // SAFETY: a k-block is two bit planes, then the low four bits.
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::U8x32; 8] {
+        // SAFETY: a k-block is two vectors of high bits, then the low four bits.
         unsafe {
             let (first, second) = (S::load_bytes(p), S::load_bytes(p.add(32)));
             let [a, b, c, d, e, f, g, h] = U4::unpack::<S>(p.add(64));
@@ -122,16 +126,16 @@ impl PackedInts for U6 {
     }
 }
 
-impl PackedInts for I8 {
+impl IntEncoding for I8 {
     const BYTES: usize = 256;
-    const MADDUBS_PAIRS: usize = 0;
+    const MADDUBS_SUMS_MAX: usize = SIGNED_WEIGHTS;
 
     #[inline(always)]
     fn pack(k_groups: &[[u32; LANES]; 8], out: &mut [u8]) {
-        k_groups.iter().zip(out.as_chunks_mut().0).for_each(|(k_group, out)| put(out, |row| k_group[row]));
+        k_groups.iter().zip(out.as_chunks_mut().0).for_each(|(k_group, out)| write_vector(out, |row| k_group[row]));
     }
     #[inline(always)]
-    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::B; 8] {
+    unsafe fn unpack<S: Isa>(p: *const u8) -> [S::U8x32; 8] {
         // SAFETY: a k-block is eight vectors.
         unsafe {
             [
@@ -148,9 +152,9 @@ impl PackedInts for I8 {
     }
 }
 
-/// Writes a vector with one word for each row.
+/// Writes a vector: four bytes for each row.
 #[inline(always)]
-fn put(out: &mut [u8; 32], word: impl Fn(usize) -> u32) {
-    let words: [u32; LANES] = std::array::from_fn(word);
+fn write_vector(out: &mut [u8; 32], word_of_row: impl Fn(usize) -> u32) {
+    let words: [u32; LANES] = std::array::from_fn(word_of_row);
     out.as_chunks_mut().0.iter_mut().zip(words).for_each(|(out, word)| *out = word.to_le_bytes());
 }

@@ -1,18 +1,19 @@
-//! How weights lie in memory: panels of eight rows, interleaved so that one vector holds the same inputs of all eight rows.
+//! The memory layout of packed weights: row panels of eight rows (as in BLIS), interleaved so that one vector holds the same
+//! columns of all eight rows.
 //!
 //! ```text
-//! row panel = 8 output rows x all inputs, one sequential stream of blocks
-//! block     = BLOCK_INPUTS inputs of 8 rows
+//! row panel = 8 output rows x all input columns, one sequential stream of blocks
+//! block     = 8 rows x BLOCK_INPUTS columns
 //!   float:      [BLOCK_INPUTS][8 rows] elements
 //!   quantized:  [scales of all groups][k-blocks]
-//! k-block   = 32 inputs of 8 rows, as 8 k-groups: k-group g holds inputs 4g..4g+4 of each row (see `ints`)
+//! k-block   = 8 rows x 32 columns, as 8 k-groups: k-group g has columns 4g..4g+4 of each row (see `ints`)
 //! ```
 //!
-//! A k-group times four broadcast activations gives one sum per row in each of eight lanes. So nothing is summed across
-//! lanes, scales are vectors, each thread reads one stream, and all numbers of activation rows use the same order of sums.
+//! A k-group times four broadcast activations adds to one sum per row, in eight lanes. So nothing is summed across lanes, scales
+//! are vectors, each thread reads one stream, and the order of sums does not depend on the number of activation rows.
 
-use super::super::isa::{Isa, K_BLOCK, LANES};
-use super::ints::{I8, PackedInts, U4, U5, U6};
+use super::super::isa::{Isa, K_BLOCK, LANES, SIGNED_WEIGHTS};
+use super::ints::{I8, IntEncoding, U4, U5, U6};
 use super::scales::{BlockScales, KQuantScale, KQuantScaleMin, ScaleBias, ScaleOnly};
 use crate::models::weights::FloatType;
 use std::marker::PhantomData;
@@ -34,20 +35,20 @@ pub(in super::super) trait Layout {
     unsafe fn dequantize_block<S: Isa>(p: *const u8, out: *mut f32);
 }
 
-/// A layout with integer weights: `w = q * scale + bias`, with one scale and one bias per group and row.
+/// A layout with integer weights: `w = q * scale + bias`, with one scale and one bias per group of columns and row.
 pub(in super::super) trait QuantizedLayout: Layout {
     type Scales: BlockScales;
-    type Ints: PackedInts;
+    type Encoding: IntEncoding;
 
-    /// The integers of one k-block, one vector per k-group.
+    /// The quantized weights of one k-block, one vector per k-group.
     ///
     /// # Safety
     /// The processor has the instruction set. `p` points to a block, `k_block` is one of its k-blocks.
-    unsafe fn unpack<S: Isa>(p: *const u8, k_block: usize) -> [S::B; 8];
+    unsafe fn unpack<S: Isa>(p: *const u8, k_block: usize) -> [S::U8x32; 8];
 }
 
 /// Weights that are not quantized.
-pub(in super::super) struct FloatLayout<E>(PhantomData<E>);
+pub(in super::super) struct FloatLayout<Float>(PhantomData<Float>);
 pub(in super::super) struct F32;
 pub(in super::super) struct F16;
 pub(in super::super) struct Bf16;
@@ -73,41 +74,44 @@ float_layout!(F16, u16, load_f16);
 float_layout!(Bf16, u16, load_bf16);
 
 /// Quantized blocks: the scales, then the integers.
-pub(in super::super) struct BlockLayout<Ints, Scales>(PhantomData<(Ints, Scales)>);
+pub(in super::super) struct BlockLayout<Encoding, Scales>(PhantomData<(Encoding, Scales)>);
 
-impl<Q: PackedInts, H: BlockScales> Layout for BlockLayout<Q, H> {
+impl<E: IntEncoding, H: BlockScales> Layout for BlockLayout<E, H> {
     const BLOCK_INPUTS: usize = H::BLOCK_INPUTS;
-    const BLOCK_BYTES: usize = H::BYTES + H::BLOCK_INPUTS / K_BLOCK * Q::BYTES;
+    const BLOCK_BYTES: usize = H::BYTES + H::BLOCK_INPUTS / K_BLOCK * E::BYTES;
 
     #[inline(always)]
     unsafe fn dequantize_block<S: Isa>(p: *const u8, out: *mut f32) {
-        // SAFETY: the trait's contract; indices stay within the block.
+        // SAFETY: guaranteed by the caller; indices stay within the block.
         unsafe {
             for input in (0..Self::BLOCK_INPUTS).step_by(4) {
                 let k_group = Self::unpack::<S>(p, input / K_BLOCK)[input % K_BLOCK / 4];
                 let (scale, bias) = H::scale_bias::<S>(p, input / H::GROUP);
-                for byte in 0..4 {
-                    let q =
-                        if Q::MADDUBS_PAIRS == 0 { S::byte_to_f32::<true>(k_group, byte) } else { S::byte_to_f32::<false>(k_group, byte) };
-                    S::store(out.add((input + byte) * LANES), S::fma(q, scale, bias));
+                for n in 0..4 {
+                    let q = if E::MADDUBS_SUMS_MAX == SIGNED_WEIGHTS {
+                        S::nth_byte_to_f32::<true>(k_group, n)
+                    } else {
+                        S::nth_byte_to_f32::<false>(k_group, n)
+                    };
+                    S::store(out.add((input + n) * LANES), S::fma(q, scale, bias));
                 }
             }
         }
     }
 }
 
-impl<Q: PackedInts, H: BlockScales> QuantizedLayout for BlockLayout<Q, H> {
+impl<E: IntEncoding, H: BlockScales> QuantizedLayout for BlockLayout<E, H> {
     type Scales = H;
-    type Ints = Q;
+    type Encoding = E;
 
     #[inline(always)]
-    unsafe fn unpack<S: Isa>(p: *const u8, k_block: usize) -> [S::B; 8] {
-        // SAFETY: the trait's contract.
-        unsafe { Q::unpack::<S>(p.add(H::BYTES + k_block * Q::BYTES)) }
+    unsafe fn unpack<S: Isa>(p: *const u8, k_block: usize) -> [S::U8x32; 8] {
+        // SAFETY: guaranteed by the caller.
+        unsafe { E::unpack::<S>(p.add(H::BYTES + k_block * E::BYTES)) }
     }
 }
 
-/// A layout as a value: what a packed weight stores.
+/// A layout as a value, stored in a packed weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, reason = "ggml's names")]
 pub(in super::super) enum LayoutKind {
@@ -124,16 +128,16 @@ pub(in super::super) enum LayoutKind {
     Q4_0,
     Q5_0,
     Q5_1,
-    /// And IQ4_NL, whose table values are stored.
+    /// Also IQ4_NL, whose codebook values are stored.
     Q8_0,
     Q2_K,
     Q4_K,
     Q5_K,
-    /// And Q3_K.
+    /// Also Q3_K.
     Q6_K,
 }
 
-/// Evaluates `$body` with the type `$layout` that `$kind` stands for. `@quantized` excludes float layouts.
+/// Evaluates `$body` with `$layout` as the layout type of `$kind`. `@quantized` excludes float layouts.
 macro_rules! with_layout {
     (@quantized $kind:expr, $layout:ident => $body:expr) => {
         with_layout!(@arms $kind, $layout => $body, [
@@ -150,10 +154,25 @@ macro_rules! with_layout {
     (@arms $kind:expr, $layout:ident => $body:expr, [$($float:tt)*]) => {
         match $kind {
             $($float)*
-            LayoutKind::Affine { bits: 4, group, f32_scales } => with_layout!(@affine U4, 0, group, f32_scales, $layout => $body),
-            LayoutKind::Affine { bits: 6, group, f32_scales } => with_layout!(@affine U6, 0, group, f32_scales, $layout => $body),
-            LayoutKind::Affine { bits: 8, group, f32_scales } => with_layout!(@affine I8, -128, group, f32_scales, $layout => $body),
-            LayoutKind::Affine { bits, .. } => unreachable!("packed integers of {bits} bits"),
+            LayoutKind::Affine { bits: 4, group: 32, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<32, false, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 32, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<32, true, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 64, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<64, false, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 64, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<64, true, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 128, f32_scales: false } => { type $layout = BlockLayout<U4, ScaleBias<128, false, 0>>; $body }
+            LayoutKind::Affine { bits: 4, group: 128, f32_scales: true } => { type $layout = BlockLayout<U4, ScaleBias<128, true, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 32, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<32, false, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 32, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<32, true, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 64, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<64, false, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 64, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<64, true, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 128, f32_scales: false } => { type $layout = BlockLayout<U6, ScaleBias<128, false, 0>>; $body }
+            LayoutKind::Affine { bits: 6, group: 128, f32_scales: true } => { type $layout = BlockLayout<U6, ScaleBias<128, true, 0>>; $body }
+            LayoutKind::Affine { bits: 8, group: 32, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<32, false, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 32, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<32, true, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 64, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<64, false, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 64, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<64, true, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 128, f32_scales: false } => { type $layout = BlockLayout<I8, ScaleBias<128, false, -128>>; $body }
+            LayoutKind::Affine { bits: 8, group: 128, f32_scales: true } => { type $layout = BlockLayout<I8, ScaleBias<128, true, -128>>; $body }
+            LayoutKind::Affine { bits, group, .. } => unreachable!("packed integers of {bits} bits in groups of {group}"),
             LayoutKind::Q4_0 => { type $layout = BlockLayout<U4, ScaleOnly<8>>; $body }
             LayoutKind::Q5_0 => { type $layout = BlockLayout<U5, ScaleOnly<16>>; $body }
             LayoutKind::Q5_1 => { type $layout = BlockLayout<U5, ScaleBias<32, false, 0>>; $body }
@@ -162,17 +181,6 @@ macro_rules! with_layout {
             LayoutKind::Q4_K => { type $layout = BlockLayout<U4, KQuantScaleMin<32>>; $body }
             LayoutKind::Q5_K => { type $layout = BlockLayout<U5, KQuantScaleMin<32>>; $body }
             LayoutKind::Q6_K => { type $layout = BlockLayout<U6, KQuantScale>; $body }
-        }
-    };
-    (@affine $ints:ty, $zero_point:literal, $group:expr, $f32_scales:expr, $layout:ident => $body:expr) => {
-        match ($group, $f32_scales) {
-            (32, false) => { type $layout = BlockLayout<$ints, ScaleBias<32, false, $zero_point>>; $body }
-            (32, true) => { type $layout = BlockLayout<$ints, ScaleBias<32, true, $zero_point>>; $body }
-            (64, false) => { type $layout = BlockLayout<$ints, ScaleBias<64, false, $zero_point>>; $body }
-            (64, true) => { type $layout = BlockLayout<$ints, ScaleBias<64, true, $zero_point>>; $body }
-            (128, false) => { type $layout = BlockLayout<$ints, ScaleBias<128, false, $zero_point>>; $body }
-            (128, true) => { type $layout = BlockLayout<$ints, ScaleBias<128, true, $zero_point>>; $body }
-            (group, _) => unreachable!("a scale per {group}: groups are checked when a weight is read"),
         }
     };
 }
@@ -199,9 +207,9 @@ impl LayoutKind {
 pub(in super::super) struct ActivationQuant {
     /// Inputs that share a scale.
     pub(in super::super) scale_group: usize,
-    /// Inputs that are summed, to be multiplied by the weights' biases.
+    /// Inputs whose activations are summed, to be multiplied by the weights' biases.
     pub(in super::super) sum_group: usize,
-    /// Sums are of the integers, not of the dequantized activations.
+    /// The quantized integers are summed, not the dequantized activations.
     pub(in super::super) integer_sums: bool,
 }
 

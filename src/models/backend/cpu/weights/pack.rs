@@ -1,11 +1,10 @@
-//! Packs a file's weight rows into row panels. Exact: a packed weight equals the file's weight to the bit. The exception is
-//! MLX's eight bits with scales wider than f16, whose bias is rounded once more.
+//! Packs a file's weight rows into row panels of eight rows. Packed weights equal the file's weights to the bit, except for MLX's
+//! 8-bit weights with scales wider than f16, whose bias is rounded once more.
 
-use super::super::Scratch;
 use super::super::buffer::{Arena, Buffer};
 use super::super::isa::{Isa, K_BLOCK, LANES};
 use super::super::pool::Pool;
-use super::ints::{I8, PackedInts, U4, U5, U6};
+use super::ints::{I8, IntEncoding, U4, U5, U6};
 use super::layout::{BLOCK_INPUTS_MAX, Bf16, BlockLayout, F16, F32, FloatLayout, Layout, LayoutKind, QuantizedLayout, with_layout};
 use super::scales::{BlockScales, KQuantScale, KQuantScaleMin, ScaleBias, ScaleOnly};
 use crate::models::weights::{FloatType, GgmlBlock, Matrix, Quantized};
@@ -22,14 +21,14 @@ pub(in super::super) struct Packed {
 impl Packed {
     /// # Errors
     /// `Unsupported` if the inputs are not whole k-blocks.
-    pub(in super::super) fn new(matrix: &Matrix<'_>, arena: &mut Arena, pool: &mut Pool<Scratch>) -> Result<Self> {
+    pub(in super::super) fn new<T: Default + 'static>(matrix: &Matrix<'_>, arena: &mut Arena, pool: &mut Pool<T>) -> Result<Self> {
         let (rows, columns) = matrix.shape();
         if columns % K_BLOCK != 0 {
             return Err(Error::Unsupported(format!("{columns} inputs are not a multiple of {K_BLOCK}")));
         }
         let kind = LayoutKind::of(matrix);
         assert!(columns.is_multiple_of(kind.block_inputs()), "{columns} inputs are not whole blocks");
-        let packed = Self { kind, rows, columns, data: arena.zeroed(Self::bytes(matrix)) };
+        let packed = Self { kind, rows, columns, data: arena.allocate_zeroed(Self::bytes(matrix)) };
         pool.run(packed.panels(), &|panel, _| {
             // SAFETY: the panel is inside the buffer, which is initialized, and each task has its own panel, so nothing else
             // accesses these bytes.
@@ -65,7 +64,7 @@ impl Packed {
         self.blocks() * self.kind.block_bytes()
     }
 
-    /// The first block of a panel: `blocks()` blocks of the weight's layout.
+    /// The first of the panel's `blocks()` blocks.
     pub(in super::super) fn panel(&self, panel: usize) -> *const u8 {
         self.panel_ptr(panel)
     }
@@ -125,7 +124,7 @@ impl LayoutKind {
     }
 }
 
-/// Packs the rows from `first`, up to eight of them. Lanes beyond the last row stay zero.
+/// Packs up to eight rows, from row `first` on. Lanes beyond the last row stay zero.
 fn pack_float<const BYTES: usize>(out: &mut [u8], data: &[u8], first: usize, (rows, columns): (usize, usize)) {
     assert_eq!(data.len(), rows * columns * BYTES);
     let inputs = out.as_chunks_mut::<BYTES>().0.as_chunks_mut::<LANES>().0;
@@ -152,7 +151,7 @@ fn pack_quantized<L: QuantizedLayout>(out: &mut [u8], matrix: &Matrix<'_>, first
                 Matrix::Plain { .. } => unreachable!("a float weight has no scales"),
             }
         }
-        for (k_block, out) in ints.chunks_exact_mut(L::Ints::BYTES).enumerate() {
+        for (k_block, out) in ints.chunks_exact_mut(L::Encoding::BYTES).enumerate() {
             let mut k_groups = [[0; LANES]; 8];
             for lane in 0..lanes {
                 let at = at(lane) + k_block * K_BLOCK;
@@ -164,7 +163,7 @@ fn pack_quantized<L: QuantizedLayout>(out: &mut [u8], matrix: &Matrix<'_>, first
                 let words = integers.as_chunks::<4>().0;
                 k_groups.iter_mut().zip(words).for_each(|(k_group, word)| k_group[lane] = u32::from_le_bytes(*word));
             }
-            L::Ints::pack(&k_groups, out);
+            L::Encoding::pack(&k_groups, out);
         }
     }
 }
@@ -181,8 +180,8 @@ fn pack_affine_scales(out: &mut [u8], q: &Quantized<'_>, index: usize, lane: usi
     }
 }
 
-/// Integers `first..first + 32` of MLX's little-endian bit stream. Those of eight bits are stored less 128, so that they are
-/// signed (see `ScaleBias`).
+/// Integers `first..first + 32` of MLX's little-endian bit stream. 128 is subtracted from 8-bit integers, so that they
+/// become signed (the zero point of `ScaleBias`).
 fn affine_integers(q: &Quantized<'_>, first: usize) -> [u8; K_BLOCK] {
     let bits = q.quantization.bits;
     let bytes = &q.words[first * bits / 8..][..K_BLOCK * bits / 8];

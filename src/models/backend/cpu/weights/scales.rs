@@ -1,4 +1,4 @@
-//! The scales of quantized blocks: at the head of each block, for eight rows side by side.
+//! The scales of quantized blocks, at the head of each block: those of the block's eight rows side by side.
 //!
 //! The quantization formulas are those of ggml's block types and of MLX's affine quantization.
 
@@ -23,19 +23,19 @@ pub(in super::super) trait BlockScales {
     ///
     /// # Safety
     /// The processor has the instruction set. `p` points to a block, `group` is one of its groups.
-    unsafe fn scale_bias<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F);
+    unsafe fn scale_bias<S: Isa>(p: *const u8, group: usize) -> (S::F32x8, S::F32x8);
     /// K-quants: the integer scale and min of one sub-block.
     ///
     /// # Safety
     /// As `scale_bias`.
-    unsafe fn sub_block_scales<S: Isa>(_: *const u8, _: usize) -> (S::I, S::I) {
+    unsafe fn sub_block_scales<S: Isa>(_: *const u8, _: usize) -> (S::I32x8, S::I32x8) {
         unreachable!("not a K-quant")
     }
     /// K-quants: the scale of the super-block, and the factor of its mins (negative, because mins are subtracted).
     ///
     /// # Safety
     /// As `scale_bias`.
-    unsafe fn super_block_scales<S: Isa>(_: *const u8) -> (S::F, S::F) {
+    unsafe fn super_block_scales<S: Isa>(_: *const u8) -> (S::F32x8, S::F32x8) {
         unreachable!("not a K-quant")
     }
 }
@@ -52,10 +52,10 @@ impl<const G: usize, const F32_SCALES: bool, const ZERO_POINT: i32> BlockScales 
     #[inline(always)]
     fn pack(scales: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine) {
         let Affine { d, e, .. } = affine(0);
-        put_f16(scales, lane, [d, e]);
+        write_f16(scales, lane, [d, e]);
     }
     #[inline(always)]
-    unsafe fn scale_bias<S: Isa>(p: *const u8, _: usize) -> (S::F, S::F) {
+    unsafe fn scale_bias<S: Isa>(p: *const u8, _: usize) -> (S::F32x8, S::F32x8) {
         // SAFETY: a block has one group; it begins with eight scales, then eight biases.
         unsafe {
             let (scale, bias) = if F32_SCALES {
@@ -78,10 +78,10 @@ impl<const ZERO_POINT: i32> BlockScales for ScaleOnly<ZERO_POINT> {
 
     #[inline(always)]
     fn pack(scales: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine) {
-        put_f16(scales, lane, [affine(0).d]);
+        write_f16(scales, lane, [affine(0).d]);
     }
     #[inline(always)]
-    unsafe fn scale_bias<S: Isa>(p: *const u8, _: usize) -> (S::F, S::F) {
+    unsafe fn scale_bias<S: Isa>(p: *const u8, _: usize) -> (S::F32x8, S::F32x8) {
         // SAFETY: a block has one group; it begins with eight scales.
         unsafe {
             let scale = S::load_f16(p.cast());
@@ -103,27 +103,27 @@ impl<const G: usize> BlockScales for KQuantScaleMin<G> {
     #[inline(always)]
     fn pack(scales: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine) {
         let Affine { d, e, .. } = affine(0);
-        put_f16(scales, lane, [d, e]);
+        write_f16(scales, lane, [d, e]);
         for (group, sub_block) in scales[LANES * 4..].chunks_exact_mut(LANES * 2).enumerate() {
             let Affine { scale, bias, .. } = affine(group);
             (sub_block[lane], sub_block[LANES + lane]) = (scale as u8, -bias as u8);
         }
     }
     #[inline(always)]
-    unsafe fn scale_bias<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F) {
-        // SAFETY: the trait's contract.
+    unsafe fn scale_bias<S: Isa>(p: *const u8, group: usize) -> (S::F32x8, S::F32x8) {
+        // SAFETY: guaranteed by the caller.
         unsafe { k_quant_scale_bias::<S, Self>(p, group) }
     }
     #[inline(always)]
-    unsafe fn sub_block_scales<S: Isa>(p: *const u8, group: usize) -> (S::I, S::I) {
-        // SAFETY: behind the f16 numbers, each group has eight scales, then eight mins.
+    unsafe fn sub_block_scales<S: Isa>(p: *const u8, group: usize) -> (S::I32x8, S::I32x8) {
+        // SAFETY: after the f16 numbers, each group has eight scales, then eight mins.
         unsafe {
             let sub_block = p.add(LANES * 4 + group * LANES * 2);
-            (S::load_u8(sub_block), S::load_u8(sub_block.add(LANES)))
+            (S::load_u8_as_i32(sub_block), S::load_u8_as_i32(sub_block.add(LANES)))
         }
     }
     #[inline(always)]
-    unsafe fn super_block_scales<S: Isa>(p: *const u8) -> (S::F, S::F) {
+    unsafe fn super_block_scales<S: Isa>(p: *const u8) -> (S::F32x8, S::F32x8) {
         // SAFETY: a block begins with the f16 numbers.
         unsafe { (S::load_f16(p.cast()), S::sub(S::zero(), S::load_f16(p.cast::<u16>().add(LANES)))) }
     }
@@ -141,27 +141,27 @@ impl BlockScales for KQuantScale {
 
     #[inline(always)]
     fn pack(scales: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine) {
-        put_f16(scales, lane, [affine(0).d]);
+        write_f16(scales, lane, [affine(0).d]);
         for (group, sub_block) in scales[LANES * 2..].chunks_exact_mut(LANES).enumerate().take(16) {
             sub_block[lane] = affine(group).scale as u8;
         }
     }
     #[inline(always)]
-    unsafe fn scale_bias<S: Isa>(p: *const u8, group: usize) -> (S::F, S::F) {
-        // SAFETY: the trait's contract.
+    unsafe fn scale_bias<S: Isa>(p: *const u8, group: usize) -> (S::F32x8, S::F32x8) {
+        // SAFETY: guaranteed by the caller.
         unsafe { k_quant_scale_bias::<S, Self>(p, group) }
     }
-    /// The zero point makes a min of every scale: `(q - 32) * scale = q * scale - 32 * scale`.
+    /// The scales are also the mins, because `(q - 32) * scale = q * scale - 32 * scale`.
     #[inline(always)]
-    unsafe fn sub_block_scales<S: Isa>(p: *const u8, group: usize) -> (S::I, S::I) {
-        // SAFETY: behind the f16 numbers, each group has eight scales.
+    unsafe fn sub_block_scales<S: Isa>(p: *const u8, group: usize) -> (S::I32x8, S::I32x8) {
+        // SAFETY: after the f16 numbers, each group has eight scales.
         unsafe {
-            let scales = S::load_i8(p.add(LANES * 2 + group * LANES));
+            let scales = S::load_i8_as_i32(p.add(LANES * 2 + group * LANES));
             (scales, scales)
         }
     }
     #[inline(always)]
-    unsafe fn super_block_scales<S: Isa>(p: *const u8) -> (S::F, S::F) {
+    unsafe fn super_block_scales<S: Isa>(p: *const u8) -> (S::F32x8, S::F32x8) {
         // SAFETY: a block begins with the f16 numbers.
         unsafe {
             let scale = S::load_f16(p.cast());
@@ -171,7 +171,7 @@ impl BlockScales for KQuantScale {
 }
 
 /// Writes one row's f16 numbers at the head of a block: `[number][row]`.
-fn put_f16<const N: usize>(scales: &mut [u8], lane: usize, values: [f16; N]) {
+fn write_f16<const N: usize>(scales: &mut [u8], lane: usize, values: [f16; N]) {
     for (scales, value) in scales.chunks_exact_mut(LANES * 2).zip(values) {
         scales[lane * 2..][..2].copy_from_slice(&value.to_le_bytes());
     }
@@ -182,7 +182,7 @@ fn put_f16<const N: usize>(scales: &mut [u8], lane: usize, values: [f16; N]) {
 /// # Safety
 /// As `BlockScales::scale_bias`.
 #[inline(always)]
-unsafe fn k_quant_scale_bias<S: Isa, H: BlockScales>(p: *const u8, group: usize) -> (S::F, S::F) {
+unsafe fn k_quant_scale_bias<S: Isa, H: BlockScales>(p: *const u8, group: usize) -> (S::F32x8, S::F32x8) {
     // SAFETY: the caller's.
     unsafe {
         let ((scale, min), (d, dmin)) = (H::sub_block_scales::<S>(p, group), H::super_block_scales::<S>(p));
