@@ -36,7 +36,7 @@ fn with_runtime(config: Config, plans: &[StartPlan], test: impl AsyncFnOnce(&Run
         let workers = Arc::new(FakeWorkers::default());
         workers.plans.lock().unwrap().extend_from_slice(plans);
         let runtime = Runtime::assemble(config, workers.launch());
-        // Of the paused clock: more than any test needs.
+        // One hour of the paused clock: more than any test needs.
         timeout(Duration::from_secs(3600), test(&runtime, &workers)).await.expect("the test hangs");
         runtime.shutdown(Duration::ZERO).await;
         assert_eq!(workers.running.load(Ordering::SeqCst), 0, "a worker outlived its runtime");
