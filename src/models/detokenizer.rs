@@ -63,10 +63,11 @@ struct StopMatcher {
 impl StopMatcher {
     fn push(&mut self, text: &str) -> TextDelta {
         self.held_back.push_str(text);
-        let found = self.stops.iter().filter_map(|stop| self.held_back.find(stop.as_str())).min();
-        if let Some(at) = found {
+        // The stop sequence that is complete first: which one starts first depends on how the text is divided into tokens.
+        let range = |stop: &String| self.held_back.find(stop.as_str()).map(|start| (start + stop.len(), start));
+        if let Some((_, start)) = self.stops.iter().filter_map(range).min() {
             let mut text = std::mem::take(&mut self.held_back);
-            text.truncate(at);
+            text.truncate(start);
             return TextDelta::Stop(text);
         }
         let keep = self.stops.iter().map(|stop| partial_match(&self.held_back, stop)).max().unwrap_or(0);
@@ -125,6 +126,14 @@ mod tests {
         assert_eq!(run(&["!"], 3, &["ab", "cd", "e!"]), ("de".into(), true));
     }
 
+    #[test]
+    fn the_stop_sequence_that_is_complete_first_wins() {
+        let stops = ["\n", "é\n\n"];
+        for chunks in [&["aé\n\n"][..], &["aé", "\n\n"], &["a", "é", "\n", "\n"]] {
+            assert_eq!(run(&stops, 0, chunks), ("aé".into(), true), "{chunks:?}");
+        }
+    }
+
     proptest! {
         /// The result does not depend on how the text is split into chunks.
         #[test]
@@ -134,7 +143,8 @@ mod tests {
             at.extend([0, text.len()]);
             at.sort_unstable();
             let chunks: Vec<&str> = at.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
-            let end = stops.iter().filter_map(|stop| text.find(stop)).min();
+            let first = stops.iter().filter_map(|stop| text.find(stop).map(|start| (start + stop.len(), start))).min();
+            let end = first.map(|(_, start)| start);
             prop_assert_eq!(run(&stops, 0, &chunks), (text[..end.unwrap_or(text.len())].to_owned(), end.is_some()));
         }
     }

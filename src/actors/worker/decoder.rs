@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-/// How often a load tells how far it is.
+/// How often a load reports its progress.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
 /// Tokens of keys and values that must fit beside the weights before a load begins: one long prompt.
 const CACHE_TOKENS: usize = 4096;
-/// Activations, angles and what the process itself takes.
+/// Memory for activations, RoPE tables and the process itself.
 const WORKING_BYTES: u64 = 48 << 20;
 
-/// Returns when the inbox ends or nobody hears the answers.
+/// Returns when the inbox ends or the front is gone.
 pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, probe: ActivityProbe, embedded: Option<Embedded>) {
     let loaded = match inbox.recv() {
         Ok(ToDecoder::Load { source, settings }) => load(&inbox, &outbox, &source, &settings, probe, embedded),
@@ -46,7 +46,7 @@ pub(super) fn run(inbox: Receiver<ToDecoder>, outbox: Outbox, probe: ActivityPro
     }
 }
 
-/// Waits for work; with work in hand, takes what has arrived and computes the next step.
+/// Waits for messages while the batch is idle. Otherwise receives those that have arrived between two steps.
 fn serve(inbox: &Receiver<ToDecoder>, batch: &mut Batch<Native>) -> std::result::Result<(), Disconnected> {
     loop {
         if batch.is_idle() {
@@ -87,22 +87,22 @@ fn load(
     let bytes = files.weight_bytes();
     let kv_bytes_per_token = Native::kv_bytes_per_token(&spec, &settings.cpu);
     let beside = CACHE_TOKENS.min(spec.context_length) as u64 * kv_bytes_per_token + WORKING_BYTES;
-    // Nearly what the weights take, and known before anything in the files is believed.
+    // The size of the files is nearly the size of the weights, and is known before their headers are parsed.
     check_memory(bytes + beside, Native::free_memory())?;
     let tensors = Tensors::open(&files)?;
     check_memory(Decoder::<Native>::weight_bytes(&spec, &tensors)? + beside, Native::free_memory())?;
     let backend = Native::open(&spec, &settings.cpu)?;
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     let mut progress = |done: u64, total: u64| {
-        if told.elapsed() >= PROGRESS_PERIOD {
-            told = Instant::now();
-            // In bytes, as the files count them. A front that is gone ends this process.
+        if reported.elapsed() >= PROGRESS_PERIOD {
+            reported = Instant::now();
+            // Converted to bytes of the files. An error is ignored: this process ends when the front is gone.
             let done = (u128::from(bytes) * u128::from(done) / u128::from(total.max(1))) as u64;
             let _ = outbox.send(FromWorker::Loading { done, total: bytes });
         }
     };
     let decoder = Decoder::load(spec, &tensors, backend, &mut progress)?;
-    // Meanwhile the prompter has read the tokenizer. Requests come only after `Loaded`, so nothing else is sent before.
+    // The prompter loads the tokenizer at the same time. The front sends requests only after `Loaded`.
     let codec = loop {
         match inbox.recv() {
             Ok(ToDecoder::Codec(codec)) => break codec?,
@@ -113,7 +113,7 @@ fn load(
         }
     };
     let model_info = model_info(&files, &tensors, &decoder.spec, &codec, settings)?;
-    // What ended may keep its share, and what runs has the rest.
+    // The prefix cache has its budget; the running sequences have the rest.
     let free = Native::free_memory().map_or(u64::MAX, |free| free.saturating_sub(settings.cache_bytes + WORKING_BYTES));
     let kv_tokens_max = free / kv_bytes_per_token;
     Ok((model_info, Batch::new(decoder, Arc::clone(&codec), settings.cache_bytes as usize, kv_tokens_max, outbox.clone(), probe)))

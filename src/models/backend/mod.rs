@@ -1,4 +1,4 @@
-//! What the decoder asks of a compute device: coarse operations over the rows of one step.
+//! The interface to a compute device: coarse operations over the rows of one step.
 //!
 //! A step's rows are the new tokens of its spans, in order. A row's result depends only on its own sequence: not on the other
 //! rows, on how a prompt is divided into chunks, or on the number of threads. On `cpu` this holds bit for bit; another device
@@ -53,7 +53,7 @@ impl<'a, B: Backend> Span<'a, B> {
     }
 }
 
-/// What became of one row of `sample`: a token, the reason why there is none, or the payload of a sampler's panic.
+/// The outcome of one row of `sample`: a token, the reason why there is none, or the payload of a sampler's panic.
 pub type Choice = std::thread::Result<Result<Sampled>>;
 
 /// Chooses one token from one row of logits.
@@ -127,13 +127,13 @@ pub trait Backend: Sized {
     type Cache;
     /// The tokens that one `sample` chose, one per row.
     type Tokens;
-    /// What one step computes once for all layers: positions, masks, writable pages of the caches.
+    /// State that one step computes once for all layers, such as masks and writable pages of the caches.
     type Step;
 
     /// # Errors
     /// `Unsupported` if the spec has something that this backend lacks.
     fn open(spec: &DecoderSpec, settings: &Self::Settings) -> Result<Self>;
-    /// What `open` would give.
+    /// Describes the backend that `open` would return.
     fn describe(settings: &Self::Settings) -> Result<BackendInfo>;
     /// Bytes that may still be allocated for weights and caches; `None` if the system does not report it.
     fn free_memory() -> Option<u64>;

@@ -1,5 +1,5 @@
-//! Llama: RMS norm, rotary positions over half-split pairs, grouped heads, gated SiLU. Llama 1 to 3.0,
-//! SmolLM2 and many more have this shape. Scaled rotations, as of Llama 3.1 and DeepSeek-Coder, are refused.
+//! Llama: RMS norm, RoPE over the two halves of a head, grouped-query attention, gated MLP with SiLU. Llama 1 to 3.0, SmolLM2
+//! and many other models have this architecture. Scaled RoPE, as in Llama 3.1 and DeepSeek-Coder, is refused.
 
 use super::config::Config;
 use super::gguf;
@@ -54,6 +54,6 @@ pub(super) fn spec(config: &Config) -> Result<DecoderSpec> {
 }
 
 pub(super) fn of_gguf(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
-    // The converter to GGUF pairs the rows that are rotated together, for this architecture and not for others.
+    // llama.cpp's converter interleaves the rows of q and k for this architecture only.
     Ok(DecoderSpec { rope_interleaved: true, ..gguf::spec(gguf)? })
 }

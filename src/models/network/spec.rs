@@ -12,7 +12,7 @@ pub struct DecoderSpec {
     pub vocab_size: usize,
     /// Tokens of prompt and completion together.
     pub context_length: usize,
-    /// Of every layer, as the other two.
+    /// The norms of every layer, and the final one.
     pub norm: NormSpec,
     pub attention: AttentionSpec,
     pub mlp: MlpSpec,
@@ -34,7 +34,7 @@ pub struct AttentionSpec {
     /// Heads of keys and values; each is shared by `heads / kv_heads` query heads.
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// What q·k is multiplied by; `1 / sqrt(head_dim)` in most networks.
+    /// The factor of q·k; `1 / sqrt(head_dim)` in most networks.
     pub scale: f32,
     /// `None`: positions are not encoded.
     pub rope: Option<RopeSpec>,
