@@ -44,8 +44,15 @@ const fn qwen_coder_markers(order: FimOrder) -> FimMarkers {
     }
 }
 
-/// Chooses the family; the first match wins. `souffleur` matches by the model's name, `qwen` by name or architecture and FIM
-/// markers in the vocabulary, `code` by the markers alone.
+/// Chooses the first family that matches, in this order:
+///
+/// 1. `souffleur`: the model's name contains "souffleur".
+/// 2. `qwen`: the name contains "qwen" or the architecture is `qwen2`, and the vocabulary has this family's prefix, suffix and
+///    middle markers as control tokens.
+/// 3. `code`: the vocabulary has the three markers of `code`.
+/// 4. `generic`: any model.
+///
+/// Upper and lower case of the name are the same.
 pub fn detect(name: &str, architecture: &str, tokenizer: &Tokenizer) -> &'static Family {
     let name = name.to_lowercase();
     let in_vocabulary = |fim: &FimMarkers| [fim.prefix, fim.suffix, fim.middle].iter().all(|marker| tokenizer.control(marker).is_some());

@@ -70,7 +70,7 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
     let heads = size("attention.head_count", HEADS_MAX)?;
     let kv_heads = gguf.size_or(&key("attention.head_count_kv"), HEADS_MAX, heads)?;
     let head_dim = gguf.size_or(&key("attention.key_length"), HEAD_DIM_MAX, hidden_size / heads)?;
-    let theta = gguf.number_or(&key("rope.freq_base"), 10_000.0)?;
+    let theta = gguf.positive_or(&key("rope.freq_base"), 10_000.0)?;
     let attention = attention(heads, kv_heads, head_dim, theta).map_err(|reason| gguf.error(&key("attention.head_count_kv"), reason))?;
     for name in ["attention.value_length", "rope.dimension_count"] {
         if gguf.size_or(&key(name), HEAD_DIM_MAX, head_dim)? != head_dim {
@@ -83,7 +83,7 @@ pub(super) fn spec(gguf: &Gguf<'_>) -> Result<DecoderSpec> {
         hidden_size,
         vocab_size: vocab_size(gguf)?,
         context_length: size("context_length", CONTEXT_LENGTH_MAX)?,
-        norm: NormSpec { epsilon: gguf.number_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)? },
+        norm: NormSpec { epsilon: gguf.positive_or(&key("attention.layer_norm_rms_epsilon"), 1e-6)? },
         attention,
         mlp: MlpSpec { intermediate_size: size("feed_forward_length", INTERMEDIATE_SIZE_MAX)?, activation: Activation::Silu },
         tied: gguf.tensors.iter().all(|tensor| tensor.name != "output.weight"),

@@ -1,7 +1,7 @@
 //! Activations that pass from one operation to the next.
 //!
-//! A straggler is a thread that still runs a task that another thread has already finished as a backup task (see `pool`). It may
-//! read the input of an operation that has returned.
+//! A straggler is a thread that is late with a task; it may still run it after a backup has finished (see `pool`), so it may read
+//! the input of an operation that has returned.
 
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -90,7 +90,8 @@ unsafe impl Send for TensorWriter<'_> {}
 unsafe impl Sync for TensorWriter<'_> {}
 
 impl<'t> TensorWriter<'t> {
-    /// A pointer to element `index`, or one past the last element. The contract of `slice` applies to writes through it.
+    /// A pointer to element `index`. The length as `index` gives the end of the tensor, which must not be dereferenced. The contract
+    /// of `slice` applies to reads and writes through the pointer.
     pub(super) fn pointer(self, index: usize) -> *mut f32 {
         assert!(index <= self.length, "element {index} of a tensor of {}", self.length);
         // SAFETY: within the allocation or at its end, as just checked.

@@ -1,4 +1,4 @@
-//! Typed access to metadata by key. Errors have the key and its offset.
+//! Typed access to metadata by key. Errors have the key, and its offset if the file has the key.
 
 use super::{Array, Gguf, Value};
 use crate::models::{Error, Result};
@@ -41,10 +41,12 @@ impl<'a> Gguf<'a> {
         if self.values.contains_key(key) { self.size(key, max) } else { Ok(default) }
     }
 
-    pub fn number_or(&self, key: &str, default: f32) -> Result<f32> {
+    /// A positive, finite number, stored as an integer or a float. `default` if the file lacks the key.
+    pub fn positive_or(&self, key: &str, default: f32) -> Result<f32> {
         let number = match self.get(key) {
             Some(Value::Float(number)) => number,
             Some(Value::Int(number)) => number as f64,
+            // Not a number, which the check below refuses.
             Some(Value::Bool(_) | Value::String(_) | Value::Array(_)) => f64::NAN,
             None => return Ok(default),
         };

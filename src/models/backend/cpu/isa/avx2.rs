@@ -5,6 +5,9 @@ use super::{Isa, K_BLOCK, SIGNED_WEIGHTS};
 use std::arch::x86_64::*;
 
 /// `DOT` selects the instructions that multiply bytes: one of the three constants below.
+///
+/// A k-block is a tile of 8 weight rows x `K_BLOCK` columns, in eight k-groups of four columns (see `isa`); `r` is one of the M rows
+/// of activations.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx2<const DOT: u8>;
 
@@ -177,6 +180,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
         x: *const i8,
         factor: __m256i,
     ) -> [__m256i; M] {
+        // `SIGNED_WEIGHTS` is not allowed: `maddubs` takes unsigned weights only.
         unsafe {
             if DOT == MADDUBS {
                 // Adding up the pairs takes a multiplication by 1 anyway (`pmaddwd`), so it multiplies by the factor instead.
@@ -206,10 +210,11 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
     #[inline(always)]
     unsafe fn round_and_store_i8(p: *mut i8, x: __m256) -> __m256i {
         unsafe {
-            let words = _mm256_cvtps_epi32(x);
-            let halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
-            _mm_storel_epi64(p.cast(), _mm_packs_epi16(halves, halves));
-            words
+            let as_i32 = _mm256_cvtps_epi32(x);
+            let as_i16 = _mm_packs_epi32(_mm256_castsi256_si128(as_i32), _mm256_extracti128_si256::<1>(as_i32));
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(as_i16, as_i16));
+            // Not saturated, unlike the stored bytes. Both are the same for values in -127..=127.
+            as_i32
         }
     }
     #[inline(always)]
@@ -230,7 +235,7 @@ impl<const DOT: u8> Isa for Avx2<DOT> {
     }
 }
 
-/// Adds to each lane of `sums` four products of an unsigned byte of `w` and a signed byte of `x`.
+/// Adds to each lane of `sums` four products of an unsigned byte of `w`, at most 128, and a signed byte of `x`, at least -127.
 #[inline(always)]
 unsafe fn dot_u8_i8<const DOT: u8>(sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
     // SAFETY: registers only, and the processor has the instructions that `DOT` names.
@@ -238,7 +243,7 @@ unsafe fn dot_u8_i8<const DOT: u8>(sums: __m256i, w: __m256i, x: __m256i) -> __m
         match DOT {
             AVX512_VNNI => _mm256_dpbusd_epi32(sums, w, x),
             AVX_VNNI => _mm256_dpbusd_avx_epi32(sums, w, x),
-            // w <= 128 and |x| <= 127: the sum of two products is at most 32512, so maddubs does not saturate.
+            // The sum of two products is at most 2 * 128 * 127 = 32512, so maddubs does not saturate.
             _ => _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1))),
         }
     }
@@ -247,7 +252,7 @@ unsafe fn dot_u8_i8<const DOT: u8>(sums: __m256i, w: __m256i, x: __m256i) -> __m
 /// Adds to `sums` the dot products with one row of activations, times `factors`: each lane has its factor twice, as two i16.
 #[inline(always)]
 unsafe fn maddubs_dots<const MADDUBS_SUMS_MAX: usize>(mut sums: __m256i, w: &[__m256i], x: *const i8, factors: __m256i) -> __m256i {
-    // SAFETY: the caller's: four activations per k-group, and the processor has AVX2.
+    // SAFETY: guaranteed by the caller: four activations per k-group, and the processor has AVX2.
     unsafe {
         for (chunk, w) in w.chunks(MADDUBS_SUMS_MAX).enumerate() {
             let mut pairs = _mm256_maddubs_epi16(w[0], broadcast_k_group(x, chunk * MADDUBS_SUMS_MAX));
@@ -263,7 +268,7 @@ unsafe fn maddubs_dots<const MADDUBS_SUMS_MAX: usize>(mut sums: __m256i, w: &[__
 /// The four activations of a k-group, repeated in every lane.
 #[inline(always)]
 unsafe fn broadcast_k_group(x: *const i8, k_group: usize) -> __m256i {
-    // SAFETY: the caller's: `x` reaches that far, and the processor has AVX2.
+    // SAFETY: guaranteed by the caller: `x` reaches that far, and the processor has AVX2.
     unsafe { _mm256_set1_epi32(x.add(4 * k_group).cast::<i32>().read_unaligned()) }
 }
 

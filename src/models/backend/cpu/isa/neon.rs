@@ -221,7 +221,7 @@ impl<const DOT: u8> Isa for Neon<DOT> {
 unsafe fn dot_one_row<const DOT: u8>(w: &[U8x32], x: *const i8) -> I32x8 {
     let (fours, rest) = w.as_chunks::<4>();
     debug_assert!(rest.is_empty(), "four or eight k-groups");
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sums = [vdupq_n_s32(0); 2];
         for (index, [a, b, c, d]) in fours.iter().enumerate() {
@@ -243,7 +243,7 @@ unsafe fn dot_one_row<const DOT: u8>(w: &[U8x32], x: *const i8) -> I32x8 {
 /// The processor has i8mm; `x` has four activations per k-group, and as many `K_BLOCK` bytes further.
 #[inline(always)]
 unsafe fn dot_two_rows(w: &[U8x32], x: *const i8) -> [I32x8; 2] {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         // `sums[half][pair]`: two rows of weights with both rows of activations.
         let (mut sums, mut dots) = ([[vdupq_n_s32(0); 2]; 2], [[vdupq_n_s32(0); 2]; 2]);
@@ -272,7 +272,7 @@ unsafe fn dot_two_rows(w: &[U8x32], x: *const i8) -> [I32x8; 2] {
 /// The processor has the instructions that `DOT` names.
 #[inline(always)]
 unsafe fn dot_k_group<const DOT: u8, const LANE: i32>(sums: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t {
-    // SAFETY: the caller's; registers only.
+    // SAFETY: guaranteed by the caller; registers only.
     unsafe {
         if DOT != NEON {
             let mut sums = sums;
@@ -295,7 +295,7 @@ unsafe fn dot_k_group<const DOT: u8, const LANE: i32>(sums: int32x4_t, w: uint8x
 /// The processor has i8mm.
 #[inline(always)]
 unsafe fn smmla(mut sums: int32x4_t, w: uint32x4_t, x: int64x2_t) -> int32x4_t {
-    // SAFETY: the caller's; registers only.
+    // SAFETY: guaranteed by the caller; registers only.
     unsafe {
         asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) sums, in(vreg) w, in(vreg) x,
             options(pure, nomem, nostack, preserves_flags));

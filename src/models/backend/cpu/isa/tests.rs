@@ -67,7 +67,7 @@ unsafe fn results<S: Isa>() -> Results {
     let numbers = numbers();
     let bytes: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2654435761) >> 13) as u8).collect();
     let eight = |i: usize, step: usize| -> [f32; LANES] { std::array::from_fn(|lane| numbers[(i + lane * step) % numbers.len()]) };
-    // SAFETY: the caller's; every pointer is valid for a whole vector.
+    // SAFETY: guaranteed by the caller; every pointer is valid for a whole vector.
     unsafe {
         let load = |x: [f32; LANES]| S::load(x.as_ptr());
         let mut floats = |name, x: S::F32x8| {

@@ -47,7 +47,7 @@ pub(super) unsafe fn attend<S: Isa>(tile: &QueryTile<'_>, scratch: &mut Attentio
     tile.check_for_scratch();
     let (head_dim, partial_len) = (tile.shape.head_dim, partial_len(tile.shape.head_dim));
     let mut softmax = [OnlineSoftmax::default(); QUERIES_MAX];
-    // SAFETY: the caller's, and the check above.
+    // SAFETY: guaranteed by the caller, and the check above.
     unsafe {
         let out_of = |query: usize| out.add(query / tile.group_size * stride + query % tile.group_size * head_dim);
         for page in 0..tile.kv_pages() {
@@ -72,7 +72,7 @@ pub(super) unsafe fn attend_page<S: Isa>(tile: &QueryTile<'_>, page: usize, scra
     tile.check_for_scratch();
     assert!(page < tile.kv_pages());
     assert!(partials.len() >= tile.queries() * partial_len(tile.shape.head_dim));
-    // SAFETY: the caller's, and the checks above.
+    // SAFETY: guaranteed by the caller, and the checks above.
     unsafe { page_partials::<S>(tile, page, scratch.scores.as_mut_ptr(), partials.as_mut_ptr()) }
 }
 
@@ -111,7 +111,7 @@ impl OnlineSoftmax {
     /// Rescales the sums so far to the new maximum, and adds one page's partial result.
     #[inline(always)]
     unsafe fn add<S: Isa>(&mut self, partial: *const f32, head_dim: usize, out: *mut f32) {
-        // SAFETY: the caller's: a partial result and a result of `head_dim`.
+        // SAFETY: guaranteed by the caller: a partial result and a result of `head_dim`.
         unsafe {
             let (maximum, total, values) = (*partial, *partial.add(1), partial.add(LANES));
             // Nothing was added yet, so `out` has unspecified values.
@@ -129,7 +129,7 @@ impl OnlineSoftmax {
     /// Divides the weighted sum by the sum of the weights.
     #[inline(always)]
     unsafe fn finish<S: Isa>(&self, head_dim: usize, out: *mut f32) {
-        // SAFETY: the caller's: a result of `head_dim`.
+        // SAFETY: guaranteed by the caller: a result of `head_dim`.
         unsafe {
             let scale = S::splat(1.0 / self.sum);
             for d in (0..head_dim).step_by(LANES) {

@@ -8,7 +8,7 @@ use super::super::isa::{Isa, LANES, exp, reduce_sum};
 /// The processor has the instruction set. The three slices have one length, a multiple of 8.
 #[inline(always)]
 pub(super) unsafe fn norm<S: Isa>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    // SAFETY: the caller's: one length, whole vectors.
+    // SAFETY: guaranteed by the caller: one length, whole vectors.
     unsafe {
         let mut squares = S::zero();
         for i in (0..x.len()).step_by(LANES) {
@@ -29,7 +29,7 @@ pub(super) unsafe fn norm<S: Isa>(x: &[f32], weight: &[f32], epsilon: f32, out: 
 /// The processor has the instruction set. Both slices have one length, a multiple of 8.
 #[inline(always)]
 pub(super) unsafe fn gate_silu<S: Isa>(gate: &mut [f32], up: &[f32]) {
-    // SAFETY: the caller's: one length, whole vectors.
+    // SAFETY: guaranteed by the caller: one length, whole vectors.
     unsafe {
         let one = S::splat(1.0);
         for i in (0..gate.len()).step_by(LANES) {
@@ -48,7 +48,7 @@ pub(super) unsafe fn gate_silu<S: Isa>(gate: &mut [f32], up: &[f32]) {
 /// The processor has the instruction set. Both slices have one length, a multiple of 8.
 #[inline(always)]
 pub(super) unsafe fn add<S: Isa>(x: &mut [f32], y: &[f32]) {
-    // SAFETY: the caller's: one length, whole vectors.
+    // SAFETY: guaranteed by the caller: one length, whole vectors.
     unsafe {
         for i in (0..x.len()).step_by(LANES) {
             S::store(x.as_mut_ptr().add(i), S::add(S::load(x.as_ptr().add(i)), S::load(y.as_ptr().add(i))));
@@ -63,7 +63,7 @@ pub(super) unsafe fn add<S: Isa>(x: &mut [f32], y: &[f32]) {
 #[inline(always)]
 pub(super) unsafe fn rotate<S: Isa>(head: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
     let half = cos.len();
-    // SAFETY: the caller's: whole vectors in both halves.
+    // SAFETY: guaranteed by the caller: whole vectors in both halves.
     unsafe {
         let (low, high) = (head.as_mut_ptr(), head.as_mut_ptr().add(half));
         let scale = S::splat(scale);

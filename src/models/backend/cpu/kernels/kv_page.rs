@@ -9,7 +9,7 @@ use super::super::kv_cache::{KvShape, PAGE_TOKENS};
 /// The processor has the instruction set; `p` has `index + 8` elements, f16 if `HALF`, else f32.
 #[inline(always)]
 pub(super) unsafe fn load<S: Isa, const HALF: bool>(p: *const u8, index: usize) -> S::F32x8 {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { if HALF { S::load_f16(p.cast::<u16>().add(index)) } else { S::load(p.cast::<f32>().add(index)) } }
 }
 

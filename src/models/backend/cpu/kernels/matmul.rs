@@ -23,7 +23,7 @@ const PREFETCH_BYTES: usize = 1024;
 /// layout's `ActivationQuant` says; `out` has eight floats per row.
 #[inline(always)]
 pub(super) unsafe fn panel_int8<S: Isa, L: QuantizedLayout>(w: *const u8, blocks: usize, x: &QuantizedActivations, out: *mut f32) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match x.rows {
             1 => few_rows::<S, L, 1>(w, blocks, x, out),
@@ -73,6 +73,8 @@ unsafe fn few_rows<S: Isa, L: QuantizedLayout, const M: usize>(mut w: *const u8,
                 let ints = L::unpack::<S>(w, k_block);
                 if L::Scales::K_QUANT {
                     dots = add_scaled_k_block::<S, L, M>(dots, w, k_block, &ints, q);
+                    // After every second sub-block: adds the mins of both, times the sums of their activations, which are
+                    // stored in pairs.
                     if ((k_block + 1) * K_BLOCK).is_multiple_of(2 * group) {
                         let second = (k_block + 1) * K_BLOCK / group - 1;
                         let ((_, a), (_, b)) =
@@ -113,7 +115,7 @@ unsafe fn few_rows<S: Isa, L: QuantizedLayout, const M: usize>(mut w: *const u8,
 /// Dot products of one k-block with M rows of activations.
 #[inline(always)]
 unsafe fn dot_k_block<S: Isa, L: QuantizedLayout, const M: usize>(w: &[S::U8x32; 8], x: *const i8) -> [S::I32x8; M] {
-    // SAFETY: the caller's: a k-block of activations per row. The branch is decided at compile time.
+    // SAFETY: guaranteed by the caller: a k-block of activations per row. The branch is decided at compile time.
     unsafe {
         match L::Encoding::MADDUBS_SUMS_MAX {
             SIGNED_WEIGHTS => S::dots::<SIGNED_WEIGHTS, M>(w, x),
@@ -133,7 +135,7 @@ unsafe fn add_scaled_k_block<S: Isa, L: QuantizedLayout, const M: usize>(
     ints: &[S::U8x32; 8],
     x: *const i8,
 ) -> [S::I32x8; M] {
-    // SAFETY: the caller's: a k-block of activations per row.
+    // SAFETY: guaranteed by the caller: a k-block of activations per row.
     unsafe {
         if L::Scales::GROUP < K_BLOCK {
             let (first, second) =
@@ -153,7 +155,7 @@ unsafe fn add_scaled_dots<S: Isa, L: QuantizedLayout, const M: usize>(
     x: *const i8,
     scale: S::I32x8,
 ) -> [S::I32x8; M] {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match L::Encoding::MADDUBS_SUMS_MAX {
             SIGNED_WEIGHTS => unreachable!("no K-quant has signed integers"),
@@ -181,7 +183,8 @@ unsafe fn accumulate_super_block<S: Isa>(
     }
 }
 
-/// Runs `$body` for groups of `$M` rows, from row `$r` on: groups of four rows (signed integers only), then two, then one.
+/// Runs `$body` for groups of `$M` rows, from row `$r` on: groups of four rows (signed integers only), then two, then one. AVX2
+/// computes the absolute value of signed weights first, and four rows share that cost.
 macro_rules! for_row_groups {
     ($layout:ty, $rows:expr, |$r:ident, $M:ident| $body:block) => {
         let mut next = 0;
@@ -345,7 +348,7 @@ unsafe fn rows_f32<S: Isa, L: Layout, const M: usize>(
     columns: usize,
     out: *mut f32,
 ) -> usize {
-    // SAFETY: the caller's: M rows of `x` and `out`, and a block of weights.
+    // SAFETY: guaranteed by the caller: M rows of `x` and `out`, and a block of weights.
     unsafe {
         let mut sums = [S::zero(); M];
         for (r, sums) in sums.iter_mut().enumerate() {

@@ -104,7 +104,7 @@ impl Kernels {
 #[inline(always)]
 unsafe fn panel_int8<S: Isa>(weight: &Packed, panel: usize, x: &QuantizedActivations, out: *mut f32) {
     let (p, blocks) = (weight.panel(panel), weight.blocks());
-    // SAFETY: the panel has `blocks` blocks of the weight's layout; the rest is the caller's.
+    // SAFETY: the panel has `blocks` blocks of the weight's layout; the rest is guaranteed by the caller.
     unsafe { with_layout!(@quantized weight.kind, L => matmul::panel_int8::<S, L>(p, blocks, x, out)) }
 }
 
@@ -113,7 +113,7 @@ unsafe fn panel_int8<S: Isa>(weight: &Packed, panel: usize, x: &QuantizedActivat
 #[inline(always)]
 unsafe fn panel_f32<S: Isa>(weight: &Packed, panel: usize, x: &[f32], rows: usize, out: *mut f32) {
     let (p, blocks) = (weight.panel(panel), weight.blocks());
-    // SAFETY: the panel has `blocks` blocks of the weight's layout; the rest is the caller's.
+    // SAFETY: the panel has `blocks` blocks of the weight's layout; the rest is guaranteed by the caller.
     unsafe { with_layout!(weight.kind, L => matmul::panel_f32::<S, L>(p, blocks, x, rows, out)) }
 }
 

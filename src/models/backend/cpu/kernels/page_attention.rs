@@ -68,7 +68,7 @@ impl QueryTile<'_> {
 /// `page < tile.kv_pages()`. `scores` is `[query][PAGE_TOKENS]`, and `partials` has room for every query.
 #[inline(always)]
 pub(super) unsafe fn page_partials<S: Isa>(tile: &QueryTile<'_>, page: usize, scores: *mut f32, partials: *mut f32) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if tile.shape.half {
             partials_of::<S, true>(tile, page, scores, partials)
@@ -83,7 +83,7 @@ unsafe fn partials_of<S: Isa, const HALF: bool>(tile: &QueryTile<'_>, page: usiz
     let (head_dim, group_size, count, first) = (tile.shape.head_dim, tile.group_size, tile.queries(), tile.first_visible(page));
     let (key_offset, value_offset) = tile.shape.offsets(tile.layer, tile.kv_head);
     let block_bytes = 2 * LANES * head_dim * tile.shape.element_bytes();
-    // SAFETY: the caller's; queries and dimensions stay within rows, positions within the page.
+    // SAFETY: guaranteed by the caller; queries and dimensions stay within rows, positions within the page.
     unsafe {
         let at = |page: &Buffer, offset: usize| page.as_ptr().add(offset).cast_const();
         let (keys, values) = (at(&tile.pages[page], key_offset), at(&tile.pages[page], value_offset));
@@ -203,7 +203,7 @@ unsafe fn weighted_values<S: Isa, const HALF: bool, const N: usize>(
     weights: *const f32,
     out: *mut f32,
 ) {
-    // SAFETY: the caller's: `kv_len` positions of `head_dim` dimensions, a multiple of 16.
+    // SAFETY: guaranteed by the caller: `kv_len` positions of `head_dim` dimensions, a multiple of 16.
     unsafe {
         let mut d = 0;
         while d < head_dim {
@@ -229,7 +229,7 @@ unsafe fn weighted_dimensions<S: Isa, const HALF: bool, const N: usize, const V:
     d: usize,
     out: *mut f32,
 ) -> usize {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sums = [[S::zero(); V]; N];
         for block in (0..kv_len).step_by(2 * LANES) {

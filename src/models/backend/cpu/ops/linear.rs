@@ -21,7 +21,7 @@ const TASK_BYTES_MAX: usize = 256 << 10;
 /// Tasks of one weight, within these bounds: enough to balance the load.
 const TASKS_PER_WEIGHT: usize = 64;
 /// Steps of at most this many rows (decode steps) use idempotent tasks, which costs a copy of their results. A step of more rows
-/// takes so long that a straggler, a thread that the scheduler preempts, delays it little.
+/// takes so long that a straggler (see `pool`) delays it little.
 pub(in super::super) const FEW_ROWS_MAX: usize = 16;
 
 /// Row panels of one of the weights.
@@ -64,7 +64,7 @@ impl Projection {
         let outputs = self.weights[weight].rows;
         let width = LANES.min(outputs - panel * LANES);
         for (row, from) in from.iter().enumerate().take(self.rows) {
-            // SAFETY: the caller's.
+            // SAFETY: guaranteed by the caller.
             let to = unsafe { to.slice(row * outputs + panel * LANES, width) };
             match <&mut [f32; LANES]>::try_from(&mut *to) {
                 Ok(to) => *to = *from,

@@ -6,10 +6,10 @@
 //!
 //! On a busy machine the scheduler often preempts a thread in the middle of a task, for milliseconds, which is as long
 //! as a whole token takes. Tasks are therefore idempotent where that is cheap: they read what the operation owns and
-//! write to their thread's scratch. When a task takes too long (its thread is a straggler), the caller runs it again as
-//! a backup task, and the first of the two to finish commits its result. The straggler may continue to read after the
-//! operation has returned: it holds a reference to the operation, which owns all that `compute` reads. Its result is
-//! dropped.
+//! write to their thread's scratch. When a task takes too long, the caller runs it again as a backup task, and the first
+//! of the two to finish commits its result. A straggler is a thread that is late with a task; it may still run it after a
+//! backup has finished, and even after the operation has returned. It holds a reference to the operation, which owns all
+//! that `compute` reads. Its result is dropped.
 //!
 //! `loom/` model-checks this module: it must use `sync`, not std, for whatever threads share.
 
@@ -25,9 +25,9 @@ use sync::*;
 /// How long a thread spins for the next operation before it parks: longer than sampling a token takes.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// Runs a task, by number, with the thread's scratch.
-pub(super) type Task<'a, T> = dyn Fn(usize, &mut T) + Sync + 'a;
-/// As `Task`, but owns what it reads.
+/// Runs the task of this index, with the thread's scratch.
+pub(super) type RunTask<'a, T> = dyn Fn(usize, &mut T) + Sync + 'a;
+/// As `RunTask`, but owns what it reads, and leaves the task's result in the scratch.
 pub(super) type Compute<T> = Box<dyn Fn(usize, &mut T) + Send + Sync>;
 /// Copies a task's result from the scratch of the thread that computed it.
 pub(super) type Commit<'a, T> = dyn Fn(usize, &T) + Sync + 'a;
@@ -71,14 +71,14 @@ impl<T: Default + 'static> Pool<T> {
     }
 
     /// Runs `work` once for each task and returns when all are done. A panic in a task is a panic here.
-    pub(super) fn run(&mut self, tasks: usize, work: &Task<'_, T>) {
+    pub(super) fn run(&mut self, tasks: usize, work: &RunTask<'_, T>) {
         if tasks <= 1 || self.threads.is_empty() {
             (0..tasks).for_each(|task| work(task, &mut self.scratch));
             return;
         }
         // SAFETY: only the lifetime changes. `work` is called for claimed tasks only, and this call returns after the
         // last of them is done (see `Operation::run_task`).
-        let work = unsafe { std::mem::transmute::<*const Task<'_, T>, *const Task<'static, T>>(work) };
+        let work = unsafe { std::mem::transmute::<*const RunTask<'_, T>, *const RunTask<'static, T>>(work) };
         self.execute(Operation::new(Work::Exclusive(work), tasks, self.threads()));
     }
 

@@ -1,26 +1,27 @@
 //! One operation of the pool: which tasks are unclaimed, running and done.
 
 use super::sync::*;
-use super::{Commit, Compute, Task};
+use super::{Commit, Compute, RunTask};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-/// How long the caller waits for a task that another thread has claimed before it runs the task itself, as a backup task: a few
-/// times the usual duration of a task. The late thread is a straggler.
+/// How long the lender waits in an operation before it runs unfinished idempotent tasks itself, as backup tasks: a few times the
+/// usual duration of a task.
 const STRAGGLER_AFTER: Duration = Duration::from_micros(50);
-/// Polls between two looks at the clock.
+/// Polls of a task's state between two readings of the clock.
 const POLLS: u32 = if cfg!(loom) { 1 } else { 64 };
 
 pub(super) enum Work<T> {
     /// Each task runs once. The closure is borrowed from the caller of `run`, the lender.
-    Exclusive(*const Task<'static, T>),
-    /// `compute` may run several times for one task, `commit` runs once. `commit` is borrowed from the caller of
-    /// `run_idempotent`, the lender.
+    Exclusive(*const RunTask<'static, T>),
+    /// `compute` leaves a task's result in the scratch of its thread, and `commit` takes it from there. `compute` may run several
+    /// times for one task, `commit` runs once. `commit` is borrowed from the caller of `run_idempotent`, the lender.
     Idempotent { compute: Compute<T>, commit: *const Commit<'static, T>, states: Vec<TaskState> },
 }
 
-/// The state of an idempotent task. Padded, because threads that write to one cache line wait for each other.
+/// The state of an idempotent task. Threads that write to one cache line wait for each other, so at most four states share a line
+/// of 64 bytes.
 #[derive(Default)]
 #[repr(align(16))]
 pub(super) struct TaskState(AtomicU8);
@@ -62,7 +63,7 @@ impl<T> Operation<T> {
         self.panicked.load(Relaxed)
     }
 
-    /// Claims and runs tasks until none is unclaimed: the thread's own first, then others'.
+    /// Claims and runs tasks until none is unclaimed: first those of the thread's own range, then those of the others.
     pub(super) fn run_tasks(&self, thread: usize, scratch: &mut T) {
         for distance in 0..self.ranges.len() {
             while let Some(range) = self.claim((thread + distance) % self.ranges.len(), distance == 0) {
@@ -76,8 +77,8 @@ impl<T> Operation<T> {
         }
     }
 
-    /// Claims the next task of the thread's own range, or the back half of another thread's range. That half is run from front to
-    /// back, because the tasks read memory in order.
+    /// Claims the first task of the thread's own range, or the back half of what is left of another thread's range. Both ways a
+    /// thread runs tasks in ascending order, because consecutive tasks read consecutive memory.
     fn claim(&self, owner: usize, own: bool) -> Option<Range<usize>> {
         let range = &self.ranges[owner].0;
         let mut current = range.load(Acquire);
@@ -99,7 +100,7 @@ impl<T> Operation<T> {
         }
     }
 
-    /// Runs a task that this thread has claimed, or a backup task. An idempotent task that is done is skipped.
+    /// Runs a task that this thread has claimed, or a backup task. An idempotent task that is committing or done is skipped.
     fn run_task(&self, task: usize, scratch: &mut T) {
         match &self.work {
             Work::Exclusive(work) => {
@@ -132,7 +133,8 @@ impl<T> Operation<T> {
         discard(result);
     }
 
-    /// Called by the lender: returns when every task is done, and runs backup tasks for the tasks of stragglers.
+    /// Called by the lender: returns when every task is done. Idempotent tasks of stragglers get backup tasks; for exclusive tasks
+    /// it only waits.
     pub(super) fn wait(&self, scratch: &mut T) {
         let Work::Idempotent { states, .. } = &self.work else {
             while self.done.load(Acquire) < self.tasks {
@@ -140,15 +142,15 @@ impl<T> Operation<T> {
             }
             return;
         };
-        let mut since = None;
+        let mut waiting_since = None;
         for (task, TaskState(state)) in states.iter().enumerate() {
             let mut polls = 0u32;
             while state.load(Acquire) != DONE {
                 polls += 1;
-                if polls.is_multiple_of(POLLS) && since.get_or_insert_with(Instant::now).elapsed() > STRAGGLER_AFTER {
+                if polls.is_multiple_of(POLLS) && waiting_since.get_or_insert_with(Instant::now).elapsed() > STRAGGLER_AFTER {
                     self.run_task(task, scratch);
                 }
-                // After the backup task: loom would let every other thread finish first.
+                // Not before the backup task: loom's `spin_loop` yields to the other threads, which would finish the task first.
                 spin_loop();
             }
         }

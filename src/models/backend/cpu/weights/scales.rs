@@ -13,11 +13,12 @@ pub(in super::super) trait BlockScales {
     const BLOCK_INPUTS: usize;
     /// Bytes of the scales of one block.
     const BYTES: usize;
-    /// K-quants: a sub-block scale (an integer) times the super-block scale; the same for the mins. Products are summed as
-    /// integers over the super-block, so activations share one scale per super-block.
+    /// True for K-quants. A block is a super-block and a group a sub-block. The scale of a group is the sub-block's integer scale
+    /// times the super-block's scale, and the same holds for the mins. Products are summed as integers over the super-block, so
+    /// activations share one scale per super-block.
     const K_QUANT: bool = false;
 
-    /// Writes the scales of row `lane` of the eight, from the groups of a GGUF block.
+    /// Writes the scales of row `lane` of the eight. `affine` returns the scale and bias of a group of one GGUF block.
     fn pack(scales: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine);
     /// Scale and bias of one group: `w = q * scale + bias`.
     ///
@@ -42,6 +43,9 @@ pub(in super::super) trait BlockScales {
 
 /// `w = (q - ZERO_POINT) * scale + bias`, a scale and a bias per group of `G`: MLX's affine quantization, ggml's Q4_1 and Q5_1.
 /// Both are f16, or f32 if f16 cannot hold them.
+///
+/// `ZERO_POINT` is the stored integer that stands for the file's 0. It is -128 for 8-bit integers, which are stored as signed
+/// bytes, and else 0.
 pub(in super::super) struct ScaleBias<const G: usize, const F32_SCALES: bool, const ZERO_POINT: i32>;
 
 impl<const G: usize, const F32_SCALES: bool, const ZERO_POINT: i32> BlockScales for ScaleBias<G, F32_SCALES, ZERO_POINT> {
@@ -51,6 +55,8 @@ impl<const G: usize, const F32_SCALES: bool, const ZERO_POINT: i32> BlockScales 
 
     #[inline(always)]
     fn pack(scales: &mut [u8], lane: usize, affine: impl Fn(usize) -> Affine) {
+        assert!(!F32_SCALES, "the scales of a GGUF block are f16; `pack_affine_scales` writes MLX's");
+        // The group's integers are 1: its scale is `d` and its bias `e`.
         let Affine { d, e, .. } = affine(0);
         write_f16(scales, lane, [d, e]);
     }
@@ -68,7 +74,8 @@ impl<const G: usize, const F32_SCALES: bool, const ZERO_POINT: i32> BlockScales 
     }
 }
 
-/// `w = (q - ZERO_POINT) * scale`, an f16 scale per 32: ggml's Q4_0, Q5_0 and Q8_0.
+/// `w = (q - ZERO_POINT) * scale`, an f16 scale per 32: ggml's Q4_0, Q5_0 and Q8_0. `ZERO_POINT` is the stored integer that
+/// stands for the weight 0.
 pub(in super::super) struct ScaleOnly<const ZERO_POINT: i32>;
 
 impl<const ZERO_POINT: i32> BlockScales for ScaleOnly<ZERO_POINT> {
@@ -129,8 +136,8 @@ impl<const G: usize> BlockScales for KQuantScaleMin<G> {
     }
 }
 
-/// Super-blocks of 256 with sub-blocks of 16: `w = (q - 32) * (d * scale)`. `d` is f16, `scale` a signed byte: ggml's Q3_K and
-/// Q6_K.
+/// Super-blocks of 256 with sub-blocks of 16: `w = (q - 32) * (d * scale)`. `d` is f16, `scale` a signed byte: ggml's Q6_K, and
+/// its Q3_K, whose integers (-4 to 3) are stored plus 32 to share Q6_K's encoding.
 pub(in super::super) struct KQuantScale;
 
 impl BlockScales for KQuantScale {
@@ -183,7 +190,7 @@ fn write_f16<const N: usize>(scales: &mut [u8], lane: usize, values: [f16; N]) {
 /// As `BlockScales::scale_bias`.
 #[inline(always)]
 unsafe fn k_quant_scale_bias<S: Isa, H: BlockScales>(p: *const u8, group: usize) -> (S::F32x8, S::F32x8) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let ((scale, min), (d, dmin)) = (H::sub_block_scales::<S>(p, group), H::super_block_scales::<S>(p));
         (S::mul(d, S::to_f32(scale)), S::mul(dmin, S::to_f32(min)))
