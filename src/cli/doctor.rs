@@ -1,4 +1,4 @@
-//! `doctor`: reports the machine, the models, and problems, one sentence each.
+//! `souffleur doctor`: reports on the machine and on each model, then lists the problems, one sentence each.
 
 use super::{Log, Models, load, selftest};
 use clap::Args;
@@ -10,12 +10,12 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Exits with 1 when there is a problem.
+/// Exits with status 1 if there is a problem.
 #[derive(Args)]
 pub(crate) struct Doctor {
     #[command(flatten)]
     models: Models,
-    /// Kill the worker process of each model in the middle of a completion, and show that the completion continues
+    /// Kill the worker process of each model in the middle of a completion, and check that the completion stays the same
     #[arg(long)]
     self_test: bool,
 }
@@ -100,7 +100,7 @@ fn processor() -> Option<String> {
     Some(name.split_once(':')?.1.trim().to_owned())
 }
 
-/// The processor's features that the kernels use.
+/// The processor's features among those that `Kernels::all` tests.
 fn features() -> String {
     #[cfg(target_arch = "x86_64")]
     let all = [
@@ -108,6 +108,8 @@ fn features() -> String {
         ("fma", is_x86_feature_detected!("fma")),
         ("f16c", is_x86_feature_detected!("f16c")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("avx512vl", is_x86_feature_detected!("avx512vl")),
+        ("avxvnni", is_x86_feature_detected!("avxvnni")),
     ];
     #[cfg(target_arch = "aarch64")]
     let all = [
@@ -122,14 +124,16 @@ fn features() -> String {
 }
 
 fn machine_problems() -> Vec<String> {
-    // An invalid `SOUFFLEUR_ISA` is reported by the load of the model.
+    // Fails if `SOUFFLEUR_ISA` is invalid. Loading a model then fails too, and its error is the problem that is reported.
     if !Native::describe(&CpuSettings::default()).is_ok_and(|backend| backend.is_reference) {
         return Vec::new();
     }
-    let why = if cfg!(target_arch = "x86_64") {
+    let why = if std::env::var_os("SOUFFLEUR_ISA").is_some() {
+        "the environment variable SOUFFLEUR_ISA selects them"
+    } else if cfg!(target_arch = "x86_64") {
         "this processor lacks AVX2, FMA or F16C"
     } else {
         "there are no fast kernels for this processor yet"
     };
-    vec![format!("{why}, so the slow reference kernels run.")]
+    vec![format!("the slow reference kernels run: {why}.")]
 }

@@ -1,9 +1,9 @@
 //! The loop of one JSON-RPC connection, over any transport that carries whole messages as text.
 //!
-//! Each turn prefers writing to bookkeeping, and bookkeeping to reading. The next message is read only when the immediate
-//! response to the last one (`Peer::reply`) has been written, so a peer that does not read can't flood the server. It can
-//! still cancel: a notification gets no response. Calls run concurrently inside this one future; dropping it drops their
-//! readers, which cancels them.
+//! Each turn of the loop prefers writing to removing ended calls, and that to reading. The next message is read only when the
+//! immediate response to the last one (`Peer::reply`) has been passed to the sink, so a peer that does not read can't flood the
+//! server. While no response waits there, the peer can also cancel: notifications get no response. Calls run concurrently inside
+//! this one future. Dropping it drops the calls with their transcript readers, and requests without readers are cancelled.
 
 use super::{api::Api, error::FrameError, lifecycle::CloseReason, parent, peer::Peer};
 use futures_util::{FutureExt, Sink, SinkExt, Stream, StreamExt, future::OptionFuture};
@@ -16,14 +16,15 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Time limit of each step of closing: for calls to end after a cancel, and for written bytes to be flushed.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time limit of each step of closing: for calls to end by themselves after `stop`, for calls to end after a cancel, for calls to end
+/// after `force_end`, for the outbox to be written, and for the sink to be flushed.
+const CLOSE_STEP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Options that differ between transports.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionOptions {
-    /// How long calls may go on after the end of the input, before they are cancelled. A pipe's input can end while its
-    /// reader still waits for responses.
+    /// How long calls may go on after the end of the input or an `exit` notification, before they are cancelled. A client that has
+    /// closed its end of the input pipe may still wait for responses.
     pub linger: Duration,
     /// Close when the process named by `initialize` (`processId`) has exited.
     pub watch_parent: bool,
@@ -58,26 +59,26 @@ where
     };
     let linger = match reason {
         CloseReason::ByPeer | CloseReason::Exit { .. } => options.linger,
-        CloseReason::Stopped => FLUSH_TIMEOUT,
+        CloseReason::Stopped => CLOSE_STEP_TIMEOUT,
         CloseReason::ParentExited | CloseReason::FramingLost | CloseReason::WriteFailed => Duration::ZERO,
     };
     let _ = tokio::time::timeout(linger, finish_calls(&mut peer, &mut outbox, &mut outgoing)).await;
     peer.cancel_all();
-    let _ = tokio::time::timeout(FLUSH_TIMEOUT, finish_calls(&mut peer, &mut outbox, &mut outgoing)).await;
+    let _ = tokio::time::timeout(CLOSE_STEP_TIMEOUT, finish_calls(&mut peer, &mut outbox, &mut outgoing)).await;
     // A worker may be in a long step, or stalled, and not acknowledge the cancel.
     peer.force_end_all();
-    let _ = tokio::time::timeout(FLUSH_TIMEOUT, finish_calls(&mut peer, &mut outbox, &mut outgoing)).await;
+    let _ = tokio::time::timeout(CLOSE_STEP_TIMEOUT, finish_calls(&mut peer, &mut outbox, &mut outgoing)).await;
     let Peer { running, mut reply, sender, .. } = peer;
     drop((running, sender));
     let flush = async { while let Ok(()) = write_one(&mut reply, &mut outbox, &mut outgoing).await {} };
     if reason != CloseReason::WriteFailed {
-        let _ = tokio::time::timeout(FLUSH_TIMEOUT, flush).await;
-        let _ = tokio::time::timeout(FLUSH_TIMEOUT, outgoing.flush()).await;
+        let _ = tokio::time::timeout(CLOSE_STEP_TIMEOUT, flush).await;
+        let _ = tokio::time::timeout(CLOSE_STEP_TIMEOUT, outgoing.flush()).await;
     }
     reason
 }
 
-/// Returns when every call has its response, or writing has failed.
+/// Runs the calls until the response of each is in the outbox, or writing has failed. Writes meanwhile.
 async fn finish_calls<O: Sink<String> + Unpin>(peer: &mut Peer<'_>, outbox: &mut mpsc::Receiver<String>, outgoing: &mut O) {
     while !peer.running.is_empty() {
         tokio::select! {
@@ -88,7 +89,12 @@ async fn finish_calls<O: Sink<String> + Unpin>(peer: &mut Peer<'_>, outbox: &mut
     }
 }
 
-/// Passes one message to `outgoing` when it has room, `reply` first. While there is none, flushes. Cancel-safe.
+/// Passes one message to `outgoing` when it has room: `reply`, else the next of `outbox`. Flushes while there is no message.
+/// Cancel-safe.
+///
+/// # Errors
+///
+/// Writing has failed, or `outbox` is closed and empty.
 async fn write_one<O: Sink<String> + Unpin>(
     reply: &mut Option<String>,
     outbox: &mut mpsc::Receiver<String>,

@@ -1,4 +1,4 @@
-//! The program under test, its failpoint folder, and a client that follows many requests at once.
+//! The program under test, its failpoint folder, and a client that follows many concurrent requests.
 
 use crate::support::{Client, Server, StdioClient, Transport};
 use serde_json::{Value, json};
@@ -40,7 +40,10 @@ impl Outcome {
     /// The kind of the error, or `None` for a result.
     #[track_caller]
     pub(crate) fn kind(&self) -> Option<&str> {
-        self.response()["error"]["data"]["kind"].as_str()
+        let response = self.response();
+        let kind = response["error"]["data"]["kind"].as_str();
+        assert!(kind.is_some() || response.get("result").is_some(), "neither an error's kind nor a result: {response}");
+        kind
     }
 }
 
@@ -57,15 +60,15 @@ impl Harness {
         Self { client: Client::start(transport, command), folder, last_id: 0, outcomes: BTreeMap::new() }
     }
 
-    /// Arms a failpoint; `options` follow the action in the failpoint's file.
+    /// Arms a failpoint. `options` are the words after the action in its file: `seed=N`, `always`.
     pub(crate) fn arm(&self, point: Point, action: Action, options: &str) {
-        // Write another file and rename it: the program must not read half a file.
+        // Written under a name that is no failpoint's, and renamed: the program must not read half a file.
         let temporary = self.folder.path().join("unseen");
         fs::write(&temporary, format!("{} {options}", action.name())).expect("the file is written");
         fs::rename(temporary, self.file(point)).expect("the file is renamed");
     }
 
-    /// Disarms a failpoint. Returns whether it was triggered.
+    /// Disarms a failpoint. Returns whether it was triggered, which removed its file; false if it was armed with `always`.
     pub(crate) fn disarm(&self, point: Point) -> bool {
         fs::remove_file(self.file(point)).is_err()
     }
@@ -81,16 +84,17 @@ impl Harness {
         self.last_id
     }
 
-    /// Sends a batch and returns its responses in the order of the batch.
+    /// Sends a batch and returns the array of its responses, which the server sends in the order of the batch.
     pub(crate) fn batch(&mut self, calls: &[(&str, Value)]) -> Value {
         let member =
             |(at, (method, params)): (usize, &(&str, Value))| json!({"jsonrpc": "2.0", "id": at, "method": method, "params": params});
         self.client.request(Value::from_iter(calls.iter().enumerate().map(member)))
     }
 
-    /// Starts a streaming request. Even seeds sample greedily; every seed has its own prompt.
+    /// Starts a streaming completion (see `completion`), with the request's id as its token. Returns the id.
     pub(crate) fn stream(&mut self, seed: u64, tokens: u32) -> u64 {
         let mut params = completion(seed, tokens);
+        // The id that `send` assigns.
         params["partialResultToken"] = json!(self.last_id + 1);
         self.send("complete", params)
     }
@@ -113,7 +117,7 @@ impl Harness {
         }
     }
 
-    /// Waits for this many updates.
+    /// Waits until the request has received this many updates in all.
     pub(crate) fn wait_for_updates(&mut self, id: u64, updates: usize) {
         while self.outcomes[&id].updates < updates {
             assert!(self.outcomes[&id].responses.is_empty(), "ended too early: {:?}", self.outcomes[&id]);
@@ -128,9 +132,10 @@ impl Harness {
         self.outcomes[&id].clone()
     }
 
+    /// Waits for the responses to all requests, and for any second response to one of them.
     pub(crate) fn outcomes(&mut self, ids: &[u64]) -> Vec<Outcome> {
         ids.iter().for_each(|&id| drop(self.outcome(id)));
-        // A second response to one of these would arrive before the response to this.
+        // A second response to one of the requests would arrive before the response to this call.
         self.call("models/list", json!({}));
         ids.iter().map(|id| self.outcomes[id].clone()).collect()
     }
@@ -140,7 +145,7 @@ impl Harness {
         self.outcome(id).response().clone()
     }
 
-    /// The text of a request during which no fault is injected.
+    /// The text of a completion without failures. The caller arms no failpoint.
     #[track_caller]
     pub(crate) fn reference_text(&mut self, seed: u64, tokens: u32) -> String {
         let id = self.stream(seed, tokens);
@@ -191,13 +196,14 @@ fn has_in_environment(pid: u32, variable: &str) -> bool {
         .is_ok_and(|variables| variables.split(|&byte| byte == 0).any(|entry| entry == variable.as_bytes()))
 }
 
+/// Params of `complete`. Every seed has its own prompt; even seeds sample greedily.
 pub(crate) fn completion(seed: u64, tokens: u32) -> Value {
     json!({
         "prompt": format!("# number {seed}\ndef f(x):\n    return \"é"),
         "seed": seed,
         "temperature": if seed.is_multiple_of(2) { 0.0 } else { 0.8 },
         "maxTokens": tokens,
-        // Bans the EOS token, so that it ends at `maxTokens`, and needs a logits processor.
+        // Token 0 is EOS. Without it the completion ends at `maxTokens`, and the bias needs a logits processor.
         "logitBias": {"0": -100},
         // Prefixes of these occur often, so text is held back; the whole sequences never do.
         "stop": ["\n\n\n\n\u{1}", " \u{1}", ")\u{1}"],

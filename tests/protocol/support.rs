@@ -1,4 +1,4 @@
-//! Starts the real program and talks to it over each transport. Every wait is for an event and has a timeout.
+//! Starts the real program and talks to it over each transport. Waits for a message or for the program's exit have a timeout.
 
 use serde_json::Value;
 use std::{
@@ -97,7 +97,7 @@ impl Client {
         }
     }
 
-    /// The next message that is not a notification.
+    /// The next response. Skips notifications.
     #[track_caller]
     pub(crate) fn response(&mut self) -> Value {
         loop {
@@ -135,14 +135,13 @@ impl Client {
 /// A child process, killed when this is dropped.
 pub(crate) struct Program {
     pub(crate) child: Child,
-    /// Contains the token file.
+    /// The program's `XDG_RUNTIME_DIR`, where a server writes its token file.
     _home: tempfile::TempDir,
 }
 
 impl Program {
     pub(crate) fn start(mut command: Command) -> Self {
         let home = tempfile::tempdir().expect("a temporary directory");
-        // A private directory for this test.
         let child = command.env("XDG_RUNTIME_DIR", home.path()).spawn().expect("the program starts");
         Self { child, _home: home }
     }
@@ -240,7 +239,8 @@ impl StdioClient {
     }
 }
 
-/// `None` at the end of the output. Anything unframed fails the test: stdout carries only the protocol.
+/// The next message; `None` at the end of the output. Panics at unframed output, since stdout carries only the protocol. That ends
+/// the reader thread, which `receive` reports as `Closed`.
 fn read_message(reader: &mut impl BufRead, transport: Transport) -> Option<String> {
     let mut line = String::new();
     if reader.read_line(&mut line).expect("UTF-8") == 0 {
@@ -333,7 +333,7 @@ impl Server {
 pub(crate) fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("an response in time") == 1 {
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("a response in time") == 1 {
         head.push(byte[0]);
     }
     String::from_utf8(head).expect("ASCII")

@@ -3,7 +3,7 @@
 
 use crate::{
     program::{Received, Server, Socket, call, receive},
-    support::{HANG, Rng, count, exclusive, signal, status},
+    support::{HANG, Rng, exclusive, number_from_env, signal, status},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -164,7 +164,7 @@ fn server_status(server: &Server) -> Value {
 #[test]
 fn soak_with_worker_kills_gives_correct_responses_and_no_growth() {
     let _exclusive = exclusive();
-    let (requests, mut rng) = (count("SOUFFLEUR_SOAK", 2500), Rng::new());
+    let (requests, mut rng) = (number_from_env("SOUFFLEUR_SOAK", 2500), Rng::new());
     let server = Server::with(&["--restarts", "1000000", "--cache", "16"]);
     let front = server.program.child.id();
     let worker_other_than = |last: u32| loop {

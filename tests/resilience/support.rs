@@ -1,4 +1,4 @@
-//! A random number generator, process helpers, and counts from the environment.
+//! A random number generator, process helpers, and numbers from the environment.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -17,8 +17,8 @@ pub(crate) fn exclusive() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A count from the environment; the default keeps the test short.
-pub(crate) fn count(name: &str, default: usize) -> usize {
+/// The number in an environment variable, to make a test longer than its default or to repeat a run.
+pub(crate) fn number_from_env(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
@@ -30,12 +30,12 @@ impl Rng {
     /// Seeded by the clock, or by `SOUFFLEUR_SEED` to repeat a run.
     pub(crate) fn new() -> Self {
         let seed = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as usize;
-        let seed = count("SOUFFLEUR_SEED", seed);
+        let seed = number_from_env("SOUFFLEUR_SEED", seed);
         eprintln!("SOUFFLEUR_SEED={seed}");
         Self(seed as u64)
     }
 
-    /// A number in `0..end`.
+    /// A number in `0..end`, or 0 if `end` is 0.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -76,9 +76,9 @@ pub(crate) fn exits_within(pid: u32, since: Instant, limit: Duration) {
     }
 }
 
-/// Minimum, median, 99th percentile and maximum.
+/// Minimum, median, 99th percentile and maximum: NaN if there are no samples.
 pub(crate) fn summary(mut samples: Vec<f64>) -> [f64; 4] {
     samples.sort_by(f64::total_cmp);
-    let at = |share: f64| samples.get(((samples.len() - 1) as f64 * share).round() as usize).copied().unwrap_or(f64::NAN);
+    let at = |share: f64| samples.get((samples.len().saturating_sub(1) as f64 * share).round() as usize).copied().unwrap_or(f64::NAN);
     [at(0.0), at(0.5), at(0.99), at(1.0)]
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     runtime::{MODEL, Output, TestRuntime, ban_eos, greedy, text},
-    support::{HANG, Rng, count, exclusive, is_running, signal, summary},
+    support::{HANG, Rng, exclusive, is_running, number_from_env, signal, summary},
 };
 use futures_util::{FutureExt, future::join_all};
 use rustix::process::Signal;
@@ -75,7 +75,7 @@ async fn load_time(runtime: &TestRuntime) -> Duration {
 #[test]
 fn a_worker_killed_at_any_moment_loses_no_output() {
     let _exclusive = exclusive();
-    let (kills, mut rng) = (count("SOUFFLEUR_KILLS", 15), Rng::new());
+    let (kills, mut rng) = (number_from_env("SOUFFLEUR_KILLS", 15), Rng::new());
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio.block_on(async {
         let reference = TestRuntime::without_cache();

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 /// Larger than the caches of any laptop.
 const MEMORY_BYTES: usize = 256 << 20;
-/// Time of a measurement.
-const SAMPLE_TIME: Duration = Duration::from_millis(300);
+/// How long each quantity is measured.
+const MEASURE_TIME: Duration = Duration::from_millis(300);
 
 /// Memory to read, in huge pages like the weights.
 pub(super) struct Memory(MmapMut);
@@ -29,7 +29,7 @@ impl Memory {
     /// Bytes per second, read by `threads` threads.
     pub(super) fn read(&self, threads: usize) -> f64 {
         let (start, mut bytes) = (Instant::now(), 0);
-        while start.elapsed() < SAMPLE_TIME {
+        while start.elapsed() < MEASURE_TIME {
             thread::scope(|scope| {
                 for part in self.0.chunks(MEMORY_BYTES.div_ceil(threads)) {
                     scope.spawn(|| black_box(sum(part)));
@@ -52,16 +52,23 @@ fn sum(bytes: &[u8]) -> u64 {
     sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
 }
 
-/// Shape of a product: weights of 4 to 32 bits that fit the L2 cache, and the rows of one step.
+/// Shape of a product: a weight of `OUTPUTS` x `INPUTS`, which fits the L2 cache even as f32, times the activations of `TOKENS`
+/// tokens.
 const OUTPUTS: usize = 128;
 const INPUTS: usize = 1024;
-const ROWS: usize = 128;
-/// Products per quantization of the activations, so that its cost is negligible.
-const PRODUCTS: usize = 8;
+const TOKENS: usize = 128;
+/// How often the weight is repeated in one operation, which quantizes the activations once, so that this cost is negligible.
+const REPEATS: usize = 8;
 
-/// A sample of the model's weights of each type, with the number of multiply-accumulates per token of that type.
+/// For each weight type of the model: a sample, once a weight is large enough, and the multiply-accumulates (MACs) per token.
 #[derive(Default)]
-pub(super) struct WeightSamples(Vec<(String, <Native as Backend>::Linear, u64)>);
+pub(super) struct WeightSamples(Vec<WeightSample>);
+
+struct WeightSample {
+    name: String,
+    weight: Option<<Native as Backend>::Linear>,
+    macs_per_token: u64,
+}
 
 impl WeightSamples {
     pub(super) fn add(&mut self, matrix: &Matrix<'_>, backend: &mut Native) -> souffleur::models::Result<()> {
@@ -71,33 +78,40 @@ impl WeightSamples {
             Matrix::Blocks { block, .. } => format!("{block:?}"),
             Matrix::Quantized(q) => format!("{:?} {:?}", q.quantization, q.element),
         };
-        let products = (rows * columns) as u64;
-        if let Some((_, _, all)) = self.0.iter_mut().find(|(other, _, _)| *other == name) {
-            *all += products;
-        } else if let Some(sample) = sample(matrix) {
-            self.0.push((name, backend.linear(vec![LinearPart { weight: sample, bias: None }])?, products));
+        let index = self.0.iter().position(|sample| sample.name == name).unwrap_or_else(|| {
+            self.0.push(WeightSample { name, weight: None, macs_per_token: 0 });
+            self.0.len() - 1
+        });
+        let entry = &mut self.0[index];
+        entry.macs_per_token += (rows * columns) as u64;
+        if let (None, Some(weight)) = (&entry.weight, sample(matrix)) {
+            entry.weight = Some(backend.linear(vec![LinearPart { weight, bias: None }])?);
         }
         Ok(())
     }
 
-    /// Multiply-accumulates per second of the kernels on data in the cache, with the weight types in the model's proportion.
+    /// MACs per second of the kernels on data in the cache, with the weight types in the model's proportion. Types without a sample
+    /// are left out.
     pub(super) fn matmul_rate(&self, backend: &mut Native) -> f64 {
-        let (mut products, mut seconds) = (0.0, 0.0);
-        for (_, weight, share) in &self.0 {
+        let (mut macs, mut seconds) = (0.0, 0.0);
+        for WeightSample { weight, macs_per_token, .. } in &self.0 {
+            let Some(weight) = weight else { continue };
             let mut cache = backend.cache();
-            let tokens: Vec<u32> = (0..ROWS as u32).map(|row| row % OUTPUTS as u32).collect();
+            let tokens: Vec<u32> = (0..TOKENS as u32).map(|token| token % OUTPUTS as u32).collect();
+            // The rows of the weight serve as activations: embeddings have `INPUTS` elements too.
             let x = backend.embed(weight, &[Span::ids(&tokens, 0, &mut cache)]);
-            let weights = weight.repeated(PRODUCTS);
-            let _: [_; PRODUCTS] = backend.project(&x, &weights);
+            let weights = weight.repeated(REPEATS);
+            // Not measured: brings the weights into the cache.
+            let _: [_; REPEATS] = backend.project(&x, &weights);
             let (start, mut done) = (Instant::now(), 0);
-            while start.elapsed() < SAMPLE_TIME / self.0.len() as u32 {
-                black_box::<[_; PRODUCTS]>(backend.project(&x, &weights));
-                done += PRODUCTS * ROWS * OUTPUTS * INPUTS;
+            while start.elapsed() < MEASURE_TIME / self.0.len() as u32 {
+                black_box::<[_; REPEATS]>(backend.project(&x, &weights));
+                done += REPEATS * TOKENS * OUTPUTS * INPUTS;
             }
-            products += *share as f64;
-            seconds += *share as f64 / (done as f64 / start.elapsed().as_secs_f64());
+            macs += *macs_per_token as f64;
+            seconds += *macs_per_token as f64 / (done as f64 / start.elapsed().as_secs_f64());
         }
-        products / seconds
+        macs / seconds
     }
 }
 

@@ -1,4 +1,5 @@
-//! Parses params: named, known, each given once. Every error names the parameter.
+//! Parses the `params` object of a call: members must be known and given once. An error names the parameter, or `params` if it is
+//! about the whole object.
 
 use crate::protocol::{
     call::ProgressToken,
@@ -21,13 +22,13 @@ pub(crate) fn parse_params<T: DeserializeOwned>(params: &Params<'_>) -> Result<T
 fn param_error(error: &serde_json::Error, text: &str) -> ResponseError {
     let message = error.to_string();
     let reason = message.rsplit_once(" at line ").map_or(&*message, |(reason, _)| reason);
-    let name = parameter(error, reason, text);
+    let name = parameter_name(error, reason, text);
     ResponseError::parameter(name.as_deref().unwrap_or("params"), reason)
 }
 
-/// The parameter that an error is about: the one whose value was being parsed, else the one in serde's message, else the
-/// one before the error's position.
-fn parameter(error: &serde_json::Error, reason: &str, text: &str) -> Option<String> {
+/// The parameter that an error is about: the one whose value contains the error's position, else the one that serde's message
+/// names, else the last one before the position. `None` if there is none, or if `text` is not JSON.
+fn parameter_name(error: &serde_json::Error, reason: &str, text: &str) -> Option<String> {
     let line_start: usize = text.split_inclusive('\n').take(error.line().checked_sub(1)?).map(str::len).sum();
     let offset = line_start + error.column();
     let RawObject(mut members) = serde_json::from_str(text).ok()?;

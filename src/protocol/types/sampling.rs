@@ -1,7 +1,7 @@
 //! Sampling parameters: the range of each number, and the values that were applied.
 
 use super::ParamRules;
-use crate::actors::Sampling;
+use crate::actors::{Error, Sampling};
 use crate::protocol::error::ResponseError;
 use serde::Serialize;
 use serde_json::Value;
@@ -11,9 +11,9 @@ use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive};
 const SEED_MAX: u64 = (1 << 53) - 1;
 /// Larger than the vocabulary of any known model.
 const TOP_K_MAX: u32 = 1 << 20;
-/// Longest window of the penalties: each step reads all of it.
+/// Limits the cost of the penalties: each generated token takes a pass over the window.
 const REPETITION_WINDOW_MAX: u32 = 4096;
-/// The logits are divided by the penalty: smaller values could overflow.
+/// Positive logits are divided by the penalty, so a penalty near zero could overflow.
 const REPETITION_PENALTY_MIN: f64 = 0.01;
 
 pub(super) struct SamplingParams {
@@ -22,6 +22,7 @@ pub(super) struct SamplingParams {
     pub(super) top_p: Option<f64>,
     pub(super) min_p: Option<f64>,
     pub(super) repetition_penalty: Option<f64>,
+    /// The number of last tokens, prompt included, that the three penalties apply to.
     pub(super) repetition_window: Option<u64>,
     pub(super) presence_penalty: Option<f64>,
     pub(super) frequency_penalty: Option<f64>,
@@ -37,7 +38,7 @@ impl SamplingParams {
             return Err(ResponseError::parameter("logitBias", reason));
         }
         let logit_bias = self.logit_bias.into_iter().map(|(token, bias)| {
-            // A bias of 100 forbids or forces a token.
+            // -100 forbids a token, 100 forces it.
             Ok((token, number("logitBias", Some(bias), 0.0, -100.0..=100.0)?))
         });
         Ok(Sampling {
@@ -64,11 +65,11 @@ impl SamplingParams {
 }
 
 fn random_seed() -> Result<u64, ResponseError> {
-    let seed = getrandom::u64().map_err(|error| ResponseError::parameter("seed", format!("can't get random bytes: {error}")))?;
+    let seed = getrandom::u64().map_err(|error| Error::Internal(format!("can't get random bytes for a seed: {error}")))?;
     Ok(seed & SEED_MAX)
 }
 
-/// No value is NaN (JSON has none), and all ranges are within f32.
+/// The number if it is in `range`. It fits f32, because every range does, and it is not NaN, which JSON lacks.
 fn number(name: &str, given: Option<f64>, default: f32, range: RangeInclusive<f64>) -> Result<f32, ResponseError> {
     match given {
         None => Ok(default),
