@@ -33,7 +33,7 @@ pub(super) struct Ask {
 /// Where the answer to a question is sent. Dropping it closes the caller's channel.
 pub(super) struct Reply {
     /// Cancelled when the caller stops waiting.
-    pub(super) caller: CancellationToken,
+    pub(super) caller_gone: CancellationToken,
     pub(super) sender: oneshot::Sender<Result<Answer>>,
     pub(super) permit: RequestPermit,
 }
@@ -130,7 +130,7 @@ pub(super) enum WorkerEvent {
 pub(super) struct WorkerEnded {
     pub(super) session: u64,
     pub(super) requests: ActiveRequests,
-    /// Commands that were never sent to the worker.
+    /// Commands that the next session may send: those not sent yet, and questions without an answer when the worker was unloaded.
     pub(super) unsent: Vec<Command>,
     pub(super) reason: ExitReason,
 }

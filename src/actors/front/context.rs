@@ -1,6 +1,6 @@
 //! State shared by the actors of one runtime.
 
-use super::link::Launch;
+use super::link::WorkerLauncher;
 use crate::actors::Error;
 use crate::config::Config;
 
@@ -9,7 +9,7 @@ const CONTROL_MESSAGES: usize = 64;
 
 pub(super) struct RuntimeContext {
     pub(super) config: Config,
-    pub(super) launch: Launch,
+    pub(super) launch: WorkerLauncher,
 }
 
 impl RuntimeContext {

@@ -1,9 +1,13 @@
 //! The requests and questions of one session: decides which may be sent now, and which are replayed after a worker's death.
 //!
-//! Requests that were running when a worker died are replayed in the next session, one at a time. Nothing else is sent until
-//! each of them is one token past its recorded position. Requests past that position keep running, so when a worker dies
-//! again, the request in replay is only quarantined: the next session replays it first and alone, and if the worker dies once
-//! more, the request fails.
+//! A session runs one worker, from its start to its end. A request is a completion. A question (`tokenize`, `detokenize`, `render`)
+//! is answered by one message, so it has nothing to replay.
+//!
+//! A request is `Queued` until it is `Sent`. Requests that were sent when a worker died are `Suspect`: the next session replays them
+//! one at a time, oldest first, and sends nothing else until each of them has ended or is one token past its recorded position.
+//! Requests past that position keep running. If the worker dies during a replay while such requests run, any of them may be the
+//! cause: the request in replay is `Quarantined`, so the next session replays it first and alone, and the others are suspects
+//! again. If the worker dies while the request in replay is the only one that was sent, the request fails.
 
 use super::{
     command::{ActiveRequest, ActiveRequests, Ask, Command, Complete, CountedRequest, ExitReason, ReplayState, Reply},
@@ -18,7 +22,7 @@ pub(super) struct InFlight {
     requests: ActiveRequests,
     questions: BTreeMap<u64, PendingQuestion>,
     replay: Option<ReplayTurn>,
-    /// Resolves to the id of a request or question that lost its last reader, or that has ended.
+    /// Each yields the id of a request or question when its caller is gone or, for a request, when it has ended.
     abandoned: FuturesUnordered<BoxFuture<'static, u64>>,
 }
 
@@ -52,16 +56,17 @@ impl InFlight {
     }
 
     pub(super) fn add_question(&mut self, Ask { id, question, reply }: Ask) {
-        self.watch(id, reply.caller.clone().cancelled_owned());
+        self.watch(id, reply.caller_gone.clone().cancelled_owned());
         self.questions.insert(id, PendingQuestion { question, sent: false, reply });
     }
 
-    /// Waits for the next id without readers; `None` when nothing is watched.
+    /// Waits for the id of the next request or question whose caller is gone. The request may have ended meanwhile. `None` if nothing
+    /// is watched.
     pub(super) async fn next_abandoned(&mut self) -> Option<u64> {
         self.abandoned.next().await
     }
 
-    /// Sends all work that a ready worker may get now.
+    /// Sends all work that may be sent now. The worker must be ready.
     pub(super) fn send(&mut self, link: &mut Link) {
         if self.replay.is_some() {
             return;
@@ -93,7 +98,8 @@ impl InFlight {
         }
     }
 
-    /// Appends a step to its transcript. The error describes a protocol violation of the worker.
+    /// Appends the tokens of a step to the request's transcript. When that completes a replay, sends the next work. Fails if the worker
+    /// generated more tokens than were requested, which is a bug in it.
     pub(super) fn record(&mut self, id: u64, step: Step, link: &mut Link) -> std::result::Result<(), String> {
         // The request may have ended already.
         let Some(active) = self.requests.get_mut(&id) else { return Ok(()) };
@@ -126,17 +132,18 @@ impl InFlight {
         }
     }
 
-    /// Ends the requests that have tokens already: another model can't continue them.
+    /// Fails the requests that have tokens already. The files now contain another model, which can't continue them.
     pub(super) fn fail_started(&mut self, cause: &str) {
         let started = self.requests.iter().filter(|(_, active)| active.writer.tokens() > 0);
         started.map(|(&id, _)| id).collect::<Vec<_>>().into_iter().for_each(|id| self.fail_lost(id, cause));
     }
 
-    /// Cancels a request or question without readers. The worker is involved only if the request was sent to it.
+    /// Cancels a request or question whose caller is gone. A request that was sent ends when the worker acknowledges the cancel; the
+    /// others end here.
     pub(super) fn cancel(&mut self, id: u64, link: Option<&mut Link>) {
         match (self.requests.get(&id).map(|active| active.state), link) {
             (Some(ReplayState::Sent), Some(link)) => {
-                // A cancel always fits a frame.
+                // `post` fails only for a message larger than a frame, and a cancel is small.
                 let _ = link.post(ToWorker::Cancel { id });
             }
             (Some(ReplayState::Sent | ReplayState::Queued | ReplayState::Suspect | ReplayState::Quarantined), _) => {
@@ -146,8 +153,8 @@ impl InFlight {
         }
     }
 
-    /// Returns the work that the next session takes over. After a death, a request that was running alone in its replay fails, and so do
-    /// the questions that were sent.
+    /// Returns the work that the next session takes over: requests, then questions as commands. After a death, requests whose caller is
+    /// gone end as cancelled. A request in replay fails if it was the only one sent, and so do the questions that were sent.
     pub(super) fn into_unfinished(mut self, reason: &ExitReason) -> (ActiveRequests, Vec<Command>) {
         let mut requests = ActiveRequests::new();
         let sent = self.requests.values().filter(|active| active.state == ReplayState::Sent).count();
@@ -166,16 +173,16 @@ impl InFlight {
                 }
             }
         }
-        let mut unsent = Vec::new();
+        let mut remaining_questions = Vec::new();
         for (id, PendingQuestion { question, sent, reply }) in self.questions {
             match reason {
                 ExitReason::Died(cause) if sent => reply.send(Err(lost(&self.model, cause))),
                 ExitReason::Died(_) | ExitReason::LoadFailed(_) | ExitReason::Idle | ExitReason::CommandsClosed => {
-                    unsent.push(Command::Ask(Ask { id, question, reply }))
+                    remaining_questions.push(Command::Ask(Ask { id, question, reply }));
                 }
             }
         }
-        (requests, unsent)
+        (requests, remaining_questions)
     }
 
     fn watch(&self, id: u64, abandoned: impl Future<Output = ()> + Send + 'static) {

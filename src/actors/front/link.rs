@@ -28,9 +28,9 @@ const CHANNEL_CAPACITY: usize = 64;
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Starts a worker for the model of this name.
-pub(super) type Launch = Arc<dyn Fn(&str) -> io::Result<Link> + Send + Sync>;
+pub(super) type WorkerLauncher = Arc<dyn Fn(&str) -> io::Result<Link> + Send + Sync>;
 
-pub(super) fn launch(config: &Config) -> Launch {
+pub(super) fn worker_launcher(config: &Config) -> WorkerLauncher {
     match config.isolation.clone() {
         Isolation::Thread { embedded } => Arc::new(move |model| Link::thread(model, embedded)),
         Isolation::Process { program, arguments } => Arc::new(move |_| {

@@ -1,9 +1,10 @@
-//! The public handle: starts the actors, admits requests, and passes them to the supervisor.
+//! `Runtime`, the handle to all models: starts the actors, limits the requests in flight, and passes requests to the supervisor or to
+//! a model's actor.
 
 use super::{
     command::{Ask, Complete, Reply},
     context::RuntimeContext,
-    link::{Launch, launch},
+    link::{WorkerLauncher, worker_launcher},
     model::{
         ModelActor,
         queries::{Load, PendingLoad, Show, Unload},
@@ -45,45 +46,46 @@ struct Inner {
     last_id: AtomicU64,
     supervisor: Addr<Supervisor>,
     system: System,
-    alive: watch::Receiver<()>,
+    /// Never changes; closed when the supervisor has ended.
+    supervisor_ended: watch::Receiver<()>,
 }
 
 impl Runtime {
-    /// Starts the actors' thread. Model files are opened only when a request or `load` needs them.
+    /// Starts the actors' thread. Model files are opened only when a request, `load` or `show` needs them.
     ///
     /// # Errors
     ///
-    /// `Internal` if the operating system refuses another thread.
+    /// `Internal` if the operating system refuses another thread, or if that thread panics.
     pub fn start(config: Config) -> Result<Self> {
-        let launch = launch(&config);
-        let (started, starting) = sync_channel(1);
+        let launch = worker_launcher(&config);
+        let (sender, receiver) = sync_channel(1);
         let actors = move || {
             let system = System::new();
             let runtime = system.block_on(async { Self::assemble(config, launch) });
-            // Dropping the last clone stops the system, so this works even if the receiver is gone.
-            let _ = started.send(runtime);
+            // If the receiver is gone, this drops the runtime, which stops the system.
+            let _ = sender.send(runtime);
             if let Err(error) = system.run() {
                 tracing::error!(%error, "the actor system failed");
             }
         };
         thread::Builder::new().name("actors".into()).spawn(actors).map_err(|error| Error::Internal(error.to_string()))?;
-        starting.recv().map_err(|_| Error::Internal("the actor thread did not start".into()))
+        receiver.recv().map_err(|_| Error::Internal("the actor thread did not start".into()))
     }
 
     /// Must be called on a thread with an actix system.
-    pub(super) fn assemble(config: Config, launch: Launch) -> Self {
+    pub(super) fn assemble(config: Config, launch: WorkerLauncher) -> Self {
         let permits = Arc::new(Semaphore::new(config.limits.requests_in_flight));
         let context = Arc::new(RuntimeContext { config, launch });
-        let (sender, alive) = watch::channel(());
+        let (ended_on_drop, supervisor_ended) = watch::channel(());
         let inner = Inner {
-            supervisor: Supervisor::new(context.clone(), sender).start(),
+            supervisor: Supervisor::new(context.clone(), ended_on_drop).start(),
             context,
             started: Instant::now(),
             permits,
             closing: AtomicBool::new(false),
             last_id: AtomicU64::new(0),
             system: System::current(),
-            alive,
+            supervisor_ended,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -107,7 +109,8 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// `UnknownModel`, `Overloaded` when `Limits::requests_in_flight` are running, `ShuttingDown`.
+    /// `UnknownModel`, `ShuttingDown`, `Overloaded` if `Limits::requests_in_flight` are running or the supervisor's mailbox is full,
+    /// `Internal` if the supervisor has panicked.
     pub fn complete(&self, request: Request) -> Result<Reader> {
         self.inner.check_known(&request.model)?;
         let permit = self.inner.permit()?;
@@ -119,29 +122,32 @@ impl Runtime {
         }
     }
 
-    /// Tokenizes, detokenizes or renders a prompt with a model's tokenizer and template. Counts as a request in flight and
-    /// loads the model, as `complete` does.
+    /// Tokenizes or detokenizes a text, or renders a prompt in the model's prompt format. Counts as a request in flight and loads the
+    /// model, as `complete` does.
     ///
     /// # Errors
     ///
-    /// As `complete`, and the errors of the load, the tokenizer and the template.
+    /// Those of `complete` and `load`, `Unloading`, `WorkerLost` if the worker ends before it has answered, `StagePanicked`, and
+    /// `Model` with an error of the tokenizer or the template.
     pub async fn ask(&self, model: &str, question: Question) -> Result<Answer> {
         let actor = self.inner.find(model).await?;
         let (sender, answer) = oneshot::channel();
-        let caller = CancellationToken::new();
-        let reply = Reply { caller: caller.clone(), sender, permit: self.inner.permit()? };
-        let _cancel_on_drop = caller.drop_guard();
+        let caller_gone = CancellationToken::new();
+        let reply = Reply { caller_gone: caller_gone.clone(), sender, permit: self.inner.permit()? };
+        let _cancel_on_drop = caller_gone.drop_guard();
         let sent = actor.send(Ask { id: self.inner.next_id(), question, reply }).await;
         sent.map_err(|error| self.inner.actor_error(model, error))?;
         answer.await.unwrap_or_else(|_| Err(self.inner.actor_error(model, MailboxError::Closed)))
     }
 
-    /// Loads a model and waits for it; a failed model is retried. Concurrent loads of one model share one worker.
+    /// Loads a model, also one that has failed, and returns when it is ready. Concurrent loads of one model share one worker.
     /// `progress` receives the bytes of weights loaded so far and in total.
     ///
     /// # Errors
     ///
-    /// `UnknownModel`, `Model` if the files can't be loaded, `ModelFailed` after repeated deaths of the worker.
+    /// `UnknownModel`, `ShuttingDown`, `Model` if the files can't be loaded, `ModelFailed` after repeated deaths of the worker,
+    /// `Unloading` during an unload, `WorkerLost` if the model's actor panics, `Internal` if the worker is of another build or the
+    /// supervisor has panicked.
     pub async fn load(&self, model: &str, mut progress: impl FnMut(u64, u64) + Send) -> Result<ModelInfo> {
         let actor = self.inner.find(model).await?;
         let load = actor.send(Load).await.map_err(|error| self.inner.actor_error(model, error))?;
@@ -162,7 +168,7 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// `UnknownModel`, `ShuttingDown`.
+    /// `UnknownModel`, `ShuttingDown`, `WorkerLost` if the model's actor has panicked, `Internal` if the supervisor has.
     pub async fn unload(&self, model: &str) -> Result<()> {
         let actor = self.inner.find(model).await?;
         let done =
@@ -172,18 +178,19 @@ impl Runtime {
         Ok(())
     }
 
-    /// Describes a model. One that is not loaded is read from its files' headers by a short-lived worker.
+    /// Describes a model. Waits for a load that has begun. For a model that is not loaded, a short-lived worker reads the headers of
+    /// its files.
     ///
     /// # Errors
     ///
-    /// `UnknownModel`, `Model` if the files are invalid, `WorkerLost` if the worker does not answer in time.
+    /// Those of `load`, and `WorkerLost` if the short-lived worker ends or does not answer in time.
     pub async fn show(&self, model: &str) -> Result<ModelInfo> {
         let actor = self.inner.find(model).await?;
         let shown = actor.send(Show).await.map_err(|error| self.inner.actor_error(model, error))?;
         shown.await.unwrap_or_else(|_| Err(self.inner.actor_error(model, MailboxError::Closed)))
     }
 
-    /// State of all models. Queries each decode loop, and waits at most one second for its reply.
+    /// State of all models. Queries the decode loop of each worker, and waits at most one second for its reply.
     pub async fn status(&self) -> Status {
         let limit = self.limits().requests_in_flight;
         Status {
@@ -217,8 +224,8 @@ impl Runtime {
 
     /// Resolves when the supervisor has ended: after a shutdown, or because it panicked.
     pub fn ended(&self) -> impl Future<Output = ()> + use<> {
-        let mut alive = self.inner.alive.clone();
-        async move { while alive.changed().await.is_ok() {} }
+        let mut supervisor_ended = self.inner.supervisor_ended.clone();
+        async move { while supervisor_ended.changed().await.is_ok() {} }
     }
 }
 
@@ -258,13 +265,16 @@ impl Inner {
         found.ok_or(Error::ShuttingDown)
     }
 
-    async fn statuses(&self, decoder: bool) -> Vec<ModelStatus> {
-        self.supervisor.send(GetAllStatus { decoder }).await.unwrap_or_default()
+    async fn statuses(&self, query_workers: bool) -> Vec<ModelStatus> {
+        self.supervisor.send(GetAllStatus { query_workers }).await.unwrap_or_default()
     }
 
     fn actor_error(&self, model: &str, error: MailboxError) -> Error {
-        let lost = || Error::WorkerLost { model: model.to_owned(), cause: format!("its actor did not answer: {error}") };
-        if self.closing.load(Ordering::SeqCst) { Error::ShuttingDown } else { lost() }
+        if self.closing.load(Ordering::SeqCst) {
+            return Error::ShuttingDown;
+        }
+        // Otherwise the actor has panicked, which ends its session and its worker.
+        Error::WorkerLost { model: model.to_owned(), cause: format!("its actor did not answer: {error}") }
     }
 
     fn supervisor_error(&self) -> Error {
@@ -275,7 +285,8 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let (supervisor, system) = (self.supervisor.clone(), self.system.clone());
-        // On the actors' thread, since this may be another one. After a shutdown that thread has ended, and nothing happens.
+        // Spawned on the actors' thread, because this thread may have no async runtime. After a shutdown that thread has ended, and
+        // `spawn` does nothing.
         self.system.arbiter().spawn(async move { close(supervisor, &system).await });
     }
 }

@@ -26,7 +26,8 @@ pub(super) struct Find(pub(super) String);
 #[derive(Message)]
 #[rtype(result = "Vec<ModelStatus>")]
 pub(super) struct GetAllStatus {
-    pub(super) decoder: bool,
+    /// Queries the decode loop of each worker too.
+    pub(super) query_workers: bool,
 }
 
 /// Ends every worker, and refuses later requests.
@@ -39,12 +40,12 @@ pub(super) struct Supervisor {
     models: HashMap<String, Addr<ModelActor>>,
     closing: bool,
     /// Dropped with the supervisor, also when it panics, which resolves `Runtime::ended`.
-    _alive: watch::Sender<()>,
+    _ended_on_drop: watch::Sender<()>,
 }
 
 impl Supervisor {
-    pub(super) fn new(context: Arc<RuntimeContext>, alive: watch::Sender<()>) -> Self {
-        Self { context, models: HashMap::new(), closing: false, _alive: alive }
+    pub(super) fn new(context: Arc<RuntimeContext>, ended_on_drop: watch::Sender<()>) -> Self {
+        Self { context, models: HashMap::new(), closing: false, _ended_on_drop: ended_on_drop }
     }
 
     fn model(&mut self, name: &str) -> Option<Addr<ModelActor>> {
@@ -99,9 +100,10 @@ impl Handler<Find> for Supervisor {
 impl Handler<GetAllStatus> for Supervisor {
     type Result = ResponseFuture<Vec<ModelStatus>>;
 
-    fn handle(&mut self, GetAllStatus { decoder }: GetAllStatus, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, GetAllStatus { query_workers }: GetAllStatus, _: &mut Self::Context) -> Self::Result {
         let names: Vec<_> = self.context.config.models.iter().map(|model| model.name.clone()).collect();
-        let queries: Vec<_> = names.iter().filter_map(|name| self.model(name)).map(|actor| actor.send(GetStatus { decoder })).collect();
+        let queries: Vec<_> =
+            names.iter().filter_map(|name| self.model(name)).map(|actor| actor.send(GetStatus { query_worker: query_workers })).collect();
         Box::pin(async move { join_all(queries).await.into_iter().flatten().collect() })
     }
 }

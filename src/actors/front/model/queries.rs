@@ -42,8 +42,8 @@ pub(in crate::actors::front) struct Show;
 #[derive(Message)]
 #[rtype(result = "ModelStatus")]
 pub(in crate::actors::front) struct GetStatus {
-    /// Asks the decode loop too.
-    pub(in crate::actors::front) decoder: bool,
+    /// Queries the worker's decode loop too.
+    pub(in crate::actors::front) query_worker: bool,
 }
 
 impl Handler<Load> for ModelActor {
@@ -123,7 +123,7 @@ impl Handler<GetStatus> for ModelActor {
         let pong = match &self.state {
             // The last `requests_in_flight` of the channel's capacity are reserved for requests.
             State::Active(active)
-                if query.decoder
+                if query.query_worker
                     && active.state == ModelState::Ready
                     && active.commands.capacity() > self.context.config.limits.requests_in_flight =>
             {
@@ -151,7 +151,7 @@ impl Handler<GetStatus> for ModelActor {
                 match timeout(PING_TIMEOUT, pong).await {
                     Ok(Ok(decoder)) => status.decoder = Some(decoder),
                     // The worker ended meanwhile, so the state has changed.
-                    Ok(Err(_)) => return address.send(GetStatus { decoder: false }).await.unwrap_or(status),
+                    Ok(Err(_)) => return address.send(GetStatus { query_worker: false }).await.unwrap_or(status),
                     Err(_) => status.state = ModelState::Stalled,
                 }
             }

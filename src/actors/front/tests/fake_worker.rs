@@ -4,7 +4,7 @@
 //! worker of a test. `stall@3` blocks the first worker's decode loop at token 3. `slow` makes each token take a second. Token
 //! `i` has the text `i;`, and its last byte is held back until the next token, as a partial stop sequence is.
 
-use crate::actors::front::link::{Launch, Link};
+use crate::actors::front::link::{Link, WorkerLauncher};
 use crate::actors::{
     Answer, DecoderStatus, End, Error, FimOrder, FinishReason, FromWorker, ModelInfo, Prompt, Question, Replay, Request, Sampled, Step,
     ToWorker, Usage, WIRE_VERSION,
@@ -60,7 +60,7 @@ pub(super) struct FakeWorkers {
 }
 
 impl FakeWorkers {
-    pub(super) fn launch(self: &Arc<Self>) -> Launch {
+    pub(super) fn launch(self: &Arc<Self>) -> WorkerLauncher {
         let workers = self.clone();
         Arc::new(move |_| {
             let mut plans = workers.plans.lock().unwrap();
