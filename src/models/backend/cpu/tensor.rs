@@ -90,6 +90,11 @@ unsafe impl Send for TensorWriter<'_> {}
 unsafe impl Sync for TensorWriter<'_> {}
 
 impl<'t> TensorWriter<'t> {
+    /// Number of elements.
+    pub(super) fn length(self) -> usize {
+        self.length
+    }
+
     /// A pointer to element `index`, or one past the last element. The contract of `slice` applies to writes through it.
     pub(super) fn pointer(self, index: usize) -> *mut f32 {
         assert!(index <= self.length, "element {index} of a tensor of {}", self.length);
