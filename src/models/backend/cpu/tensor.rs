@@ -90,6 +90,11 @@ unsafe impl Send for TensorWriter<'_> {}
 unsafe impl Sync for TensorWriter<'_> {}
 
 impl<'t> TensorWriter<'t> {
+    /// Number of elements.
+    pub(super) fn length(self) -> usize {
+        self.length
+    }
+
     /// A pointer to element `index`. The length as `index` gives the end of the tensor, which must not be dereferenced. The contract
     /// of `slice` applies to reads and writes through the pointer.
     pub(super) fn pointer(self, index: usize) -> *mut f32 {
