@@ -10,7 +10,7 @@ const OTHER_LOAD_MAX: f64 = 0.3;
 struct Ticks {
     all: f64,
     idle: f64,
-    /// Of this process and its children that have ended.
+    /// CPU time of this process and of its children that have ended.
     ours: f64,
     processors: f64,
 }

@@ -14,6 +14,7 @@ pub(crate) mod script;
 use super::network::{Activation, Attention, DecoderSpec, NormSpec};
 use super::weights::Matrix;
 use super::{Result, Sampled, Sampling, sampler::Sampler};
+use std::borrow::Cow;
 
 /// The backend that this build computes on.
 pub type Native = cpu::Cpu;
@@ -90,6 +91,29 @@ pub struct SampleRequest<'a, B: Backend> {
     pub tokens: &'a [u32],
     /// The token after `tokens`, if it was sampled but not read yet.
     pub unread: Option<(&'a B::Tokens, usize)>,
+}
+
+/// The choices of one step on a backend that samples on the host, made when `sample` was called.
+pub struct HostTokens(Vec<Choice>);
+
+impl HostTokens {
+    /// The token of a row. A row without a token gives token 0: what is computed from it is discarded with its sequence.
+    fn id(&self, row: usize) -> u32 {
+        match &self.0[row] {
+            Ok(Ok(sampled)) => sampled.token,
+            Ok(Err(_)) | Err(_) => 0,
+        }
+    }
+}
+
+impl<'a, B: Backend<Tokens = HostTokens>> SampleRequest<'a, B> {
+    /// The tokens that the sampler looks back at: `tokens` and the unread one.
+    fn history(&self) -> Cow<'a, [u32]> {
+        match self.unread {
+            None => self.tokens.into(),
+            Some((choices, row)) => [self.tokens, &[choices.id(row)]].concat().into(),
+        }
+    }
 }
 
 /// One weight matrix of a `Linear`, with its bias.

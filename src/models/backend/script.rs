@@ -1,6 +1,6 @@
 //! A backend without arithmetic, for tests of what schedules it: a row of a tensor is the tokens that led to it.
 
-use super::{Backend, BackendInfo, Choice, Input, LinearPart, SampleRequest, Span};
+use super::{Backend, BackendInfo, Choice, HostTokens, Input, LinearPart, SampleRequest, Span};
 use crate::models::network::{Activation, Attention, DecoderSpec, NormSpec};
 use crate::models::weights::Matrix;
 use crate::models::{Error, Result};
@@ -55,18 +55,6 @@ impl Script {
     }
 }
 
-/// The choices of one step.
-pub(crate) struct Tokens(Vec<Choice>);
-
-impl Tokens {
-    fn id(&self, row: usize) -> u32 {
-        match &self.0[row] {
-            Ok(Ok(sampled)) => sampled.token,
-            Ok(Err(_)) | Err(_) => 0,
-        }
-    }
-}
-
 fn ids(input: &Input<'_, Script>) -> Vec<u32> {
     match input {
         Input::Ids(ids) => ids.to_vec(),
@@ -81,7 +69,7 @@ impl Backend for Script {
     type Tensor = Vec<Vec<u32>>;
     /// The tokens of a sequence stand for their keys and values.
     type Cache = Vec<u32>;
-    type Tokens = Tokens;
+    type Tokens = HostTokens;
     type Step = ();
 
     fn open(_: &DecoderSpec, settings: &Self) -> Result<Self> {
@@ -168,18 +156,17 @@ impl Backend for Script {
     fn select(&mut self, x: Vec<Vec<u32>>, rows: &[usize]) -> Vec<Vec<u32>> {
         rows.iter().map(|&row| x[row].clone()).collect()
     }
-    fn sample(&mut self, logits: Vec<Vec<u32>>, requests: &mut [SampleRequest<'_, Self>]) -> Tokens {
+    fn sample(&mut self, logits: Vec<Vec<u32>>, requests: &mut [SampleRequest<'_, Self>]) -> HostTokens {
         assert_eq!(logits.len(), requests.len(), "one request for each row");
         let choose = |(row, request): (&Vec<u32>, &mut SampleRequest<'_, Self>)| {
-            let unread = request.unread.map(|(tokens, row)| tokens.id(row));
-            let tokens: Vec<u32> = request.tokens.iter().copied().chain(unread).collect();
-            assert_eq!(*row, tokens, "a row is computed from the tokens that its sampler looks back at");
+            let tokens = request.history();
+            assert_eq!(**row, *tokens, "a row is computed from the tokens that its sampler looks back at");
             request.sampler.sample(&mut self.logits(row), &tokens)
         };
-        Tokens(logits.iter().zip(requests).map(choose).collect())
+        HostTokens(logits.iter().zip(requests).map(choose).collect())
     }
 
-    fn read(&mut self, tokens: Tokens) -> Result<Vec<Choice>> {
+    fn read(&mut self, tokens: HostTokens) -> Result<Vec<Choice>> {
         self.reads.set(self.reads.get() + 1);
         if self.fails.get() { Err(Error::Unsupported("out of script".into())) } else { Ok(tokens.0) }
     }

@@ -1,4 +1,4 @@
-//! Where a new sequence takes computed keys and values from.
+//! Reuse of computed keys and values: a new sequence starts from the longest cached prefix.
 
 use super::{Batch, Running};
 use crate::models::backend::Backend;

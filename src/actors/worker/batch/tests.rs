@@ -326,7 +326,7 @@ enum Operation {
         length: usize,
         tokens_max: usize,
     },
-    /// Of the requests so far, counted round.
+    /// Cancels the request of this index, modulo the number of requests so far.
     Cancel(usize),
     Step,
 }

@@ -17,7 +17,7 @@ pub use kv_cache::Cache;
 pub use ops::linear::Linear;
 pub use tensor::Tensor;
 
-use super::{Backend, BackendInfo, Choice, Input, LinearPart, SampleRequest, Span};
+use super::{Backend, BackendInfo, Choice, HostTokens, Input, LinearPart, SampleRequest, Span};
 use crate::models::network::{Activation, Attention, AttentionSpec, DecoderSpec, NormSpec};
 use crate::models::weights::{Matrix, free_memory};
 use crate::models::{Activations, CpuSettings, Error, Result};
@@ -28,7 +28,6 @@ use kernels::{Kernels, attention};
 use kv_cache::KvShape;
 use pool::Pool;
 use rope::Rope;
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 use tensor::TensorAllocator;
@@ -67,19 +66,6 @@ pub struct Step {
     pages: Arc<Vec<Vec<Arc<Buffer>>>>,
     /// Each layer attends once, in order: a second time, its keys could be written while a straggler of the first reads them.
     next_layer: Cell<usize>,
-}
-
-/// The choices of one step, made when `sample` was called.
-pub struct Tokens(Vec<Choice>);
-
-impl Tokens {
-    /// A row without a token gives token 0: what is computed from it is discarded with its sequence.
-    fn id(&self, row: usize) -> u32 {
-        match &self.0[row] {
-            Ok(Ok(sampled)) => sampled.token,
-            Ok(Err(_)) | Err(_) => 0,
-        }
-    }
 }
 
 impl Cpu {
@@ -153,7 +139,7 @@ impl Backend for Cpu {
     type Norm = Norm;
     type Tensor = Tensor;
     type Cache = Cache;
-    type Tokens = Tokens;
+    type Tokens = HostTokens;
     type Step = Step;
 
     fn open(spec: &DecoderSpec, settings: &CpuSettings) -> Result<Self> {
@@ -290,7 +276,7 @@ impl Backend for Cpu {
         y
     }
 
-    fn sample(&mut self, mut logits: Tensor, requests: &mut [SampleRequest<'_, Self>]) -> Tokens {
+    fn sample(&mut self, mut logits: Tensor, requests: &mut [SampleRequest<'_, Self>]) -> HostTokens {
         assert_eq!(logits.rows, requests.len(), "one request for each row of logits");
         let rows = Arc::make_mut(&mut logits.data).chunks_exact_mut(logits.width.max(1));
         // Each is locked by the one task of its row.
@@ -298,8 +284,8 @@ impl Backend for Cpu {
             .iter_mut()
             .zip(rows)
             .map(|(request, row)| {
-                let unread = request.unread.map(|(tokens, row)| tokens.id(row));
-                Mutex::new((&mut *request.sampler, history(request.tokens, unread), row, None))
+                let history = request.history();
+                Mutex::new((&mut *request.sampler, history, row, None))
             })
             .collect();
         self.pool.run(choices.len(), &|index, _| {
@@ -308,23 +294,15 @@ impl Backend for Cpu {
             *chosen = Some(sampler.sample(row, tokens));
         });
         let chosen = choices.into_iter().map(|choice| choice.into_inner().unwrap_or_else(PoisonError::into_inner).3);
-        Tokens(chosen.map(|choice| choice.expect("the task of every row has run")).collect())
+        HostTokens(chosen.map(|choice| choice.expect("the task of every row has run")).collect())
     }
 
-    fn read(&mut self, tokens: Tokens) -> Result<Vec<Choice>> {
+    fn read(&mut self, tokens: HostTokens) -> Result<Vec<Choice>> {
         Ok(tokens.0)
     }
 
     fn to_host(&mut self, x: &Tensor) -> Result<Vec<Vec<f32>>> {
         Ok((0..x.rows).map(|row| x.row(row).to_vec()).collect())
-    }
-}
-
-/// The tokens that a sampler looks back at.
-fn history(tokens: &[u32], unread: Option<u32>) -> Cow<'_, [u32]> {
-    match unread {
-        None => tokens.into(),
-        Some(id) => [tokens, &[id]].concat().into(),
     }
 }
 
